@@ -1,0 +1,57 @@
+"""Everything that can go wrong, as one tree.
+
+    QwqError
+    ├── UsageError         the call itself: an option, a name, a path that cannot be meant   (exit status 2)
+    ├── FormatError        bytes of a GGUF file that do not follow the format
+    ├── CheckpointError    a Hugging Face checkpoint that is incomplete, damaged or not of the qwen2 family
+    ├── OutputError        a result that cannot be written: exists already, no room, no folder
+    ├── PlanError          a choice of memory, context or offload that cannot hold
+    ├── TemplateError      a chat template that cannot be rendered
+    └── EngineError        llama.cpp: it is missing, does not load, or refused
+        └── EngineClosed   a model that was used after it was unloaded
+
+A message names the file and the field, what was found, what is allowed and what to do next. The command line prints
+it as one line and exits with `exit_status`.
+"""
+
+from __future__ import annotations
+
+
+class QwqError(Exception):
+    """Root of the tree. `exit_status` is what the command line returns for it."""
+
+    exit_status = 1
+
+
+class UsageError(QwqError):
+    """The call cannot be meant as it stands."""
+
+    exit_status = 2
+
+
+class FormatError(QwqError):
+    """A GGUF file does not follow the format."""
+
+
+class CheckpointError(QwqError):
+    """A Hugging Face checkpoint cannot be used."""
+
+
+class OutputError(QwqError):
+    """A result cannot be written where it was asked for."""
+
+
+class PlanError(QwqError):
+    """A choice of memory, context or offload cannot hold."""
+
+
+class TemplateError(QwqError):
+    """A chat template cannot be rendered."""
+
+
+class EngineError(QwqError):
+    """llama.cpp is missing, does not load, or refused."""
+
+
+class EngineClosed(EngineError):
+    """The model was unloaded before this call."""
