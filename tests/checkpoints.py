@@ -1,0 +1,200 @@
+"""Small random checkpoints of QwQ's architecture, for tests that need weights and no answers.
+
+    folder = write_random_checkpoint(tmp_path / "model", n_layer=2, layout="transformers5")
+
+They have what a converter may stumble over: both layouts of Hugging Face's files, unused rows after the last token,
+added tokens of both kinds, outliers among the weights. Every value follows from the seed and the tensor's name, so
+the same call writes the same bytes. The writer is the demo checkpoint's, `scripts/checkpoint_files.py`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from scripts.checkpoint_files import (
+    Floats,
+    Tensor,
+    byte_symbols,
+    tokenizer_config,
+    tokenizer_json,
+    write_json,
+    write_safetensors,
+    write_shards,
+)
+
+Layout = Literal["transformers4", "transformers5"]
+Dtype = Literal["bf16", "f16", "f32"]
+
+MERGES = ("Ġ t", "h e", "i n", "e r", "a n", "Ġt he", "in g", "r e", "Ġ Ġ", "Ċ Ċ", "o n", "ä ½")
+TOKENS = (*byte_symbols(), *(merge.replace(" ", "") for merge in MERGES))
+CONTROL = {len(TOKENS) + n: text for n, text in enumerate(("<|endoftext|>", "<|im_start|>", "<|im_end|>"))}
+ORDINARY = {len(TOKENS) + len(CONTROL) + n: text for n, text in enumerate(("<think>", "</think>"))}
+N_TOKENS = len(TOKENS) + len(CONTROL) + len(ORDINARY)
+END_OF_TEXT, _, END_OF_TURN = CONTROL
+N_CTX = 4096
+TEMPLATE = """\
+{%- for message in messages %}
+    {%- set content = message.content %}
+    {%- if message.role == 'assistant' %}
+        {%- set content = content.split('</think>')[-1].lstrip('\\n') %}
+    {%- endif %}
+    {{- '<|im_start|>' + message.role + '\\n' + content + '<|im_end|>' + '\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|im_start|>assistant\\n<think>\\n' }}
+{%- endif %}
+"""
+
+
+def write_random_checkpoint(
+    folder: Path,
+    *,
+    n_layer: int = 2,
+    hidden: int = 256,
+    ffn: int = 512,
+    n_head: int = 4,
+    n_head_kv: int = 2,
+    n_vocab: int = 320,
+    tied: bool = False,
+    dtype: Dtype = "bf16",
+    layout: Layout = "transformers4",
+    shards: int = 2,
+    seed: int = 0,
+    overrides: Mapping[str, object] | None = None,
+) -> Path:
+    """Write a random Qwen2ForCausalLM checkpoint into folder and return folder.
+
+    Args: n_vocab, rows of the embedding, of which the first N_TOKENS belong to tokens; shards, 1 for a single file
+    without an index; overrides, keys of config.json to set, or to leave out where the value is `...`.
+    """
+    assert n_vocab >= N_TOKENS, f"{n_vocab} rows are too few for {N_TOKENS} tokens"
+    folder.mkdir(parents=True, exist_ok=True)
+    config: dict[str, object] = {
+        **shared_config(tied),
+        "hidden_size": hidden,
+        "intermediate_size": ffn,
+        "max_window_layers": n_layer,
+        "num_attention_heads": n_head,
+        "num_hidden_layers": n_layer,
+        "num_key_value_heads": n_head_kv,
+        "vocab_size": n_vocab,
+        **layout_config(layout, n_layer, dtype),
+        **(overrides or {}),
+    }
+    write_json(folder / "config.json", {key: value for key, value in sorted(config.items()) if value is not ...})
+    write_generation_config(folder)
+    write_tokenizer(folder, layout)
+    size = {"hidden": hidden, "ffn": ffn, "kv": hidden // n_head * n_head_kv, "vocab": n_vocab}
+    write_weights(folder, random_tensors(size, n_layer, tied, dtype, seed), shards)
+    return folder
+
+
+def shared_config(tied: bool) -> dict[str, object]:
+    """What config.json holds in either layout and for any size."""
+    return {
+        "architectures": ["Qwen2ForCausalLM"],
+        "attention_dropout": 0.0,
+        "bos_token_id": END_OF_TEXT,
+        "eos_token_id": END_OF_TURN,
+        "hidden_act": "silu",
+        "initializer_range": 0.02,
+        "max_position_embeddings": N_CTX,
+        "model_type": "qwen2",
+        "rms_norm_eps": 1e-5,
+        "sliding_window": N_CTX,
+        "tie_word_embeddings": tied,
+        "use_cache": True,
+        "use_sliding_window": False,
+    }
+
+
+def layout_config(layout: Layout, n_layer: int, dtype: Dtype) -> dict[str, object]:
+    """What the two generations of transformers write in different places."""
+    torch_dtype = {"bf16": "bfloat16", "f16": "float16", "f32": "float32"}[dtype]
+    if layout == "transformers4":
+        return {"rope_theta": 1e6, "torch_dtype": torch_dtype, "transformers_version": "4.45.2"}
+    return {
+        "dtype": torch_dtype,
+        "layer_types": ["full_attention"] * n_layer,
+        "pad_token_id": END_OF_TEXT,
+        "rope_parameters": {"rope_theta": 1e6, "rope_type": "default"},
+        "sliding_window": None,
+        "transformers_version": "5.3.0",
+    }
+
+
+def write_generation_config(folder: Path) -> None:
+    """generation_config.json with QwQ-32B's sampling."""
+    generation = {
+        "bos_token_id": END_OF_TEXT,
+        "do_sample": True,
+        "eos_token_id": [END_OF_TURN, END_OF_TEXT],
+        "pad_token_id": END_OF_TEXT,
+        "temperature": 0.6,
+        "top_k": 40,
+        "top_p": 0.95,
+    }
+    write_json(folder / "generation_config.json", generation)
+
+
+def write_tokenizer(folder: Path, layout: Layout) -> None:
+    """Byte-level BPE of 256 symbols and a few merges; newer files spell a merge as a pair and know no decoder table."""
+    words = tokenizer_config(CONTROL, ORDINARY, template=TEMPLATE, n_ctx=N_CTX)
+    merges: Sequence[object] = MERGES
+    if layout == "transformers5":
+        merges = [merge.split(" ") for merge in MERGES]
+        del words["added_tokens_decoder"], words["chat_template"]
+        words["extra_special_tokens"] = words.pop("additional_special_tokens")
+        words["backend"] = "tokenizers"
+        (folder / "chat_template.jinja").write_bytes(TEMPLATE.encode())
+    write_json(folder / "tokenizer_config.json", words)
+    write_json(folder / "tokenizer.json", tokenizer_json(TOKENS, merges, CONTROL, ORDINARY))
+
+
+def random_tensors(size: Mapping[str, int], n_layer: int, tied: bool, dtype: Dtype, seed: int) -> list[Tensor]:
+    """The tensors in the network's order, HF [out, in]. size: hidden, ffn, kv and vocab, in rows or columns."""
+    hidden, ffn = size["hidden"], size["ffn"]
+    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (size["vocab"], hidden)}
+    for layer in range(n_layer):
+        prefix = f"model.layers.{layer}."
+        shapes[prefix + "input_layernorm.weight"] = (hidden,)
+        for part, rows in (("q", hidden), ("k", size["kv"]), ("v", size["kv"])):
+            shapes[f"{prefix}self_attn.{part}_proj.weight"] = (rows, hidden)
+            shapes[f"{prefix}self_attn.{part}_proj.bias"] = (rows,)
+        shapes[prefix + "self_attn.o_proj.weight"] = (hidden, hidden)
+        shapes[prefix + "post_attention_layernorm.weight"] = (hidden,)
+        shapes[prefix + "mlp.gate_proj.weight"] = (ffn, hidden)
+        shapes[prefix + "mlp.up_proj.weight"] = (ffn, hidden)
+        shapes[prefix + "mlp.down_proj.weight"] = (hidden, ffn)
+    shapes["model.norm.weight"] = (hidden,)
+    if not tied:
+        shapes["lm_head.weight"] = (size["vocab"], hidden)
+    return [random_tensor(name, shape, dtype, seed) for name, shape in shapes.items()]
+
+
+def random_tensor(name: str, shape: tuple[int, ...], dtype: Dtype, seed: int) -> Tensor:
+    """Gaussian × 0.02 with one outlier in about a thousand, 30 times as large; norms lie near 1."""
+
+    def values() -> Floats:
+        source = np.random.default_rng([seed, zlib.crc32(name.encode())])
+        gaussian = 0.02 * source.standard_normal(shape, dtype=np.float32)
+        if "norm" in name:
+            return 1 + gaussian
+        return np.where(source.random(shape) < 1e-3, 30 * gaussian, gaussian)
+
+    return Tensor(name, shape, dtype.upper(), values)
+
+
+def write_weights(folder: Path, tensors: Sequence[Tensor], shards: int) -> None:
+    """Equal numbers of tensors a shard; one shard is a single file without an index."""
+    if shards == 1:
+        write_safetensors(folder / "model.safetensors", tensors)
+        return
+    cuts = [len(tensors) * n // shards for n in range(shards + 1)]
+    write_shards(folder, [tensors[begin:end] for begin, end in itertools.pairwise(cuts)])
