@@ -374,9 +374,7 @@ TRIED = tuple(attempt.label for attempt in decide(RTX_3090, "auto").attempts)
     [
         pytest.param(LINUX, HAVE_CPU, "auto", False, True, id="right one"),
         pytest.param(LINUX, replace(HAVE_CPU, version="0.3.40"), "auto", False, True, id="newer patch"),
-        pytest.param(
-            RTX_3090, replace(HAVE_CUDA, version="0.3.36+cu124"), "auto", False, True, id="local version of a wheel"
-        ),
+        pytest.param(RTX_3090, replace(HAVE_CUDA, version="0.3.36+cu124"), "auto", False, True, id="local version"),
         pytest.param(LINUX, replace(HAVE_CPU, version="0.3.35"), "auto", False, False, id="too old"),
         pytest.param(LINUX, replace(HAVE_CPU, version="0.4.0"), "auto", False, False, id="too new"),
         pytest.param(RTX_3090, HAVE_CPU, "auto", False, False, id="CPU engine, a card is there"),
@@ -386,16 +384,12 @@ TRIED = tuple(attempt.label for attempt in decide(RTX_3090, "auto").attempts)
             "auto",
             False,
             True,
-            id="the same attempts already ended with the CPU",
+            id="the same attempts ended so",
         ),
-        pytest.param(
-            RTX_3090, replace(HAVE_CPU, tried=TRIED), "cuda", False, False, id="CUDA is asked by name after that"
-        ),
+        pytest.param(RTX_3090, replace(HAVE_CPU, tried=TRIED), "cuda", False, False, id="CUDA by name after that"),
         pytest.param(RTX_3090, replace(HAVE_CPU, asked="cpu"), "auto", False, True, id="CPU was asked by name"),
         pytest.param(RTX_3090, HAVE_CUDA, "cpu", False, False, id="CPU is asked, CUDA is there"),
-        pytest.param(
-            LINUX, Engine("0.3.36", "rocm", ("card",)), "auto", False, True, id="a backend this installer does not know"
-        ),
+        pytest.param(LINUX, Engine("0.3.36", "rocm", ("card",)), "auto", False, True, id="unknown backend"),
         pytest.param(LINUX, replace(HAVE_CPU, how="wheel"), "cpu", True, False, id="a wheel, compiling is asked"),
         pytest.param(LINUX, replace(HAVE_CPU, how="compile"), "cpu", True, True, id="compiled, compiling is asked"),
         pytest.param(replace(LINUX, driver=None), HAVE_CUDA, "cuda", False, True, id="no way to get another"),

@@ -71,10 +71,11 @@ def build_wheel(backend: str, version: str = "0.3.36", tag: str = "py3-none-any"
 
 @dataclass
 class Server:
-    """Files by path; None stalls until the test is over, a list breaks off or answers, request by request."""
+    """Files by path. A None stalls until the test is over; a path in `halved` stops half-way, once."""
 
     base: str = ""
-    files: dict[str, bytes | list[bytes | None] | None] = field(default_factory=dict)
+    files: dict[str, bytes | None] = field(default_factory=dict)
+    halved: set[str] = field(default_factory=set)
     asked: list[str] = field(default_factory=list)
     over: threading.Event = field(default_factory=threading.Event)
 
@@ -93,10 +94,6 @@ def serving() -> Iterator[Server]:
         def do_GET(self) -> None:
             state.asked.append(self.path)
             content = state.files.get(self.path, b"")
-            broken = False
-            if isinstance(content, list):
-                content, broken = (content[0] or b""), len(content) > 1
-                state.files[self.path] = state.files[self.path][1:] if broken else content  # type: ignore[index]
             if content is None:
                 state.over.wait(60)
                 return
@@ -104,10 +101,13 @@ def serving() -> Iterator[Server]:
             self.send_header("Content-Type", "text/html" if self.path.endswith("/") else "application/octet-stream")
             self.send_header("Content-Length", str(len(content)))
             self.end_headers()
-            self.wfile.write(content[: len(content) // 2] if broken else content)
-            if broken:
+            if self.path in state.halved:
+                state.halved.discard(self.path)
+                self.wfile.write(content[: len(content) // 2])
                 self.wfile.flush()
                 state.over.wait(60)
+            else:
+                self.wfile.write(content)
 
         def log_message(self, *arguments: object) -> None:
             pass
@@ -238,15 +238,11 @@ def test_refusing_index_is_asked_once(refusing: str, venv: Path, watched: Watche
 def test_slow_download_gets_more_patience(server: Server, venv: Path, watched: Watched, said: list[str]) -> None:
     """The page answers, the file stalls half-way: that is a slow line, not a silent index."""
     server.add_wheel("vulkan", "Vulkan")
-    (file,) = [path for path in server.files if path.endswith(".whl")]
-    content = server.files[file]
-    assert isinstance(content, bytes)
-    server.files[file] = [content, content]
-    server.files[file] = [content] * 8  # newer pips resume by themselves, a few times
-    patient = installer(server.base, venv, watched, said)
-    engine = patient.install_engine(wheels("vulkan"))
+    (file,) = server.halved = {path for path in server.files if path.endswith(".whl")}
+    engine = installer(server.base, venv, watched, said).install_engine(wheels("vulkan"))
 
     assert engine.accel == "vulkan"
+    assert server.asked.count(file) == 2  # by a second pip, or by one that resumes
 
 
 def test_wheel_for_another_device_is_not_kept(server: Server, venv: Path, watched: Watched, said: list[str]) -> None:
@@ -322,6 +318,17 @@ def test_trickling_server_is_no_answer() -> None:
         finally:
             over.set()
             thread.join()
+
+
+def test_page_that_breaks_off_is_no_answer(server: Server) -> None:
+    """Half a page must not pass for one that lists nothing."""
+    server.add_wheel("cpu", "CPU")
+    page = "/cpu/llama-cpp-python/"
+    server.halved = {page}
+    server.over.set()  # the connection ends at once
+    assert fetch(server.base + page, 5) is None
+    assert fetch(server.base + page, 5) == (server.files[page] or b"").decode()
+    assert fetch(server.base + "/nothing/", 5) == ""
 
 
 def test_address_that_is_none() -> None:

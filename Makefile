@@ -1,0 +1,54 @@
+# GNU make 3.81 is enough (macOS ships it). Windows has no make: docs/install.md names the commands.
+#   make test PYTHON=python3.12       another Python for the virtual environment
+#   make install ACCEL=vulkan         auto, cpu, cuda, metal or vulkan; later runs keep what was installed
+
+PYTHON ?= python3
+ACCEL ?= auto
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALL := $(PYTHON) scripts/install.py --venv $(VENV) --accel $(ACCEL)
+
+# The two stamps differ in the extras only. The installer keeps an engine that is there and works, so that going from
+# one to the other rebuilds nothing.
+RUN := $(VENV)/.installed
+DEVELOP := $(VENV)/.installed-for-development
+INSTALLER := pyproject.toml $(wildcard scripts/install*.py)
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test check docs bench clean
+
+help: ## list these targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s%s\n", $$1, $$2 }' Makefile
+
+install: ## install for this machine's hardware, into .venv
+	$(INSTALL)
+	@touch $(RUN)
+
+demo: $(RUN) ## convert, plan and run a small model
+	$(BIN)/python scripts/demo.py
+
+test: $(DEVELOP) ## run the tests
+	$(BIN)/python -m pytest
+
+check: $(DEVELOP) ## lint, format and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+docs: $(DEVELOP) ## regenerate help and examples, and compare
+	$(BIN)/python scripts/docs.py
+
+bench: $(RUN) ## run each file of bench/
+	@for file in bench/*.py; do echo "== $$file"; $(BIN)/python "$$file" || exit 1; done
+
+clean: ## delete caches and build products; .venv stays
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+$(RUN): $(INSTALLER)
+	$(INSTALL)
+	@touch $@
+
+$(DEVELOP): $(INSTALLER)
+	$(INSTALL) --extras test,check
+	@touch $(RUN) $@

@@ -1,0 +1,83 @@
+"""Run QwQ-32B, and any GGUF text model, on hardware that people own.
+
+    import qwq_lite
+
+    with qwq_lite.load("QwQ-32B-Preview-Q4_K_M.gguf") as model:
+        for event in model.chat().stream("What is 2+3?"):
+            if isinstance(event, qwq_lite.Answer):
+                print(event.text, end="", flush=True)
+
+Importing this package loads neither numpy nor llama.cpp; `load` does.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from qwq_lite._version import __version__ as __version__
+
+if TYPE_CHECKING:
+    from qwq_lite.chat import Chat
+    from qwq_lite.errors import (
+        CheckpointError,
+        EngineClosed,
+        EngineError,
+        FormatError,
+        OutputError,
+        PlanError,
+        QwqError,
+        TemplateError,
+        UsageError,
+    )
+    from qwq_lite.events import Answer, Done, Event, Notice, Progress, Reply, Stats, Thinking
+    from qwq_lite.local import load
+
+_HOMES = {
+    "chat": ("Chat",),
+    "errors": (
+        "CheckpointError",
+        "EngineClosed",
+        "EngineError",
+        "FormatError",
+        "OutputError",
+        "PlanError",
+        "QwqError",
+        "TemplateError",
+        "UsageError",
+    ),
+    "events": ("Answer", "Done", "Event", "Notice", "Progress", "Reply", "Stats", "Thinking"),
+    "local": ("load",),
+}
+__all__ = [
+    "Answer",
+    "Chat",
+    "CheckpointError",
+    "Done",
+    "EngineClosed",
+    "EngineError",
+    "Event",
+    "FormatError",
+    "Notice",
+    "OutputError",
+    "PlanError",
+    "Progress",
+    "QwqError",
+    "Reply",
+    "Stats",
+    "TemplateError",
+    "Thinking",
+    "UsageError",
+    "load",
+]
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _HOMES.items():
+        if name in names:
+            return getattr(importlib.import_module(f"qwq_lite.{module}"), name)
+    raise AttributeError(f"module 'qwq_lite' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

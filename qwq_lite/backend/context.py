@@ -1,0 +1,177 @@
+"""One llama.cpp context: a KV cache shared by several sequences, decoding, logits. Knows no text.
+
+All calls but `abort` come from the one thread that owns it. Every number is checked here before llama.cpp sees it, since a
+wrong one ends the process there.
+Source: llama.cpp include/llama.h, src/llama-context.cpp
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from gguf.constants import GGMLQuantizationType
+
+from qwq_lite.backend import native
+from qwq_lite.backend.model import LoadedModel
+from qwq_lite.errors import EngineError
+
+Row = npt.NDArray[np.float32]
+
+KV_TYPES = {
+    "f16": GGMLQuantizationType.F16,
+    "bf16": GGMLQuantizationType.BF16,
+    "q8_0": GGMLQuantizationType.Q8_0,
+    "q4_0": GGMLQuantizationType.Q4_0,
+}
+_ABORTED, _FULL = 2, 1
+
+
+@dataclass(frozen=True)
+class ContextSettings:
+    """Sizes of a context, in llama.cpp's words.
+
+    n_ctx: tokens of KV cache, shared by all sequences. n_batch: most tokens of one decode call; n_ubatch: of one graph.
+    type_k, type_v: a name in KV_TYPES. n_seq_max: sequences; n_outputs_max, the rows of logits, is never below it.
+    """
+
+    n_ctx: int
+    n_threads: int
+    n_batch: int = 512
+    n_ubatch: int = 512
+    n_seq_max: int = 1
+    type_k: str = "f16"
+    type_v: str = "f16"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One token of a batch: its place in its sequence, and whether its row of logits is wanted."""
+
+    token: int
+    position: int
+    sequence: int = 0
+    output: bool = False
+
+
+class Aborted(Exception):
+    """A decode call was stopped by `abort`; micro-batches that were finished stay in the cache."""
+
+
+class Context:
+    """Raises: EngineError when llama.cpp cannot make the context, with its last lines."""
+
+    def __init__(self, model: LoadedModel, settings: ContextSettings) -> None:
+        self._api = api = native.engine()
+        self.settings = settings
+        self.n_vocab = model.vocab.n_tokens
+        params = api.llama_context_default_params()
+        params.n_ctx, params.n_batch, params.n_ubatch = settings.n_ctx, settings.n_batch, settings.n_ubatch
+        params.n_seq_max = settings.n_seq_max
+        params.n_outputs_max = max(1, settings.n_seq_max)
+        params.n_threads = params.n_threads_batch = settings.n_threads
+        params.type_k, params.type_v = int(KV_TYPES[settings.type_k]), int(KV_TYPES[settings.type_v])
+        params.flash_attn_type = api.LLAMA_FLASH_ATTN_TYPE_AUTO
+        params.kv_unified = True
+        params.no_perf = True
+        self._stop = ctypes.create_string_buffer(2)
+        self._abort_callback = _native_flag_test(api)
+        params.abort_callback = self._abort_callback
+        params.abort_callback_data = ctypes.addressof(self._stop)
+        self.pointer: Any = api.llama_init_from_model(model.pointer, params)
+        if not self.pointer:
+            raise EngineError(
+                f"{model.path}: no context of {settings.n_ctx} tokens: {native.last_lines() or 'out of memory'};"
+                " ask for a smaller one with --ctx"
+            )
+        self._memory = api.llama_get_memory(self.pointer)
+        self._batch = _Batch(api, settings.n_batch)
+
+    @property
+    def n_ctx(self) -> int:
+        value: int = self._api.llama_n_ctx(self.pointer)
+        return value
+
+    def decode(self, entries: Sequence[Entry]) -> None:
+        """Run the model over a batch; the rows of its output entries can then be read by their index in it.
+
+        Raises: Aborted; EngineError when the cache is full or llama.cpp fails.
+        """
+        if not 0 < len(entries) <= self.settings.n_batch:
+            raise EngineError(f"a batch of {len(entries)} tokens, 1 to {self.settings.n_batch} are allowed")
+        for entry in entries:
+            if not 0 <= entry.token < self.n_vocab or not 0 <= entry.sequence < self.settings.n_seq_max:
+                raise EngineError(f"token {entry.token} of sequence {entry.sequence} is out of range")
+        code = self._api.llama_decode(self.pointer, self._batch.filled(entries))
+        if code == _ABORTED:
+            raise Aborted
+        if code == _FULL:
+            raise EngineError(f"the context of {self.n_ctx} tokens is full")
+        if code != 0:
+            raise EngineError(f"llama_decode returned {code}: {native.last_lines()}")
+
+    def row(self, index: int) -> Row:
+        """Logits of the batch's entry `index`. Shape (n_vocab,): a view that the next decode overwrites."""
+        pointer = self._api.llama_get_logits_ith(self.pointer, index)
+        if not pointer:
+            raise EngineError(f"entry {index} of the last batch has no logits")
+        address = ctypes.addressof(pointer.contents)
+        return np.frombuffer((ctypes.c_float * self.n_vocab).from_address(address), np.float32)
+
+    def remove(self, sequence: int, start: int) -> None:
+        """Forget a sequence from position `start` on."""
+        if not self._api.llama_memory_seq_rm(self._memory, sequence, start, -1):
+            raise EngineError(f"this model's cache cannot forget from position {start} on; start a new chat")
+
+    def copy(self, source: int, target: int, end: int) -> None:
+        """Let `target` share the first `end` positions of `source`; nothing is computed again."""
+        self._api.llama_memory_seq_rm(self._memory, target, -1, -1)
+        self._api.llama_memory_seq_cp(self._memory, source, target, 0, end)
+
+    def abort(self, stop: bool) -> None:
+        """From any thread: let a running decode end within a graph node (CPU), or lift that again."""
+        self._stop[0] = b"\1" if stop else b"\0"
+
+    def close(self) -> None:
+        if self.pointer:
+            self._api.llama_free(self.pointer)
+            self.pointer = None
+
+
+class _Batch:
+    """A llama_batch over arrays of our own, filled anew for each call."""
+
+    def __init__(self, api: Any, n_batch: int) -> None:
+        self._token, self._pos = (ctypes.c_int32 * n_batch)(), (ctypes.c_int32 * n_batch)()
+        self._seq, self._output = (ctypes.c_int32 * n_batch)(), (ctypes.c_int8 * n_batch)()
+        self._n_seq = (ctypes.c_int32 * n_batch)(*([1] * n_batch))
+        places = [ctypes.addressof(self._seq) + 4 * i for i in range(n_batch)]
+        self._seq_pointers = (ctypes.POINTER(ctypes.c_int32) * n_batch)(
+            *(ctypes.cast(place, ctypes.POINTER(ctypes.c_int32)) for place in places)
+        )
+        self._struct = api.llama_batch(
+            0, self._token, None, self._pos, self._n_seq, self._seq_pointers, self._output
+        )
+
+    def filled(self, entries: Sequence[Entry]) -> Any:
+        for i, entry in enumerate(entries):
+            self._token[i], self._pos[i] = entry.token, entry.position
+            self._seq[i], self._output[i] = entry.sequence, entry.output
+        self._struct.n_tokens = len(entries)
+        return self._struct
+
+
+def _native_flag_test(api: Any) -> Any:
+    """A C function that says whether a byte is set: libc's strlen over a one-byte flag.
+
+    llama.cpp calls it after every graph node, 600 times a token; a Python callback there would cost more than the sampling.
+    """
+    libc = ctypes.CDLL("msvcrt" if sys.platform == "win32" else None)
+    return ctypes.cast(libc.strlen, api.ggml_abort_callback)
+
+

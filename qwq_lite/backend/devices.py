@@ -1,0 +1,96 @@
+"""Devices that the installed llama.cpp can use, asked in this process or in a child that may die of the question.
+
+Source: ggml/include/ggml-backend.h
+"""
+
+from __future__ import annotations
+
+import ctypes
+import dataclasses
+import json
+import re
+import signal
+import subprocess
+import sys
+from typing import Any
+
+from qwq_lite.backend import native
+from qwq_lite.errors import EngineError
+from qwq_lite.hardware import Device, DeviceKind, EngineReport
+
+_KINDS: dict[int, DeviceKind] = {0: "cpu", 1: "gpu", 2: "igpu", 3: "accel"}  # enum ggml_backend_dev_type
+_CHILD_TIMEOUT_S = 120  # the first load of a CUDA build compiles kernels for cards newer than itself
+_ILLEGAL_INSTRUCTION = (-int(getattr(signal, "SIGILL", 4)), 0xC000001D, 0xC000001D - (1 << 32))
+
+
+def report() -> EngineReport:
+    """The engine loaded in this process. Raises: EngineError when it does not load."""
+    api = native.engine()
+    info: bytes = api.llama_print_system_info()
+    return EngineReport(
+        version=api.llama_version().decode(),
+        offload=bool(api.llama_supports_gpu_offload()),
+        devices=tuple(_devices()),
+        features=tuple(re.findall(r"(\w+) = 1", info.decode())),
+    )
+
+
+def _devices() -> list[Device]:
+    pointer, size = ctypes.c_void_p, ctypes.c_size_t
+    count = native.symbol("ggml_backend_dev_count", size, [])
+    get = native.symbol("ggml_backend_dev_get", pointer, [size])
+    name = native.symbol("ggml_backend_dev_name", ctypes.c_char_p, [pointer])
+    description = native.symbol("ggml_backend_dev_description", ctypes.c_char_p, [pointer])
+    kind = native.symbol("ggml_backend_dev_type", ctypes.c_int, [pointer])
+    memory = native.symbol("ggml_backend_dev_memory", None, [pointer, ctypes.POINTER(size), ctypes.POINTER(size)])
+    found = []
+    for index in range(count()):
+        device, free, total = get(index), size(), size()
+        memory(device, ctypes.byref(free), ctypes.byref(total))
+        text = (description(device) or b"").decode("utf-8", "replace")
+        found.append(Device(name(device).decode(), text, _KINDS.get(kind(device), "accel"), total.value, free.value))
+    return found
+
+
+def report_from_child() -> EngineReport:
+    """The same, from a one-shot child: an engine that crashes takes only the child with it.
+
+    Raises: EngineError with what the child died of and the command that mends it.
+    """
+    # -c and the parent's own path: with -m, a file called numpy.py in the current folder would be taken for numpy.
+    code = f"import sys; sys.path[:] = {sys.path!r}; from qwq_lite.backend.devices import _print_report; _print_report()"
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, timeout=_CHILD_TIMEOUT_S, check=False, encoding="utf-8"
+        )
+    except subprocess.TimeoutExpired as error:
+        raise EngineError(f"llama.cpp did not load within {_CHILD_TIMEOUT_S} s; run: python scripts/install.py --force") from error
+    if done.returncode:
+        raise EngineError(_death(done.returncode, done.stderr))
+    return _parsed(json.loads(done.stdout.splitlines()[-1]))
+
+
+def _print_report() -> None:
+    try:
+        print(json.dumps(dataclasses.asdict(report())))
+    except EngineError as error:
+        print(error, file=sys.stderr)
+        raise SystemExit(3) from None
+
+
+def _parsed(data: dict[str, Any]) -> EngineReport:
+    devices = tuple(Device(**device) for device in data["devices"])
+    return EngineReport(data["version"], data["offload"], devices, tuple(data["features"]))
+
+
+def _death(code: int, stderr: str) -> str:
+    lines = stderr.strip().splitlines()
+    if code in _ILLEGAL_INSTRUCTION:
+        return (
+            "llama.cpp ends with an illegal instruction: it was built for a newer CPU than this one;"
+            " run: python scripts/install.py --accel cpu --compile --force"
+        )
+    if code == 3 and lines:
+        return lines[-1]
+    reason = f"signal {-code}" if code < 0 else f"exit status {code}"
+    return f"llama.cpp cannot be loaded ({reason}): {lines[-1] if lines else 'it said nothing'}; run: python scripts/install.py --force"

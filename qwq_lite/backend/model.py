@@ -1,0 +1,67 @@
+"""A model's weights in this process. Knows no context and no chat."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from qwq_lite.backend import native
+from qwq_lite.backend.vocab import Vocab
+from qwq_lite.errors import EngineError
+
+ALL_LAYERS = -1
+
+
+class LoadedModel:
+    """Weights and vocabulary of a GGUF file, loaded by llama.cpp.
+
+    Args:
+        path: the file; its header has been validated by gguf_header.read.
+        n_gpu_layers: layers kept on the GPU, ALL_LAYERS for all; without a GPU it says nothing.
+        vocab_only: no weights, for tokenizing.
+        token_types: the file's tokenizer.ggml.token_type, for Vocab.
+        on_progress: called with 0…1 while weights are read, on the calling thread.
+
+    Raises: EngineError with llama.cpp's last lines.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        n_gpu_layers: int = ALL_LAYERS,
+        vocab_only: bool = False,
+        token_types: Sequence[int] | None = None,
+        on_progress: Callable[[float], None] | None = None,
+    ) -> None:
+        self._api = api = native.engine()
+        params = api.llama_model_default_params()
+        params.n_gpu_layers = n_gpu_layers
+        params.vocab_only = vocab_only
+        if on_progress is not None:
+            self._progress = api.llama_progress_callback(lambda share, _user: on_progress(share) is None)
+            params.progress_callback = self._progress
+        self.pointer: Any = api.llama_model_load_from_file(os.fsencode(path), params)
+        if not self.pointer:
+            raise EngineError(f"{path}: llama.cpp cannot load it: {native.last_lines() or 'it gave no reason'}")
+        self.path = path
+        self.vocab = Vocab(self.pointer, token_types)
+        self.n_ctx_train: int = api.llama_model_n_ctx_train(self.pointer)
+        self.size_bytes: int = api.llama_model_size(self.pointer)
+
+    def chat_template(self) -> str | None:
+        text: bytes | None = self._api.llama_model_chat_template(self.pointer, None)
+        return text.decode("utf-8", "replace") if text else None
+
+    def description(self) -> str:
+        buffer = ctypes.create_string_buffer(256)
+        self._api.llama_model_desc(self.pointer, buffer, len(buffer))
+        return buffer.value.decode("utf-8", "replace")
+
+    def close(self) -> None:
+        if self.pointer:
+            self._api.llama_model_free(self.pointer)
+            self.pointer = None

@@ -1,0 +1,92 @@
+"""A loaded vocabulary: text to tokens, tokens to bytes, which tokens end a turn. Knows no templates.
+
+Source: llama.cpp src/llama-vocab.cpp, include/llama.h
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+from gguf.constants import TokenType
+
+from qwq_lite.backend import native
+from qwq_lite.errors import EngineError
+
+_SPELLED = 1 << 3 | 1 << 4  # LLAMA_TOKEN_ATTR_CONTROL | LLAMA_TOKEN_ATTR_USER_DEFINED
+
+
+class Vocab:
+    """The vocabulary of a loaded model. Any thread may call; nothing here changes it.
+
+    declared_types: the file's tokenizer.ggml.token_type. llama.cpp overrides some of them: it makes the ordinary token
+    `</s>` of Qwen's vocabulary an end of generation, and HTML would stop an answer. The file's word counts here.
+    """
+
+    def __init__(self, model: Any, declared_types: Sequence[int] | None = None) -> None:
+        self._api = native.engine()
+        self._model = model  # keeps the pointer's owner in sight; the caller frees it
+        self._vocab = self._api.llama_model_get_vocab(model)
+        self.n_tokens: int = self._api.llama_vocab_n_tokens(self._vocab)
+        self._declared = declared_types if declared_types is not None and len(declared_types) == self.n_tokens else None
+        self.eos: int = self._api.llama_vocab_eos(self._vocab)
+        self.adds_bos = bool(self._api.llama_vocab_get_add_bos(self._vocab))
+        self.bos: int = self._api.llama_vocab_bos(self._vocab)
+        self.end_tokens = frozenset(token for token in range(self.n_tokens) if self._ends(token))
+
+    def _ends(self, token: int) -> bool:
+        if not self._api.llama_vocab_is_eog(self._vocab, token):
+            return False
+        return token == self.eos or self._declared is None or self._declared[token] == TokenType.CONTROL
+
+    @functools.cached_property
+    def special(self) -> dict[str, int]:
+        """Spelling -> id of every token that llama.cpp may cut out of a text: control and user-defined ones."""
+        api, found = self._api, {}
+        for token in range(self.n_tokens):
+            if api.llama_vocab_get_attr(self._vocab, token) & _SPELLED:
+                spelling = api.llama_vocab_get_text(self._vocab, token).decode("utf-8", "surrogateescape")
+                if spelling:
+                    found[spelling] = token
+        return found
+
+    def tokenize(self, text: str, parse_special: bool) -> list[int]:
+        """Ids of `text`, nothing added before or after. With parse_special, spellings of control tokens become those.
+
+        Raises: EngineError for a text that no token list can hold.
+        """
+        raw = text.encode("utf-8", "surrogatepass" if _has_surrogates(text) else "strict")
+        room = len(raw) + 8
+        ids = (ctypes.c_int32 * room)()
+        count = self._api.llama_tokenize(self._vocab, raw, len(raw), ids, room, False, parse_special)
+        if count < 0:
+            raise EngineError(f"a text of {len(raw)} bytes cannot be tokenized: llama_tokenize returned {count}")
+        return list(ids[:count])
+
+    def piece(self, token: int) -> bytes:
+        """The bytes that a token adds to a text; none for control tokens, which are not text."""
+        if not 0 <= token < self.n_tokens:  # llama.cpp would end the process
+            raise EngineError(f"token {token} is not one of the vocabulary's {self.n_tokens}")
+        return self._piece(token)
+
+    @functools.lru_cache(maxsize=1 << 16)  # noqa: B019 - as many entries as tokens, gone with the vocabulary
+    def _piece(self, token: int) -> bytes:
+        if self._is_control(token):
+            return b""
+        buffer = ctypes.create_string_buffer(256)
+        count = self._api.llama_token_to_piece(self._vocab, token, buffer, len(buffer), 0, True)
+        if count < 0:
+            buffer = ctypes.create_string_buffer(-count)
+            count = self._api.llama_token_to_piece(self._vocab, token, buffer, len(buffer), 0, True)
+        return buffer.raw[:count]
+
+    def _is_control(self, token: int) -> bool:
+        if self._declared is not None:
+            return self._declared[token] in (TokenType.CONTROL, TokenType.UNUSED)
+        return bool(self._api.llama_vocab_is_control(self._vocab, token))
+
+
+def _has_surrogates(text: str) -> bool:
+    return any("\ud800" <= character <= "\udfff" for character in text)

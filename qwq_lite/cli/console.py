@@ -1,0 +1,81 @@
+"""Terminal habits that every command shares: UTF-8, closed pipes, errors in one line, no escape sequence from a model."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+import click
+
+from qwq_lite.errors import QwqError
+
+INTERRUPTED = 130
+
+# Control characters but tab and newline: without ESC and the C1 range no escape sequence is left, however it is split.
+_CONTROLS = {code: None for code in [*range(0x20), *range(0x7F, 0xA0)] if chr(code) not in "\t\n"}
+
+
+def run(command: click.Command) -> None:
+    """Run the command line and exit: 0; 1 for the error tree, 2 for usage, 130 for Ctrl-C."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding="utf-8", errors="replace")
+    try:
+        command.main(standalone_mode=False)
+        sys.stdout.flush()
+    except click.exceptions.Abort:
+        raise SystemExit(INTERRUPTED) from None
+    except click.ClickException as error:
+        error.show()
+        raise SystemExit(error.exit_code) from None
+    except click.exceptions.Exit as error:
+        raise SystemExit(error.exit_code) from None
+    except QwqError as error:
+        click.echo(f"qwq-lite: {one_line(str(error))}", err=True)
+        raise SystemExit(error.exit_status) from None
+    except KeyboardInterrupt:
+        raise SystemExit(INTERRUPTED) from None
+    except BrokenPipeError:
+        # The reader is gone, as with `| head`: nothing is wrong, and the interpreter must not flush into it again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(0) from None
+
+
+def one_line(text: str) -> str:
+    return printable(" ".join(text.split()))
+
+
+def printable(text: str) -> str:
+    """Text without control characters but tab and newline."""
+    return text.translate(_CONTROLS)
+
+
+def note(text: str) -> None:
+    """A line for the user on stderr, beside the results on stdout."""
+    click.secho(text, err=True, dim=True)
+
+
+def warn(text: str) -> None:
+    click.secho(text, err=True, fg="yellow", bold=True)
+
+
+@contextmanager
+def on_interrupt(cancel: Callable[[], None]) -> Iterator[None]:
+    """While the block runs, the first Ctrl-C calls `cancel`, and the next one raises KeyboardInterrupt as ever."""
+    import signal
+
+    before = signal.getsignal(signal.SIGINT)
+
+    def handler(_number: int, _frame: FrameType | None) -> None:
+        signal.signal(signal.SIGINT, before)
+        cancel()
+
+    signal.signal(signal.SIGINT, handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -1,0 +1,127 @@
+"""What is wrong with an installation, and the one command that mends each thing. Pure but for `look`.
+
+Knows no terminal: `cli.doctor` prints it, and `cli.chat` warns of the part that costs a user hours.
+"""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from qwq_lite.hardware import EngineReport
+
+Level = Literal["error", "warning"]
+
+# Features that decide speed on x86, as llama_print_system_info and /proc/cpuinfo spell them.
+_SPEED_FEATURES = {"AVX2": "avx2", "FMA": "fma", "F16C": "f16c"}
+_VENDORS = {"0x10de": "NVIDIA", "0x1002": "AMD"}
+_ACCEL = {"NVIDIA": "cuda", "AMD": "vulkan", "Apple": "metal"}
+_MIN_DISK_BYTES = 20_000_000_000  # QwQ-32B as Q4_K_M
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What the machine has, whatever the engine can do with it. gpus: vendors; cpu_features: as /proc/cpuinfo has them."""
+
+    gpus: tuple[str, ...]
+    cpu_features: frozenset[str]
+    free_disk_bytes: int
+    rosetta: bool = False
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is wrong. command mends it."""
+
+    level: Level
+    text: str
+    command: str
+
+
+def findings(machine: Machine, engine: EngineReport | None, failure: str = "") -> list[Finding]:
+    """What is wrong, worst first. `engine` None: it did not load, for the reason in `failure`."""
+    if engine is None:
+        text, _, command = failure.partition("run: ")
+        return [Finding("error", text.rstrip("; ,"), command or "python scripts/install.py --force")]
+    found = list(unusable_gpu(machine, engine))
+    missing = [name for name, flag in _SPEED_FEATURES.items() if flag in machine.cpu_features and name not in engine.features]
+    if missing:
+        text = f"llama.cpp was built without {', '.join(missing)}, which this CPU has: layers on the CPU run several times slower"
+        found.append(Finding("warning", text, f"python scripts/install.py --accel {_accel(engine)} --compile --force"))
+    if machine.rosetta:
+        found.append(Finding("error", "this Python runs under Rosetta, without the Apple GPU", "arch -arm64 python3 scripts/install.py"))
+    if machine.free_disk_bytes < _MIN_DISK_BYTES:
+        text = f"{machine.free_disk_bytes / 1e9:.1f} GB are free here; QwQ-32B as Q4_K_M needs 19.9 GB"
+        found.append(Finding("warning", text, "change to a folder on a larger disk"))
+    return found
+
+
+def unusable_gpu(machine: Machine, engine: EngineReport) -> Sequence[Finding]:
+    """The GPU that is there and does nothing: the most expensive thing to miss."""
+    if not machine.gpus or engine.gpus:
+        return []
+    vendor = machine.gpus[0]
+    reason = "llama.cpp was built without GPU support" if not engine.offload else "llama.cpp finds no GPU: driver or runtime is missing"
+    return [
+        Finding(
+            "error",
+            f"the {vendor} GPU of this machine is NOT used: {reason}; answers come 10 to 50 times slower",
+            f"python scripts/install.py --accel {_ACCEL.get(vendor, 'vulkan')} --force",
+        )
+    ]
+
+
+def _accel(engine: EngineReport) -> str:
+    names = " ".join(device.name.lower() for device in engine.gpus)
+    return next((accel for accel in ("cuda", "vulkan", "metal") if accel in names), "cpu")
+
+
+def look(folder: Path) -> Machine:
+    """The machine at hand; cheap enough for the start of every chat. No program is run."""
+    return Machine(_gpus(), _cpu_features(), shutil.disk_usage(folder).free, _rosetta())
+
+
+def _gpus() -> tuple[str, ...]:
+    if sys.platform == "darwin":
+        return ("Apple",) if platform.machine() == "arm64" else ()
+    if sys.platform == "win32":
+        return ("NVIDIA",) if Path(r"C:\Windows\System32\nvcuda.dll").exists() else ()
+    found = set()
+    for device in Path("/sys/bus/pci/devices").glob("*"):
+        try:
+            display = (device / "class").read_text().startswith("0x03")
+            vendor = (device / "vendor").read_text().strip()
+        except OSError:
+            continue
+        if display and vendor in _VENDORS:
+            found.add(_VENDORS[vendor])
+    return tuple(sorted(found, reverse=True))  # NVIDIA first: beside it, AMD is most often the processor's own
+
+
+def _cpu_features() -> frozenset[str]:
+    if sys.platform == "win32":
+        import ctypes
+
+        avx2 = ctypes.windll.kernel32.IsProcessorFeaturePresent(40)  # PF_AVX2_INSTRUCTIONS_AVAILABLE; FMA and F16C came before it
+        return frozenset(_SPEED_FEATURES.values()) if avx2 else frozenset()
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return frozenset()  # macOS: arm64 builds have what they need
+    line = next((line for line in text.splitlines() if line.startswith("flags")), "")
+    return frozenset(line.split())
+
+
+def _rosetta() -> bool:
+    if sys.platform != "darwin" or platform.machine() != "x86_64":
+        return False
+    import ctypes
+
+    value, size = ctypes.c_int(0), ctypes.c_size_t(4)
+    libc = ctypes.CDLL(None)
+    return libc.sysctlbyname(b"sysctl.proc_translated", ctypes.byref(value), ctypes.byref(size), None, 0) == 0 and value.value == 1

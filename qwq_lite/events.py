@@ -1,0 +1,78 @@
+"""What a reply is made of while it comes, and what it is when it is there. Data only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal, Union
+
+FinishReason = Literal["stop", "length", "context", "cancelled"]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Work before the first token. stage "load": parts of 1; stage "prefill": tokens."""
+
+    stage: Literal["load", "prefill"]
+    done: float
+    total: float
+
+
+@dataclass(frozen=True)
+class Thinking:
+    """More text of the thought."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Answer:
+    """More text of the answer."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Notice:
+    """Something the user should know, in one line."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Stats:
+    """Counts and seconds of one reply.
+
+    n_reused: tokens of the prompt that were in the cache already; n_prefilled: those that were computed.
+    """
+
+    n_prompt: int = 0
+    n_reused: int = 0
+    n_prefilled: int = 0
+    n_generated: int = 0
+    prefill_s: float = 0.0
+    decode_s: float = 0.0
+
+    @property
+    def decode_tok_s(self) -> float:
+        return self.n_generated / self.decode_s if self.decode_s else 0.0
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A finished reply. finish_reason: "stop" (the model ended its turn), "length" (max_tokens), "context" (no room),
+    "cancelled"."""
+
+    answer: str
+    thinking: str
+    finish_reason: FinishReason
+    stats: Stats = field(default_factory=Stats)
+
+
+@dataclass(frozen=True)
+class Done:
+    """The last event of every reply."""
+
+    reply: Reply
+
+
+Event = Union[Progress, Thinking, Answer, Notice, Done]

@@ -1,0 +1,36 @@
+"""What a machine has, as data. Knows no llama.cpp: `backend.devices` fills it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+DeviceKind = Literal["cpu", "gpu", "igpu", "accel"]
+
+
+@dataclass(frozen=True)
+class Device:
+    """One device that llama.cpp can use. free_bytes as llama.cpp reports it; for the CPU that is the total."""
+
+    name: str
+    description: str
+    kind: DeviceKind
+    total_bytes: int
+    free_bytes: int
+
+
+@dataclass(frozen=True)
+class EngineReport:
+    """What an installed llama.cpp says of itself once it is loaded.
+
+    features: CPU features it was built with ("AVX2", …), as llama_print_system_info names them.
+    """
+
+    version: str
+    offload: bool
+    devices: tuple[Device, ...]
+    features: tuple[str, ...]
+
+    @property
+    def gpus(self) -> tuple[Device, ...]:
+        return tuple(device for device in self.devices if device.kind in ("gpu", "igpu"))
