@@ -24,7 +24,10 @@ MODELS = (
     CatalogModel("qwq-32b-preview", "Qwen/QwQ-32B-Preview", r"qwq.*32b.*preview", Sampling()),
     CatalogModel("qwq-32b", "Qwen/QwQ-32B", r"qwq.*32b", Sampling()),
     CatalogModel(
-        "deepseek-r1-distill-qwen", "deepseek-ai/DeepSeek-R1-Distill-Qwen-32B", r"r1.*distill.*qwen", Sampling(0.6, 0, 0.95, 0.0)
+        "deepseek-r1-distill-qwen",
+        "deepseek-ai/DeepSeek-R1-Distill-Qwen-32B",
+        r"r1.*distill.*qwen",
+        Sampling(0.6, 0, 0.95, 0.0),
     ),
 )
 DEFAULT_SAMPLING = Sampling()

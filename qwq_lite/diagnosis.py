@@ -49,12 +49,20 @@ def findings(machine: Machine, engine: EngineReport | None, failure: str = "") -
         text, _, command = failure.partition("run: ")
         return [Finding("error", text.rstrip("; ,"), command or "python scripts/install.py --force")]
     found = list(unusable_gpu(machine, engine))
-    missing = [name for name, flag in _SPEED_FEATURES.items() if flag in machine.cpu_features and name not in engine.features]
+    missing = [
+        name for name, flag in _SPEED_FEATURES.items() if flag in machine.cpu_features and name not in engine.features
+    ]
     if missing:
         text = f"llama.cpp was built without {', '.join(missing)}, which this CPU has: layers on the CPU run several times slower"
         found.append(Finding("warning", text, f"python scripts/install.py --accel {_accel(engine)} --compile --force"))
     if machine.rosetta:
-        found.append(Finding("error", "this Python runs under Rosetta, without the Apple GPU", "arch -arm64 python3 scripts/install.py"))
+        found.append(
+            Finding(
+                "error",
+                "this Python runs under Rosetta, without the Apple GPU",
+                "arch -arm64 python3 scripts/install.py",
+            )
+        )
     if machine.free_disk_bytes < _MIN_DISK_BYTES:
         text = f"{machine.free_disk_bytes / 1e9:.1f} GB are free here; QwQ-32B as Q4_K_M needs 19.9 GB"
         found.append(Finding("warning", text, "change to a folder on a larger disk"))
@@ -66,7 +74,11 @@ def unusable_gpu(machine: Machine, engine: EngineReport) -> Sequence[Finding]:
     if not machine.gpus or engine.gpus:
         return []
     vendor = machine.gpus[0]
-    reason = "llama.cpp was built without GPU support" if not engine.offload else "llama.cpp finds no GPU: driver or runtime is missing"
+    reason = (
+        "llama.cpp was built without GPU support"
+        if not engine.offload
+        else "llama.cpp finds no GPU: driver or runtime is missing"
+    )
     return [
         Finding(
             "error",
@@ -107,7 +119,9 @@ def _cpu_features() -> frozenset[str]:
     if sys.platform == "win32":
         import ctypes
 
-        avx2 = ctypes.windll.kernel32.IsProcessorFeaturePresent(40)  # PF_AVX2_INSTRUCTIONS_AVAILABLE; FMA and F16C came before it
+        avx2 = ctypes.windll.kernel32.IsProcessorFeaturePresent(
+            40
+        )  # PF_AVX2_INSTRUCTIONS_AVAILABLE; FMA and F16C came before it
         return frozenset(_SPEED_FEATURES.values()) if avx2 else frozenset()
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
@@ -124,4 +138,7 @@ def _rosetta() -> bool:
 
     value, size = ctypes.c_int(0), ctypes.c_size_t(4)
     libc = ctypes.CDLL(None)
-    return libc.sysctlbyname(b"sysctl.proc_translated", ctypes.byref(value), ctypes.byref(size), None, 0) == 0 and value.value == 1
+    return (
+        libc.sysctlbyname(b"sysctl.proc_translated", ctypes.byref(value), ctypes.byref(size), None, 0) == 0
+        and value.value == 1
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal, Union
+from typing import Literal
 
 FinishReason = Literal["stop", "length", "context", "cancelled"]
 
@@ -75,4 +75,4 @@ class Done:
     reply: Reply
 
 
-Event = Union[Progress, Thinking, Answer, Notice, Done]
+Event = Progress | Thinking | Answer | Notice | Done

@@ -37,7 +37,9 @@ class RandomAccessFile:
     def __enter__(self) -> RandomAccessFile:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def fileno(self) -> int:
@@ -108,7 +110,9 @@ def locked(file: RandomAccessFile) -> Iterator[None]:
     try:
         _lock(file.fileno())
     except OSError as error:
-        raise OutputError(f"{file.path}: another program is writing this file; wait for it, or choose another -o") from error
+        raise OutputError(
+            f"{file.path}: another program is writing this file; wait for it, or choose another -o"
+        ) from error
     try:
         yield
     finally:
@@ -142,7 +146,7 @@ def _unlock(fd: int) -> None:
 
 def replace(temporary: Path, final: Path) -> None:
     """Give a finished, synced file its final name in one step, and make the name survive a power cut."""
-    os.replace(temporary, final)
+    temporary.replace(final)
     if WINDOWS:  # a folder cannot be opened there, and NTFS journals its own names
         return
     fd = os.open(final.parent, os.O_RDONLY)

@@ -46,7 +46,9 @@ def advance(rules: Rules, state: State, token: int, piece: bytes) -> Step:
     if token in rules.end_tokens:
         return Step(state, close(state), "stop")
     counted = dataclasses.replace(state, n_tokens=state.n_tokens + 1)
-    limit: FinishReason | None = "length" if rules.max_tokens is not None and counted.n_tokens >= rules.max_tokens else None
+    limit: FinishReason | None = (
+        "length" if rules.max_tokens is not None and counted.n_tokens >= rules.max_tokens else None
+    )
     if token == rules.think_close:
         return Step(dataclasses.replace(counted, phase="answer", pending=b"", at_start=True), close(state), limit)
     if token == rules.think_open and state.at_start:

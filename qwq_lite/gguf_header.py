@@ -85,6 +85,8 @@ class Header:
 def tensor_bytes(shape: Iterable[int], kind: GGMLQuantizationType) -> int:
     """Bytes of one tensor. Raises: ValueError when the columns do not divide into the type's blocks."""
     columns, *rest = shape
+    block: int
+    block_bytes: int
     block, block_bytes = GGML_QUANT_SIZES[kind]
     if columns % block:
         raise ValueError(f"{columns} columns do not divide into blocks of {block} ({kind.name})")
@@ -256,7 +258,9 @@ def encode(arch: str, keys: Mapping[str, tuple[Value, GGUFValueType]], tensors: 
         # A quantized tensor's shape is given in bytes a row, as gguf-py wants it, with a dtype of uint8.
         rows_first = tuple(reversed(info.shape))
         row_bytes = tensor_bytes(info.shape[:1], info.type)
-        writer.add_tensor_info(info.name, (*rows_first[:-1], row_bytes), np.dtype(np.uint8), info.n_bytes, raw_dtype=info.type)
+        writer.add_tensor_info(
+            info.name, (*rows_first[:-1], row_bytes), np.dtype(np.uint8), info.n_bytes, raw_dtype=info.type
+        )
     memory = io.BytesIO()
     writer.fout, writer.state = [memory], WriterState.EMPTY  # what open_output_file does for a path
     writer.write_header_to_file()

@@ -66,7 +66,10 @@ def load(
 
     types = header.keys.get("tokenizer.ggml.token_type")
     weights = LoadedModel(
-        file, n_gpu_layers=n_gpu_layers, token_types=types if isinstance(types, list) else None, on_progress=report
+        file,
+        n_gpu_layers=n_gpu_layers,
+        token_types=[int(kind) for kind in types] if isinstance(types, list) else None,
+        on_progress=report,
     )
     try:
         return LocalModel(header, weights, Context(weights, settings))
@@ -98,7 +101,9 @@ class LocalModel:
     def __enter__(self) -> LocalModel:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def chat(self, system: str | None = None) -> Chat:
@@ -113,13 +118,17 @@ class LocalModel:
         """A reply to messages as a stream of events. Raises: TemplateError, EngineError, EngineClosed."""
         scheduler = self._open()
         if self._template is None:
-            raise TemplateError(f"{self._header.path}: has no chat template (tokenizer.chat_template), so it is no chat model")
+            raise TemplateError(
+                f"{self._header.path}: has no chat template (tokenizer.chat_template), so it is no chat model"
+            )
         tokens = self._template.encode(self._vocab, messages, self._form)
         special = self._vocab.special
         opened, closed = (special.get(tag) for tag in prompt.THINK_TAGS)
         rules = Rules(
-            self._vocab.end_tokens, None if options.max_tokens is None else _checked("max_tokens", options.max_tokens, 1, 1 << 31),
-            think_open=opened, think_close=closed,
+            self._vocab.end_tokens,
+            None if options.max_tokens is None else _checked("max_tokens", options.max_tokens, 1, 1 << 31),
+            think_open=opened,
+            think_close=closed,
         )
         thinking = opened is not None and opened in tokens[-3:]  # the template ended the prompt with <think>\n
         start = State(phase="thinking" if thinking else "answer")
@@ -143,7 +152,9 @@ class LocalModel:
 
     def _sampling(self, options: Options) -> sampling.Sampling:
         user = {name: getattr(options, name) for name in ("temperature", "top_k", "top_p", "min_p")}
-        return sampling.resolve(user, self._header.keys, self._known.sampling if self._known else catalog.DEFAULT_SAMPLING)
+        return sampling.resolve(
+            user, self._header.keys, self._known.sampling if self._known else catalog.DEFAULT_SAMPLING
+        )
 
     def _seed(self, options: Options) -> int:
         return secrets.randbits(32) if options.seed is None else options.seed

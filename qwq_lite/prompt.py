@@ -103,7 +103,9 @@ class ChatTemplate:
         try:
             self._template = environment.from_string(source)
         except TemplateSyntaxError as error:
-            raise TemplateError(f"tokenizer.chat_template, line {error.lineno}: {error.message}; convert the model again") from error
+            raise TemplateError(
+                f"tokenizer.chat_template, line {error.lineno}: {error.message}; convert the model again"
+            ) from error
         self.source = source
 
     def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True, **extra: Any) -> str:
@@ -141,13 +143,17 @@ def _encoded(
         yield from tokenize(vocab, part[start:], form)
 
 
-def _marked_message(message: Message, spellings: re.Pattern[str] | None, marks: tuple[str, str], form: str) -> dict[str, Any]:
+def _marked_message(
+    message: Message, spellings: re.Pattern[str] | None, marks: tuple[str, str], form: str
+) -> dict[str, Any]:
     """A message with its spellings marked. A reply's own thinking tags are the template's business and stay."""
     keep = THINK_TAGS if message.get("role") == "assistant" else ()
     return {key: _marked(value, spellings, marks, form, keep) for key, value in message.items()}
 
 
-def _marked(value: Any, spellings: re.Pattern[str] | None, marks: tuple[str, str], form: str, keep: Sequence[str] = ()) -> Any:
+def _marked(
+    value: Any, spellings: re.Pattern[str] | None, marks: tuple[str, str], form: str, keep: Sequence[str] = ()
+) -> Any:
     if isinstance(value, str):
         text = normalized(value, form)
         if spellings is None:

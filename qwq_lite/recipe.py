@@ -39,10 +39,13 @@ def file_type(name: str) -> LlamaFileType:
 
 
 def file_type_name(kind: LlamaFileType) -> str:
-    return kind.name.removeprefix("MOSTLY_").removeprefix("ALL_")
+    name: str = kind.name
+    return name.removeprefix("MOSTLY_").removeprefix("ALL_")
 
 
-def tensor_types(shapes: Mapping[str, tuple[int, ...]], kind: LlamaFileType, n_layer: int) -> dict[str, GGMLQuantizationType]:
+def tensor_types(
+    shapes: Mapping[str, tuple[int, ...]], kind: LlamaFileType, n_layer: int
+) -> dict[str, GGMLQuantizationType]:
     """Type of every tensor of a qwen2 model.
 
     Shapes: GGUF name -> ggml's order (columns, rows). Pure: the same arguments give the same types on every machine.
@@ -51,7 +54,9 @@ def tensor_types(shapes: Mapping[str, tuple[int, ...]], kind: LlamaFileType, n_l
     return {name: _tensor_type(name, shape, kind, n_layer, tied) for name, shape in shapes.items()}
 
 
-def _tensor_type(name: str, shape: tuple[int, ...], kind: LlamaFileType, n_layer: int, tied: bool) -> GGMLQuantizationType:
+def _tensor_type(
+    name: str, shape: tuple[int, ...], kind: LlamaFileType, n_layer: int, tied: bool
+) -> GGMLQuantizationType:
     if stays_f32(name, shape):
         return T.F32
     default = _DEFAULT[kind]

@@ -7,6 +7,7 @@ import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from qwq_lite.errors import UsageError
 from qwq_lite.gguf_header import Value
@@ -32,7 +33,9 @@ class Sampling:
             if not math.isfinite(value) or not low <= value <= high:
                 raise UsageError(f"{name} is {value}, a number from {low} to {high} is allowed")
         if self.top_p == 0:
-            raise UsageError("top_p is 0, a number above 0 and up to 1 is allowed; for the likeliest token set temperature to 0")
+            raise UsageError(
+                "top_p is 0, a number above 0 and up to 1 is allowed; for the likeliest token set temperature to 0"
+            )
 
 
 _FILE_KEYS = {"temperature": "temp", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p"}  # general.sampling.*
@@ -48,10 +51,15 @@ def resolve(user: Mapping[str, float | None], file_keys: Mapping[str, Value], ca
         value = file_keys.get(f"general.sampling.{key}")
         if isinstance(value, int | float) and not isinstance(value, bool):
             try:
-                settings = dataclasses.replace(settings, **{name: int(value) if name == "top_k" else float(value)})
+                settings = _changed(settings, {name: int(value) if name == "top_k" else float(value)})
             except UsageError:
                 continue
-    return dataclasses.replace(settings, **{name: value for name, value in user.items() if value is not None})
+    return _changed(settings, {name: value for name, value in user.items() if value is not None})
+
+
+def _changed(settings: Sampling, values: Mapping[str, float]) -> Sampling:
+    changes: dict[str, Any] = dict(values)
+    return dataclasses.replace(settings, **changes)
 
 
 def draw_seed(seed: int, attempt: int, position: int) -> int:

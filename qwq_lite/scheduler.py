@@ -20,7 +20,9 @@ from qwq_lite.errors import EngineClosed, EngineError, QwqError
 from qwq_lite.events import Answer, Done, Event, FinishReason, Notice, Progress, Reply, Stats, Thinking
 from qwq_lite.sampling import Sampling, draw_seed
 
-PREFILL_CHUNK = 128  # tokens of a decode call in prefill: small enough to cancel between on a GPU, which cannot be interrupted
+PREFILL_CHUNK = (
+    128  # tokens of a decode call in prefill: small enough to cancel between on a GPU, which cannot be interrupted
+)
 _WAIT_S = 0.25  # Windows does not wake a waiting main thread for Ctrl-C
 
 
@@ -90,7 +92,8 @@ class Scheduler:
             raise EngineError("the prompt is empty")
         if len(request.prompt) >= self._context.n_ctx:
             raise EngineError(
-                f"the prompt has {len(request.prompt)} tokens, the context {self._context.n_ctx}; shorten it, or load with a larger one (--ctx)"
+                f"the prompt has {len(request.prompt)} tokens, the context {self._context.n_ctx};"
+                " shorten it, or load with a larger one (--ctx)"
             )
         stream = Stream(self, request)
         with self._lock:
@@ -156,7 +159,11 @@ class Scheduler:
             decode_s=time.monotonic() - prefilled,
         )
         if finish == "context":
-            stream.put(Notice(f"the context of {self._context.n_ctx} tokens is full, the answer ends here; --ctx sets a larger one"))
+            stream.put(
+                Notice(
+                    f"the context of {self._context.n_ctx} tokens is full, the answer ends here; --ctx sets a larger one"
+                )
+            )
         stream.put(Done(reply.finished(finish, stats)))
 
     def _prefill(self, stream: Stream) -> int:

@@ -72,7 +72,12 @@ class _Fields:
         value = self._data.get(name, default)
         if value is None:
             raise self.fail(name, f"is missing, a number from {low:g} to {high:g} is expected")
-        if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high or not math.isfinite(value):
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, int | float)
+            or not low <= value <= high
+            or not math.isfinite(value)
+        ):
             raise self.fail(name, f"is {value!r}, a number from {low:g} to {high:g} is expected")
         return float(value)
 
@@ -88,7 +93,9 @@ def from_config(config: Mapping[str, Any], path: Path) -> ModelShape:
     if "head_dim" not in config and n_embd % n_head:
         raise fields.fail("hidden_size", f"is {n_embd}, which does not divide by num_attention_heads {n_head}")
     if n_head % n_head_kv:
-        raise fields.fail("num_attention_heads", f"is {n_head}, which does not divide by num_key_value_heads {n_head_kv}")
+        raise fields.fail(
+            "num_attention_heads", f"is {n_head}, which does not divide by num_key_value_heads {n_head_kv}"
+        )
     head = fields.integer("head_dim", default=n_embd // n_head, high=4096)
     if head % 2:
         raise fields.fail("head_dim", f"is {head}, rotary positions need an even number")

@@ -49,7 +49,13 @@ def command(checkpoint: Path, kind: str, output: Path | None, force: bool, threa
 
 def _bar() -> Bar:
     """Bytes of the source, rate and time left, on stderr; nothing when that is no terminal."""
-    columns = (TextColumn("{task.description:28}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description:28}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
     return Bar(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty())
 
 

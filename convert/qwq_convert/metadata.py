@@ -48,7 +48,9 @@ def _general(writer: GGUFWriter, checkpoint: Checkpoint, n_params: int) -> None:
     try:
         metadata = Metadata.load(None, checkpoint.folder, checkpoint.name, n_params)
     except Exception as error:  # a model card is prose with YAML on top: anything can be in it
-        raise CheckpointError(f"{checkpoint.folder}: README.md or generation_config.json cannot be read: {error}") from error
+        raise CheckpointError(
+            f"{checkpoint.folder}: README.md or generation_config.json cannot be read: {error}"
+        ) from error
     metadata.name = metadata.name or checkpoint.name
     metadata.size_label = metadata.size_label or size_label(n_params, n_params, 0, 0)
     metadata.set_gguf_meta_model(writer)

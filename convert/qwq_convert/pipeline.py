@@ -70,7 +70,9 @@ def prepare(checkpoint: Checkpoint, kind: LlamaFileType, output: Path | None = N
     pairs = pair(checkpoint, shape)
     types = tensor_types({entry.name: entry.shape for entry in pairs}, kind, shape.n_layer)
     infos = gguf_header.layout((entry.name, entry.shape, types[entry.name]) for entry in pairs)
-    n_params = sum(entry.source.n_bytes // (2 if entry.source.type != GGMLQuantizationType.F32 else 4) for entry in pairs)
+    n_params = sum(
+        entry.source.n_bytes // (2 if entry.source.type != GGMLQuantizationType.F32 else 4) for entry in pairs
+    )
     keys = metadata.keys(checkpoint, shape, vocab.load(checkpoint, shape.n_vocab), kind, n_params)
     return Conversion(output or default_output(checkpoint, kind), kind, shape, keys, pairs, infos)
 
@@ -113,12 +115,17 @@ def _run(plan: Conversion, checkpoint: Checkpoint, n_threads: int, on_progress: 
     data_bytes = sum(gguf_header.padded(info.n_bytes) for info in plan.infos)
     total = plan.source_bytes
     jobs = [
-        quantize.Job(entry, info.type, len(header) + info.offset) for entry, info in zip(plan.pairs, plan.infos, strict=True)
+        quantize.Job(entry, info.type, len(header) + info.offset)
+        for entry, info in zip(plan.pairs, plan.infos, strict=True)
     ]
     with writer.output_file(plan.output, len(header) + data_bytes) as file:
         file.write_from(memoryview(header), 0)
         quantize.run(
-            jobs, checkpoint, file.write_from, n_threads, lambda name, n_bytes: on_progress(Progress(name, n_bytes, total))
+            jobs,
+            checkpoint,
+            file.write_from,
+            n_threads,
+            lambda name, n_bytes: on_progress(Progress(name, n_bytes, total)),
         )
 
 
@@ -131,7 +138,9 @@ def _check_architecture(checkpoint: Checkpoint) -> None:
             " for other models use llama.cpp's convert_hf_to_gguf.py"
         )
     if "quantization_config" in checkpoint.config:
-        raise CheckpointError(f"{path}: quantization_config is set: these weights are quantized already; take the original checkpoint")
+        raise CheckpointError(
+            f"{path}: quantization_config is set: these weights are quantized already; take the original checkpoint"
+        )
 
 
 def _check_not_source(output: Path, checkpoint: Checkpoint) -> None:

@@ -73,7 +73,7 @@ class _Worker:
         job, source = window.job, window.job.pair.source
         row_in, row_out = kernels.row_bytes(source.type, job.columns), kernels.row_bytes(job.type, job.columns)
         raw = self._source[: window.rows * row_in]
-        self._checkpoint.read_into(source, memoryview(raw), window.first_row * row_in)
+        self._checkpoint.read_into(source, raw.data, window.first_row * row_in)
         if not kernels.is_valid(raw, source.type):
             raise self._bad_value(window, raw)
         if source.type == job.type:
@@ -83,7 +83,7 @@ class _Worker:
             done = kernels.from_float(values, job.type, job.columns, self._rows)
             if not kernels.is_valid(done, job.type):
                 raise self._overflow(window, values)
-        self._write(memoryview(done), job.offset + window.first_row * row_out)
+        self._write(done.data, job.offset + window.first_row * row_out)
         return raw.nbytes
 
     def _bad_value(self, window: Window, raw: kernels.Bytes) -> CheckpointError:
@@ -94,12 +94,16 @@ class _Worker:
     def _overflow(self, window: Window, values: kernels.Floats) -> CheckpointError:
         bad = int(np.argmax(np.abs(values)))
         hint = "BF16 or Q8_0 can" if window.job.type == T.F16 else "BF16 can"
-        return self._error(window, bad, f"is {values[bad]:g}, which {window.job.type.name} cannot hold; {hint}: convert with -q BF16")
+        return self._error(
+            window, bad, f"is {values[bad]:g}, which {window.job.type.name} cannot hold; {hint}: convert with -q BF16"
+        )
 
     def _error(self, window: Window, index: int, message: str) -> CheckpointError:
         source, columns = window.job.pair.source, window.job.columns
         row, column = window.first_row + index // columns, index % columns
-        return CheckpointError(f"{self._checkpoint.folder / source.file}: tensor {source.name}, row {row}, column {column} {message}")
+        return CheckpointError(
+            f"{self._checkpoint.folder / source.file}: tensor {source.name}, row {row}, column {column} {message}"
+        )
 
 
 def run(

@@ -66,7 +66,9 @@ class Checkpoint:
     def __enter__(self) -> Checkpoint:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def close(self) -> None:
@@ -100,14 +102,18 @@ class Checkpoint:
         try:
             self._files[tensor.file].read_into(buffer, tensor.offset + offset)
         except (OSError, EOFError) as error:
-            raise CheckpointError(f"{self.folder / tensor.file}: tensor {tensor.name}: {error}; fetch the file again") from error
+            raise CheckpointError(
+                f"{self.folder / tensor.file}: tensor {tensor.name}: {error}; fetch the file again"
+            ) from error
 
     def _config(self) -> dict[str, Any]:
         config = self.json("config.json")
         if config is not None:
             return config
         if any(self.folder.glob("*.gguf")):
-            raise CheckpointError(f"{self.folder}: holds GGUF files and no config.json; these run as they are: qwq-lite chat FILE")
+            raise CheckpointError(
+                f"{self.folder}: holds GGUF files and no config.json; these run as they are: qwq-lite chat FILE"
+            )
         raise CheckpointError(f"{self.folder}: config.json is missing; this is not a checkpoint folder")
 
     def _read_headers(self) -> dict[str, SourceTensor]:
@@ -118,7 +124,9 @@ class Checkpoint:
         listed = _weight_map(index, self.folder / INDEX)
         found: dict[str, SourceTensor] = {}
         for file in sorted(set(listed.values())):
-            self._open(file, f"{self.folder / file}: the shard is missing, {INDEX} (weight_map) names it; fetch it again")
+            self._open(
+                file, f"{self.folder / file}: the shard is missing, {INDEX} (weight_map) names it; fetch it again"
+            )
             for name, tensor in self._shard(file).items():
                 if listed.get(name) != file:
                     says = f"places it in {listed[name]}" if name in listed else "does not list it"
@@ -126,7 +134,9 @@ class Checkpoint:
                 found[name] = tensor
         missing = next((name for name in listed if name not in found), None)
         if missing:
-            raise CheckpointError(f"{self.folder / listed[missing]}: tensor {missing} is missing, {INDEX} places it there; fetch the shard again")
+            raise CheckpointError(
+                f"{self.folder / listed[missing]}: tensor {missing} is missing, {INDEX} places it there; fetch the shard again"
+            )
         return found
 
     def _pickle_hint(self) -> str:
@@ -156,7 +166,8 @@ class Checkpoint:
             kind = _DTYPES.get(entry["dtype"])
             if kind is None:
                 raise CheckpointError(
-                    f"{path}: tensor {name} has dtype {entry['dtype']}; {', '.join(_DTYPES)} can be converted: take the unquantized checkpoint"
+                    f"{path}: tensor {name} has dtype {entry['dtype']}; {', '.join(_DTYPES)} can be converted:"
+                    " take the unquantized checkpoint"
                 )
             tensors[name] = SourceTensor(name, tuple(entry["shape"]), kind, file, 8 + length + entry["data_offsets"][0])
         return tensors
@@ -165,10 +176,14 @@ class Checkpoint:
 def _weight_map(index: Mapping[str, Any], path: Path) -> dict[str, str]:
     listed = index.get("weight_map")
     if not isinstance(listed, dict) or not listed or not all(isinstance(file, str) for file in listed.values()):
-        raise CheckpointError(f"{path}: weight_map is missing or not an object of tensor names and file names; fetch the index again")
+        raise CheckpointError(
+            f"{path}: weight_map is missing or not an object of tensor names and file names; fetch the index again"
+        )
     for name, file in listed.items():
         if Path(file).name != file or not file.endswith(".safetensors"):
-            raise CheckpointError(f"{path}: weight_map places {name} in {file!r}; a .safetensors file of this folder is expected")
+            raise CheckpointError(
+                f"{path}: weight_map places {name} in {file!r}; a .safetensors file of this folder is expected"
+            )
     return listed
 
 
@@ -202,7 +217,9 @@ def read_json_object(path: Path) -> dict[str, Any]:
 def _read_text(path: Path) -> str:
     try:
         if path.stat().st_size > MAX_JSON_BYTES:
-            raise CheckpointError(f"{path}: is larger than {MAX_JSON_BYTES >> 20} MiB, which no such file is; fetch it again")
+            raise CheckpointError(
+                f"{path}: is larger than {MAX_JSON_BYTES >> 20} MiB, which no such file is; fetch it again"
+            )
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{path}: cannot be read as UTF-8 text: {error}") from error

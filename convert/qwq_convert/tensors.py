@@ -95,7 +95,8 @@ def pair(checkpoint: Checkpoint, shape: ModelShape) -> list[TensorPair]:
             expected[ours] = (shape.n_vocab, shape.n_embd)
         if ours is None or ours not in expected:
             raise CheckpointError(
-                f"{checkpoint.folder / tensor.file}: tensor {name} does not belong to a Qwen2ForCausalLM of {shape.n_layer} layers;"
+                f"{checkpoint.folder / tensor.file}: tensor {name} does not belong to a Qwen2ForCausalLM"
+                f" of {shape.n_layer} layers;"
                 " config.json and shards do not match, fetch both again"
             )
         if tensor.shape != expected[ours]:

@@ -71,15 +71,21 @@ def _model(tokenizer: Mapping[str, Any], path: Path) -> Mapping[str, Any]:
     model = tokenizer.get("model")
     if not isinstance(model, dict) or model.get("type", "BPE") != "BPE":
         found = model.get("type") if isinstance(model, dict) else model
-        raise CheckpointError(f"{path}: model.type is {found!r}, BPE is expected: this tokenizer is not of the qwen2 family")
+        raise CheckpointError(
+            f"{path}: model.type is {found!r}, BPE is expected: this tokenizer is not of the qwen2 family"
+        )
     return model
 
 
-def _added_tokens(tokenizer: Mapping[str, Any], settings: Mapping[str, Any], path: Path) -> Iterator[tuple[int, str, bool]]:
+def _added_tokens(
+    tokenizer: Mapping[str, Any], settings: Mapping[str, Any], path: Path
+) -> Iterator[tuple[int, str, bool]]:
     """(id, text, special) of every added token; tokenizer_config.json may know more of them than tokenizer.json."""
     listed = [(entry.get("id"), entry) for entry in tokenizer.get("added_tokens") or [] if isinstance(entry, dict)]
     decoder = settings.get("added_tokens_decoder") or {}
-    listed += [(int(key) if str(key).isdecimal() else None, entry) for key, entry in decoder.items() if isinstance(entry, dict)]
+    listed += [
+        (int(key) if str(key).isdecimal() else None, entry) for key, entry in decoder.items() if isinstance(entry, dict)
+    ]
     for number, entry in listed:
         content = entry.get("content")
         if not isinstance(number, int) or not isinstance(content, str) or not content:
@@ -87,7 +93,9 @@ def _added_tokens(tokenizer: Mapping[str, Any], settings: Mapping[str, Any], pat
         yield number, content, bool(entry.get("special"))
 
 
-def _tokens(tokenizer: Mapping[str, Any], settings: Mapping[str, Any], path: Path, n_rows: int) -> tuple[list[str], list[int]]:
+def _tokens(
+    tokenizer: Mapping[str, Any], settings: Mapping[str, Any], path: Path, n_rows: int
+) -> tuple[list[str], list[int]]:
     vocab = _model(tokenizer, path).get("vocab")
     if not isinstance(vocab, dict) or not vocab:
         raise CheckpointError(f"{path}: model.vocab is missing or not an object")
@@ -96,9 +104,13 @@ def _tokens(tokenizer: Mapping[str, Any], settings: Mapping[str, Any], path: Pat
 
     def put(number: object, token: str, kind: TokenType) -> None:
         if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < n_rows:
-            raise CheckpointError(f"{path}: token {token!r} has id {number!r}; ids from 0 to {n_rows - 1} have a row in the embedding")
+            raise CheckpointError(
+                f"{path}: token {token!r} has id {number!r}; ids from 0 to {n_rows - 1} have a row in the embedding"
+            )
         if types[number] != TokenType.UNUSED and tokens[number] != token:
-            raise CheckpointError(f"{path}: id {number} belongs to {tokens[number]!r} and to {token!r}; fetch the file again")
+            raise CheckpointError(
+                f"{path}: id {number} belongs to {tokens[number]!r} and to {token!r}; fetch the file again"
+            )
         tokens[number], types[number] = token, int(kind)
 
     for token, number in vocab.items():
@@ -127,7 +139,9 @@ def _merges(tokenizer: Mapping[str, Any], path: Path, ids: Mapping[str, int]) ->
         if not isinstance(parts, list) or len(parts) != 2 or not all(isinstance(part, str) and part for part in parts):
             raise CheckpointError(f"{path}: model.merges[{number}] is {entry!r}, two pieces are expected")
         if "".join(parts) not in ids:
-            raise CheckpointError(f"{path}: model.merges[{number}] makes {''.join(parts)!r}, which is no token; fetch the file again")
+            raise CheckpointError(
+                f"{path}: model.merges[{number}] makes {''.join(parts)!r}, which is no token; fetch the file again"
+            )
         merges.append(" ".join(part.replace(" ", "Ġ") for part in parts))
     return merges
 
@@ -142,7 +156,11 @@ def _parts(component: Any, plural: str) -> list[dict[str, Any]]:
 
 def _pre_tokenizer(tokenizer: Mapping[str, Any], path: Path) -> str:
     parts = _parts(tokenizer.get("pre_tokenizer"), "pretokenizers")
-    regexes = [part["pattern"].get("Regex") for part in parts if part.get("type") == "Split" and isinstance(part.get("pattern"), dict)]
+    regexes = [
+        part["pattern"].get("Regex")
+        for part in parts
+        if part.get("type") == "Split" and isinstance(part.get("pattern"), dict)
+    ]
     byte_level = [part for part in parts if part.get("type") == "ByteLevel"]
     if len(regexes) == 1 and regexes[0] in _PRE_TOKENIZERS and len(byte_level) == 1 and len(parts) == 2:
         return _PRE_TOKENIZERS[regexes[0]]
@@ -168,7 +186,9 @@ def _token_text(value: Any) -> str | None:
     return value if isinstance(value, str) and value else None
 
 
-def _special_ids(checkpoint: Checkpoint, settings: Mapping[str, Any], ids: Mapping[str, int], n_rows: int) -> dict[str, int]:
+def _special_ids(
+    checkpoint: Checkpoint, settings: Mapping[str, Any], ids: Mapping[str, int], n_rows: int
+) -> dict[str, int]:
     """GGUF's special ids by name: from tokenizer_config.json, and from config.json where that says nothing."""
     found: dict[str, int] = {}
     for name, gguf_name in (("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding")):

@@ -62,7 +62,8 @@ def _system_errors_named(final: Path, size_bytes: int) -> Iterator[None]:
         if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
             free = shutil.disk_usage(final.parent).free
             raise OutputError(
-                f"{final}: the disk is full: {size_bytes / 1e9:.2f} GB are needed, {free / 1e9:.2f} GB are free in {final.parent};"
+                f"{final}: the disk is full: {size_bytes / 1e9:.2f} GB are needed, {free / 1e9:.2f} GB are free"
+                f" in {final.parent};"
                 " make room, or choose another -o"
             ) from error
         raise OutputError(f"{final}: cannot be written: {error.strerror or error}; choose another -o") from error

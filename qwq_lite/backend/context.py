@@ -121,7 +121,8 @@ class Context:
         if not pointer:
             raise EngineError(f"entry {index} of the last batch has no logits")
         address = ctypes.addressof(pointer.contents)
-        return np.frombuffer((ctypes.c_float * self.n_vocab).from_address(address), np.float32)
+        row: Row = np.ctypeslib.as_array((ctypes.c_float * self.n_vocab).from_address(address))
+        return row
 
     def remove(self, sequence: int, start: int) -> None:
         """Forget a sequence from position `start` on."""
@@ -154,9 +155,7 @@ class _Batch:
         self._seq_pointers = (ctypes.POINTER(ctypes.c_int32) * n_batch)(
             *(ctypes.cast(place, ctypes.POINTER(ctypes.c_int32)) for place in places)
         )
-        self._struct = api.llama_batch(
-            0, self._token, None, self._pos, self._n_seq, self._seq_pointers, self._output
-        )
+        self._struct = api.llama_batch(0, self._token, None, self._pos, self._n_seq, self._seq_pointers, self._output)
 
     def filled(self, entries: Sequence[Entry]) -> Any:
         for i, entry in enumerate(entries):
@@ -173,5 +172,3 @@ def _native_flag_test(api: Any) -> Any:
     """
     libc = ctypes.CDLL("msvcrt" if sys.platform == "win32" else None)
     return ctypes.cast(libc.strlen, api.ggml_abort_callback)
-
-

@@ -58,13 +58,22 @@ def report_from_child() -> EngineReport:
     Raises: EngineError with what the child died of and the command that mends it.
     """
     # -c and the parent's own path: with -m, a file called numpy.py in the current folder would be taken for numpy.
-    code = f"import sys; sys.path[:] = {sys.path!r}; from qwq_lite.backend.devices import _print_report; _print_report()"
+    code = (
+        f"import sys; sys.path[:] = {sys.path!r}; from qwq_lite.backend.devices import _print_report; _print_report()"
+    )
     try:
         done = subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, timeout=_CHILD_TIMEOUT_S, check=False, encoding="utf-8"
+            [sys.executable, "-c", code],
+            capture_output=True,
+            text=True,
+            timeout=_CHILD_TIMEOUT_S,
+            check=False,
+            encoding="utf-8",
         )
     except subprocess.TimeoutExpired as error:
-        raise EngineError(f"llama.cpp did not load within {_CHILD_TIMEOUT_S} s; run: python scripts/install.py --force") from error
+        raise EngineError(
+            f"llama.cpp did not load within {_CHILD_TIMEOUT_S} s; run: python scripts/install.py --force"
+        ) from error
     if done.returncode:
         raise EngineError(_death(done.returncode, done.stderr))
     return _parsed(json.loads(done.stdout.splitlines()[-1]))
@@ -93,4 +102,5 @@ def _death(code: int, stderr: str) -> str:
     if code == 3 and lines:
         return lines[-1]
     reason = f"signal {-code}" if code < 0 else f"exit status {code}"
-    return f"llama.cpp cannot be loaded ({reason}): {lines[-1] if lines else 'it said nothing'}; run: python scripts/install.py --force"
+    said = lines[-1] if lines else "it said nothing"
+    return f"llama.cpp cannot be loaded ({reason}): {said}; run: python scripts/install.py --force"

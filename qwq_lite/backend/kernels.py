@@ -50,6 +50,8 @@ def prepare(kind: GGMLQuantizationType) -> None:
 
 def row_bytes(kind: GGMLQuantizationType, n: int) -> int:
     """Bytes of `n` values. `n` must be a multiple of the type's block."""
+    block: int
+    block_bytes: int
     block, block_bytes = GGML_QUANT_SIZES[kind]
     return n // block * block_bytes
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import collections
 import ctypes
+import importlib
 import importlib.util
 import os
 import sys
@@ -87,7 +88,7 @@ def engine() -> Any:
 
 def _import_llama_cpp() -> ModuleType:
     try:
-        import llama_cpp.llama_cpp as module
+        module = importlib.import_module("llama_cpp.llama_cpp")
     except ModuleNotFoundError as error:
         if error.name != "llama_cpp":
             raise
@@ -106,7 +107,8 @@ def load_failure_remedy(message: str) -> str:
     if "libcuda.so" in text or "nvcuda" in text:
         return "the NVIDIA driver is missing: install it, or run: python scripts/install.py --accel cpu --force"
     if "vulkan" in text:
-        return "the Vulkan loader is missing (Debian: apt install libvulkan1), or run: python scripts/install.py --accel cpu --force"
+        cpu = "python scripts/install.py --accel cpu --force"
+        return f"the Vulkan loader is missing (Debian: apt install libvulkan1), or run: {cpu}"
     if "libgomp" in text:
         return "the OpenMP runtime is missing (Debian: apt install libgomp1)"
     return "install it again, run: python scripts/install.py --force"

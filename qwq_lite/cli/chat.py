@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,17 +21,27 @@ _PROMPT = "> "
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("-p", "--prompt", help="Ask this, print the answer and end. `-` reads it from standard input.")
 @click.option("-s", "--system", help="System prompt.")
-@click.option("--ctx", "n_ctx", type=click.IntRange(256), help="Context in tokens.  [default: the model's, at most 8192]")
+@click.option(
+    "--ctx", "n_ctx", type=click.IntRange(256), help="Context in tokens.  [default: the model's, at most 8192]"
+)
 @click.option("--type-k", default="f16", show_default=True, help="Type of the K cache: f16, bf16, q8_0, q4_0.")
 @click.option("--type-v", default="f16", show_default=True, help="Type of the V cache.")
-@click.option("--gpu-layers", "n_gpu_layers", type=click.IntRange(-1), default=-1, help="Layers on the GPU.  [default: all]")
-@click.option("--threads", "n_threads", type=click.IntRange(1), help="CPU threads.  [default: one core less than there are]")
+@click.option(
+    "--gpu-layers", "n_gpu_layers", type=click.IntRange(-1), default=-1, help="Layers on the GPU.  [default: all]"
+)
+@click.option(
+    "--threads", "n_threads", type=click.IntRange(1), help="CPU threads.  [default: one core less than there are]"
+)
 @click.option("--seed", type=click.IntRange(0), help="The same seed gives the same answer.  [default: random]")
 @click.option("-n", "--max-tokens", type=click.IntRange(1), help="End an answer after so many tokens.")
 @click.option("--temperature", type=click.FloatRange(0), help="0 takes the likeliest token.  [default: the file's]")
 @click.option("--top-k", type=click.IntRange(0), help="Sample among so many tokens; 0 for all.  [default: the file's]")
-@click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), help="Nucleus sampling; 1 for off.  [default: the file's]")
-@click.option("--min-p", type=click.FloatRange(0, 1), help="Least share of the best token's chance.  [default: the file's]")
+@click.option(
+    "--top-p", type=click.FloatRange(0, 1, min_open=True), help="Nucleus sampling; 1 for off.  [default: the file's]"
+)
+@click.option(
+    "--min-p", type=click.FloatRange(0, 1), help="Least share of the best token's chance.  [default: the file's]"
+)
 def command(
     model: Path,
     prompt: str | None,
@@ -90,10 +101,8 @@ def _questions() -> Iterator[str]:
     interactive = sys.stdin.isatty()
     if interactive:
         console.note("Ctrl-C stops an answer, Ctrl-D ends the chat.")
-        try:
+        with contextlib.suppress(ImportError):
             import readline  # noqa: F401 - arrow keys and history in input()
-        except ImportError:
-            pass
     while True:
         try:
             line = input(_PROMPT if interactive else "")

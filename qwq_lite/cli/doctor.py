@@ -86,7 +86,9 @@ def _print_text(machine: diagnosis.Machine, engine: EngineReport | None, found: 
         click.echo("\nNothing is wrong.")
 
 
-def _as_json(machine: diagnosis.Machine, engine: EngineReport | None, found: list[diagnosis.Finding]) -> dict[str, object]:
+def _as_json(
+    machine: diagnosis.Machine, engine: EngineReport | None, found: list[diagnosis.Finding]
+) -> dict[str, object]:
     total, available = _memory_bytes()
     return {
         "qwq_lite": __version__,

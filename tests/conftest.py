@@ -1,0 +1,25 @@
+"""What several tests need: the demo checkpoint and its conversion, made once a session."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from qwq_convert.pipeline import convert
+from qwq_lite.recipe import file_type
+from tests.oracle import demo_checkpoint
+
+
+@pytest.fixture(scope="session")
+def demo_folder() -> Path:
+    """The demo checkpoint, the one that `make demo` makes."""
+    return demo_checkpoint()
+
+
+@pytest.fixture(scope="session")
+def demo_gguf(demo_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo model as Q4_K_M."""
+    path = tmp_path_factory.mktemp("demo") / "SmolLM2-135M-Instruct-Q4_K_M.gguf"
+    convert(demo_folder, file_type("Q4_K_M"), path)
+    return path
