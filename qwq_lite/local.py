@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from qwq_lite import catalog, gguf_header, prompt, sampling, shape
+from qwq_lite import catalog, gguf_header, normalization, prompt, sampling, shape
 from qwq_lite.backend.context import KV_TYPES, Context, ContextSettings
 from qwq_lite.backend.model import ALL_LAYERS, LoadedModel
 from qwq_lite.chat import Chat
@@ -93,7 +93,7 @@ class LocalModel:
         self._vocab = weights.vocab
         source = header.text("tokenizer.chat_template") or self._fallback_template()
         self._template = ChatTemplate(source) if source is not None else None
-        self._form = prompt.normalizer(header.keys)
+        self._form = normalization.normalizer(header.keys)
         self._known = catalog.find(header.text("general.name"), header.text("general.basename"), header.path.name)
         self.n_ctx = context.n_ctx
         self._scheduler: Scheduler | None = Scheduler(weights, context)

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import re
-import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Protocol
@@ -22,11 +21,10 @@ from jinja2 import TemplateSyntaxError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from qwq_lite.errors import TemplateError
-from qwq_lite.gguf_header import Value
+from qwq_lite.normalization import normalized
 
 Message = Mapping[str, Any]
 
-NORMALIZER_KEY = "qwq_lite.tokenizer.normalizer"
 THINK_TAGS = ("<think>", "</think>")
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}{% endfor %}"
@@ -48,23 +46,11 @@ class Vocabulary(Protocol):
     def tokenize(self, text: str, parse_special: bool) -> list[int]: ...
 
 
-def normalizer(keys: Mapping[str, Value]) -> str:
-    """The normalisation form of a model's tokenizer: its own key, else NFC for qwen2, which is what Qwen's has."""
-    found = keys.get(NORMALIZER_KEY)
-    if isinstance(found, str):
-        return found
-    return "NFC" if keys.get("general.architecture") == "qwen2" else "none"
-
-
-def normalized(text: str, form: str) -> str:
-    return unicodedata.normalize("NFC", text) if form == "NFC" else text
-
-
 def tokenize(vocab: Vocabulary, text: str, form: str) -> list[int]:
     """Ids of a text as plain text: nothing added, and no spelling becomes a control or user-defined token.
 
-    `form` is `normalizer()` of the model. Equal to Hugging Face's tokenizer with add_special_tokens off on text without
-    such spellings.
+    `form` is `normalization.normalizer()` of the model. Equal to Hugging Face's tokenizer with
+    add_special_tokens off on text without such spellings.
     """
     text = normalized(text, form)
     spellings = _pattern(vocab)

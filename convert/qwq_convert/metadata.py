@@ -12,6 +12,7 @@ from gguf import GGUFWriter, Metadata
 from gguf.constants import GGML_QUANT_VERSION, GGUFValueType, Keys, LlamaFileType
 from gguf.utility import size_label
 
+from qwq_lite import normalization
 from qwq_lite.errors import CheckpointError
 from qwq_lite.gguf_header import Value
 from qwq_lite.shape import ModelShape
@@ -21,7 +22,6 @@ from .vocab import Vocab
 
 GgufKeys = dict[str, tuple[Value, GGUFValueType]]
 
-NORMALIZER_KEY = "qwq_lite.tokenizer.normalizer"
 _SAMPLING_REPEAT_KEY = "general.sampling.penalty_repeat"
 _ADD_EOS_KEY = "tokenizer.ggml.add_eos_token"
 
@@ -99,4 +99,4 @@ def _tokenizer(writer: GGUFWriter, vocab: Vocab) -> None:
     writer.add_bool(_ADD_EOS_KEY, vocab.add_eos)
     if vocab.chat_template is not None:
         writer.add_chat_template(vocab.chat_template)
-    writer.add_string(NORMALIZER_KEY, vocab.normalizer)
+    writer.add_string(normalization.KEY, vocab.normalizer)

@@ -56,7 +56,9 @@ def test_every_tensor_of_the_demo_model_is_llama_cpps(demo_folder: Path, kind: s
 @pytest.mark.parametrize("kind", ["Q4_K_M", "Q8_0", "F16", "BF16"])
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 @pytest.mark.parametrize("dtype", ["bf16", "f16"])
-def test_eight_layers_whose_rows_divide_by_256(tmp_path: Path, kind: str, tied: bool, dtype: Literal["bf16", "f16"]) -> None:
+def test_eight_layers_whose_rows_divide_by_256(
+    tmp_path: Path, kind: str, tied: bool, dtype: Literal["bf16", "f16"]
+) -> None:
     folder = write_random_checkpoint(
         tmp_path / "checkpoint", n_layer=8, hidden=256, ffn=512, n_head=4, n_head_kv=2, tied=tied, dtype=dtype
     )
@@ -77,7 +79,9 @@ def test_the_same_input_gives_the_same_file_for_any_threads_and_shards(tmp_path:
 
 
 @pytest.mark.parametrize("layout", ["transformers4", "transformers5"])
-def test_both_checkpoint_layouts_keep_the_rope_base(tmp_path: Path, layout: Literal["transformers4", "transformers5"]) -> None:
+def test_both_checkpoint_layouts_keep_the_rope_base(
+    tmp_path: Path, layout: Literal["transformers4", "transformers5"]
+) -> None:
     folder = write_random_checkpoint(tmp_path / "model", layout=layout)
     result = convert(folder, file_type("Q8_0"), tmp_path / "out.gguf")
     keys = gguf_header.read(tmp_path / "out.gguf").keys

@@ -1,0 +1,234 @@
+"""qwq-lite chat, as a process over the demo model: what goes where, how it ends, what stops it."""
+
+from __future__ import annotations
+
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+import qwq_lite
+from qwq_lite.cli import console
+from qwq_lite.errors import EngineClosed
+
+COMMAND = [sys.executable, "-c", "from qwq_lite.cli import main; main()", "chat"]
+FRANCE = ["-s", "Answer in one short English sentence.", "-p", "What is the capital of France?", "--seed", "1"]
+WAIT_S = 120
+
+posix = pytest.mark.skipif(sys.platform == "win32", reason="signals and pseudo-terminals are POSIX")
+
+
+def chat(*arguments: str | Path, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*COMMAND, *map(str, arguments)],
+        input=stdin,
+        capture_output=True,
+        encoding="utf-8",
+        timeout=WAIT_S,
+        check=False,
+    )
+
+
+def test_one_answer_goes_to_stdout_and_all_else_to_stderr(demo_gguf: Path) -> None:
+    done = chat(demo_gguf, *FRANCE)
+    assert done.returncode == 0
+    assert "Paris" in done.stdout
+    assert done.stdout.count("\n") == 1
+    assert "tok/s" in done.stderr
+    assert "Paris" not in done.stderr
+    assert "\x1b" not in done.stdout + done.stderr
+
+
+def test_the_same_seed_gives_the_same_answer(demo_gguf: Path) -> None:
+    arguments = (demo_gguf, "-p", "Tell me a story.", "-n", "40", "--temperature", "1", "--seed")
+    first, second, other = (chat(*arguments, seed) for seed in ("7", "7", "8"))
+    assert first.stdout == second.stdout != other.stdout
+
+
+def test_a_question_is_read_from_standard_input(demo_gguf: Path) -> None:
+    asked = chat(demo_gguf, *FRANCE[:2], "-p", "-", *FRANCE[4:], stdin=FRANCE[3])
+    assert asked.stdout == chat(demo_gguf, *FRANCE).stdout
+
+
+def test_every_line_of_a_pipe_is_a_question_of_one_conversation(demo_gguf: Path) -> None:
+    done = chat(demo_gguf, "-n", "5", "--seed", "1", stdin="Hello\n\nWhat did I say?\n")
+    assert done.returncode == 0
+    assert done.stderr.count("tok/s") == 2
+    assert " + 0 kept" not in done.stderr.splitlines()[-1]
+
+
+def test_max_tokens_ends_an_answer(demo_gguf: Path) -> None:
+    done = chat(demo_gguf, "-p", "Count from 1 to 100.", "-n", "3", "--seed", "1")
+    assert done.returncode == 0
+    assert "stopped at --max-tokens, 3 tokens" in done.stderr
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\3\4" + bytes(1000), b"GGUF", b"GGUF\3\0\0\0" + b"\xff" * 100])
+def test_a_file_that_is_no_gguf_is_one_line(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    path.write_bytes(content)
+    done = chat(path, "-p", "Hi")
+    assert_one_line(done, 1)
+    assert str(path) in done.stderr
+
+
+def test_a_path_that_no_file_can_have_is_one_line() -> None:
+    assert_one_line(chat("a" * 5000, "-p", "Hi"), 1)
+
+
+def test_a_prompt_that_does_not_fit_is_one_line(demo_gguf: Path) -> None:
+    done = chat(demo_gguf, "--ctx", "256", "-p", "word " * 1000)
+    assert done.returncode == 1
+    assert "--ctx" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+
+
+def assert_one_line(done: subprocess.CompletedProcess[str], status: int) -> None:
+    assert done.returncode == status
+    assert done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1
+    assert done.stderr.startswith("qwq-lite: ")
+
+
+@pytest.mark.parametrize(
+    "option", [("--ctx", "100"), ("--top-p", "0"), ("--temperature", "-1"), ("--type-k", "f17"), ("--seed", "-1")]
+)
+def test_an_option_out_of_range_is_usage(option: tuple[str, str], demo_gguf: Path) -> None:
+    done = chat(demo_gguf, *option, "-p", "Hi")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "Traceback" not in done.stderr
+    assert option[1] in done.stderr
+
+
+@posix
+def test_a_reader_that_leaves_ends_the_program_quietly(demo_gguf: Path) -> None:
+    arguments = [*COMMAND, str(demo_gguf), "-p", "Count from 1 to 100.", "-n", "400", "--seed", "1"]
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.read(5)
+        process.stdout.close()
+        said = process.stderr.read().decode()
+        assert process.wait(WAIT_S) == 0
+    assert "Traceback" not in said
+    assert "Error" not in said
+
+
+class Conversation:
+    """A running chat whose standard input is a pseudo-terminal."""
+
+    def __init__(self, process: subprocess.Popen[bytes], terminal: int) -> None:
+        self.process, self._terminal = process, terminal
+        self._events: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self.said = {"out": "", "err": ""}
+        for name, pipe in (("out", process.stdout), ("err", process.stderr)):
+            assert pipe is not None
+            threading.Thread(target=self._read, args=(name, pipe), daemon=True).start()
+
+    def _read(self, name: str, pipe: IO[bytes]) -> None:
+        while data := os.read(pipe.fileno(), 4096):
+            self.said[name] += data.decode("utf-8", "replace")
+            self._events.put(None)
+
+    def type(self, text: str) -> None:
+        os.write(self._terminal, text.encode())
+
+    def wait_for(self, condition: Callable[[], bool]) -> None:
+        """Raises: queue.Empty when the program falls silent before the condition holds."""
+        while not condition():
+            self._events.get(timeout=WAIT_S / 4)
+
+
+@contextmanager
+def conversation(model: Path, *arguments: str) -> Iterator[Conversation]:
+    import pty
+
+    terminal, other = pty.openpty()
+    try:
+        with subprocess.Popen(
+            [*COMMAND, str(model), *arguments], stdin=other, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        ) as process:
+            try:
+                yield Conversation(process, terminal)
+            finally:
+                process.kill()
+    finally:
+        os.close(terminal)
+        os.close(other)
+
+
+@posix
+def test_ctrl_c_stops_the_answer_and_the_next_line_is_answered(demo_gguf: Path) -> None:
+    with conversation(demo_gguf, "-n", "400", "--seed", "1", "--temperature", "0") as talk:
+        talk.wait_for(lambda: "Ctrl-D" in talk.said["err"])
+        talk.type("Count from 1 to 1000, one number a line, and leave none out.\n")
+        talk.wait_for(lambda: "10" in talk.said["out"])
+        talk.process.send_signal(signal.SIGINT)
+        talk.wait_for(lambda: "stopped, " in talk.said["err"])
+        talk.type("What is the capital of France?\n")
+        talk.wait_for(lambda: talk.said["err"].count("tok/s") == 2)
+        talk.type("\x04")
+        assert talk.process.wait(WAIT_S) == 0
+    assert "Paris" in talk.said["out"]
+    assert "Traceback" not in talk.said["err"]
+
+
+@posix
+def test_ctrl_c_at_the_prompt_ends_nothing(demo_gguf: Path) -> None:
+    with conversation(demo_gguf, "-n", "5", "--seed", "1") as talk:
+        talk.wait_for(lambda: "Ctrl-D" in talk.said["err"])
+        talk.type("Hello\n")
+        talk.wait_for(lambda: "tok/s" in talk.said["err"])
+        talk.process.send_signal(signal.SIGINT)
+        talk.type("Hello again\n")
+        talk.wait_for(lambda: talk.said["err"].count("tok/s") == 2)
+        talk.type("\x04")
+        assert talk.process.wait(WAIT_S) == 0
+
+
+@posix
+def test_the_prompt_sign_stays_out_of_a_redirected_answer(demo_gguf: Path) -> None:
+    with conversation(demo_gguf, "-n", "5", "--seed", "1") as talk:
+        talk.wait_for(lambda: "Ctrl-D" in talk.said["err"])
+        talk.type("Hello\n")
+        talk.wait_for(lambda: "tok/s" in talk.said["err"])
+        talk.type("\x04")
+        assert talk.process.wait(WAIT_S) == 0
+    assert "> " not in talk.said["out"]
+
+
+HOSTILE = st.text(st.sampled_from("\x1b[]0;\x07m2J\x9b\x90\x9d\x9c\x7f\r\b\x00\n\ta人😀"))
+
+
+@given(HOSTILE, st.integers(0, 100))
+@example("\x1b[2J", 1)
+@example("\x9b2J", 1)
+@example("\x1b]0;title\x07", 2)
+def test_no_control_character_reaches_the_terminal_wherever_a_text_is_cut(text: str, place: int) -> None:
+    shown = console.printable(text[:place]) + console.printable(text[place:])
+    assert shown == console.printable(text)
+    assert all(character in "\t\n" or character.isprintable() for character in shown)
+    assert [character for character in shown if character in "[];m人😀\n\t"] == [
+        character for character in text if character in "[];m人😀\n\t"
+    ]
+
+
+def test_an_unloaded_model_says_so(demo_gguf: Path) -> None:
+    with qwq_lite.load(demo_gguf, n_ctx=256) as model:
+        talk = model.chat()
+        assert talk.ask("Hi", max_tokens=1).stats.n_generated == 1
+    model.close()
+    with pytest.raises(EngineClosed, match="load it again"):
+        talk.ask("Hi")
+    with pytest.raises(EngineClosed, match="load it again"):
+        model.tokenize("Hi")
