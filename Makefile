@@ -24,22 +24,23 @@ install: ## install for this machine's hardware, into .venv
 	$(INSTALL)
 	@touch $(RUN)
 
-demo: $(RUN) ## convert, plan and run a small model
+demo: $(RUN) ## convert a small real model and ask it a question
 	$(BIN)/python scripts/demo.py
 
 test: $(DEVELOP) ## run the tests
 	$(BIN)/python -m pytest
 
-check: $(DEVELOP) ## lint, format and types
+check: $(DEVELOP) ## lint, format, types, and whether docs/cli.md is current
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python scripts/docs.py --check
 
-docs: $(DEVELOP) ## regenerate help and examples, and compare
+docs: $(DEVELOP) ## write docs/cli.md from the commands' own help
 	$(BIN)/python scripts/docs.py
 
 bench: $(RUN) ## run each file of bench/
-	@for file in bench/*.py; do echo "== $$file"; $(BIN)/python "$$file" || exit 1; done
+	@for file in $(wildcard bench/*.py); do echo "== $$file"; $(BIN)/python "$$file" || exit 1; done
 
 clean: ## delete caches and build products; .venv stays
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

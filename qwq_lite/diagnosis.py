@@ -6,6 +6,7 @@ Knows no terminal: `cli.doctor` prints it, and `cli.chat` warns of the part that
 from __future__ import annotations
 
 import platform
+import re
 import shutil
 import sys
 from collections.abc import Sequence
@@ -46,8 +47,8 @@ class Finding:
 def findings(machine: Machine, engine: EngineReport | None, failure: str = "") -> list[Finding]:
     """What is wrong, worst first. `engine` None: it did not load, for the reason in `failure`."""
     if engine is None:
-        text, _, command = failure.partition("run: ")
-        return [Finding("error", text.rstrip("; ,"), command or "python scripts/install.py --force")]
+        text, *command = re.split(r"[;,] (?:or )?run: ", failure, maxsplit=1)
+        return [Finding("error", text, command[0] if command else "python scripts/install.py --force")]
     found = list(unusable_gpu(machine, engine))
     missing = [
         name for name, flag in _SPEED_FEATURES.items() if flag in machine.cpu_features and name not in engine.features
@@ -66,7 +67,7 @@ def findings(machine: Machine, engine: EngineReport | None, failure: str = "") -
     if machine.free_disk_bytes < _MIN_DISK_BYTES:
         text = f"{machine.free_disk_bytes / 1e9:.1f} GB are free here; QwQ-32B as Q4_K_M needs 19.9 GB"
         found.append(Finding("warning", text, "change to a folder on a larger disk"))
-    return found
+    return sorted(found, key=lambda finding: finding.level != "error")
 
 
 def unusable_gpu(machine: Machine, engine: EngineReport) -> Sequence[Finding]:

@@ -161,8 +161,17 @@ class _Cursor:
 def read(path: Path) -> Header:
     """Read and validate a header.
 
-    Raises: FormatError when the bytes do not follow the format; OSError when the file cannot be read.
+    Raises: FormatError when the bytes do not follow the format, or the file cannot be read.
     """
+    try:
+        return _read(path)
+    except OSError as error:
+        raise FormatError(
+            f"{path}: cannot be read: {error.strerror or error}; give the path of a .gguf file"
+        ) from error
+
+
+def _read(path: Path) -> Header:
     if not path.is_file():  # a folder, a FIFO, nothing: opening those would fail late or never return
         raise FormatError(f"{path}: is not a file; give the path of a .gguf file")
     with path.open("rb") as file:

@@ -53,7 +53,7 @@ def load(
     header = gguf_header.read(file)
     geometry = shape.from_header(header)
     settings = ContextSettings(
-        n_ctx=_checked("n_ctx", n_ctx or min(geometry.n_ctx_train, DEFAULT_N_CTX), 256, 1 << 24),
+        n_ctx=_checked("n_ctx", n_ctx or min(geometry.n_ctx_train, DEFAULT_N_CTX), 1, 1 << 24),
         n_threads=_checked("n_threads", n_threads or default_threads(), 1, 512),
         type_k=_kv_type("type_k", type_k),
         type_v=_kv_type("type_v", type_v),
@@ -71,9 +71,13 @@ def load(
         token_types=[int(kind) for kind in types] if isinstance(types, list) else None,
         on_progress=report,
     )
+    context = None
     try:
-        return LocalModel(header, weights, Context(weights, settings))
+        context = Context(weights, settings)
+        return LocalModel(header, weights, context)
     except BaseException:
+        if context is not None:
+            context.close()
         weights.close()
         raise
 

@@ -117,16 +117,22 @@ def _encoded(
     vocab: Vocabulary, rendered: str, spellings: re.Pattern[str] | None, marks: tuple[str, str], form: str
 ) -> Iterator[int]:
     opening, closing = marks
-    for number, part in enumerate(re.split(f"[{opening}{closing}]", rendered)):
-        if number % 2 or spellings is None:  # between two marks: as the user typed it
-            yield from tokenize(vocab, part, form)
+    parts = ["", *re.split(f"([{opening}{closing}])", rendered), ""]  # mark, text, mark, text, … mark
+    for number in range(1, len(parts), 2):
+        text, start, end = parts[number], 0, len(parts[number])
+        opened, closed = parts[number - 1] == opening, parts[number + 1] == closing
+        if (opened and closed) or spellings is None:
+            yield from tokenize(vocab, text, form)
             continue
-        start = 0
-        for match in spellings.finditer(part):
-            yield from tokenize(vocab, part[start : match.start()], form)
-            yield vocab.special[match[0]]
-            start = match.end()
-        yield from tokenize(vocab, part[start:], form)
+        # A template that cuts a message may leave one of the two marks: the spelling at that mark alone was typed.
+        found = list(spellings.finditer(text))
+        for match in found:
+            typed = (opened and match.start() == 0) or (closed and match.end() == end)
+            if not typed:
+                yield from tokenize(vocab, text[start : match.start()], form)
+                yield vocab.special[match[0]]
+                start = match.end()
+        yield from tokenize(vocab, text[start:], form)
 
 
 def _marked_message(
@@ -147,7 +153,10 @@ def _marked(
         opening, closing = marks
         return spellings.sub(lambda match: match[0] if match[0] in keep else f"{opening}{match[0]}{closing}", text)
     if isinstance(value, Mapping):
-        return {key: _marked(item, spellings, marks, form, keep) for key, item in value.items()}
+        return {
+            _marked(key, spellings, marks, form): _marked(item, spellings, marks, form, keep)
+            for key, item in value.items()
+        }
     if isinstance(value, list | tuple):
         return [_marked(item, spellings, marks, form, keep) for item in value]
     return value

@@ -52,7 +52,7 @@ def resolve(user: Mapping[str, float | None], file_keys: Mapping[str, Value], ca
         if isinstance(value, int | float) and not isinstance(value, bool):
             try:
                 settings = _changed(settings, {name: int(value) if name == "top_k" else float(value)})
-            except UsageError:
+            except (UsageError, ValueError, OverflowError):
                 continue
     return _changed(settings, {name: value for name, value in user.items() if value is not None})
 

@@ -110,7 +110,7 @@ def load_failure_remedy(message: str) -> str:
         cpu = "python scripts/install.py --accel cpu --force"
         return f"the Vulkan loader is missing (Debian: apt install libvulkan1), or run: {cpu}"
     if "libgomp" in text:
-        return "the OpenMP runtime is missing (Debian: apt install libgomp1)"
+        return "the OpenMP runtime is missing, run: sudo apt install libgomp1"
     return "install it again, run: python scripts/install.py --force"
 
 

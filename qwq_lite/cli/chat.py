@@ -12,6 +12,7 @@ import click
 
 from qwq_lite.chat import Chat
 from qwq_lite.cli import console
+from qwq_lite.errors import EngineClosed, EngineError, TemplateError
 from qwq_lite.events import Answer, Done, Notice, Progress, Reply, Thinking
 
 _PROMPT = "> "
@@ -80,7 +81,12 @@ def command(
             _answer(chat, sys.stdin.read() if prompt == "-" else prompt, options)
             return
         for text in _questions():
-            _answer(chat, text, options)
+            try:
+                _answer(chat, text, options)
+            except (EngineError, TemplateError) as error:  # a question that does not fit ends itself, not the chat
+                if isinstance(error, EngineClosed) or not sys.stdin.isatty():
+                    raise
+                console.warn(console.one_line(str(error)))
 
 
 def _say_where(n_gpu_layers: int) -> None:
@@ -105,7 +111,7 @@ def _questions() -> Iterator[str]:
             import readline  # noqa: F401 - arrow keys and history in input()
     while True:
         try:
-            line = input(_PROMPT if interactive else "")
+            line = _read_line() if interactive else input()
         except EOFError:
             return
         except KeyboardInterrupt:
@@ -113,6 +119,14 @@ def _questions() -> Iterator[str]:
             continue
         if line.strip():
             yield line
+
+
+def _read_line() -> str:
+    """A line typed at the prompt, which is no part of the answers when those go to a file."""
+    if sys.stdout.isatty():
+        return input(_PROMPT)
+    click.echo(_PROMPT, nl=False, err=True)
+    return input()
 
 
 def _answer(chat: Chat, text: str, options: dict[str, Any]) -> None:

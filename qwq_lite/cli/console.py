@@ -25,7 +25,9 @@ def run(command: click.Command) -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(encoding="utf-8", errors="replace")
     try:
-        command.main(standalone_mode=False)
+        # Not command.main(): it turns a closed pipe into exit status 1 before it can be seen here.
+        with command.make_context("qwq-lite", sys.argv[1:]) as context:
+            command.invoke(context)
         sys.stdout.flush()
     except click.exceptions.Abort:
         raise SystemExit(INTERRUPTED) from None
@@ -39,7 +41,11 @@ def run(command: click.Command) -> None:
         raise SystemExit(error.exit_status) from None
     except KeyboardInterrupt:
         raise SystemExit(INTERRUPTED) from None
-    except BrokenPipeError:
+    except OSError as error:
+        if not isinstance(error, BrokenPipeError):
+            place = f"{error.filename}: " if error.filename else ""
+            click.echo(f"qwq-lite: {one_line(place + (error.strerror or str(error)))}", err=True)
+            raise SystemExit(1) from None
         # The reader is gone, as with `| head`: nothing is wrong, and the interpreter must not flush into it again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(0) from None

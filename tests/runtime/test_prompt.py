@@ -134,8 +134,8 @@ def test_text_is_normalised_where_the_form_is_nfc(text: str) -> None:
     [
         ({"general.architecture": "qwen2"}, "NFC"),
         ({"general.architecture": "llama"}, "none"),
-        ({"general.architecture": "qwen2", normalization.NORMALIZER_KEY: "none"}, "none"),
-        ({"general.architecture": "llama", normalization.NORMALIZER_KEY: "NFC"}, "NFC"),
+        ({"general.architecture": "qwen2", normalization.KEY: "none"}, "none"),
+        ({"general.architecture": "llama", normalization.KEY: "NFC"}, "NFC"),
     ],
 )
 def test_the_files_normaliser_counts_then_the_architectures(keys: dict[str, Value], form: str) -> None:
