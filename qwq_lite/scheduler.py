@@ -81,7 +81,7 @@ class Scheduler:
         self._cached: list[int] = []  # tokens whose KV the context holds, for sequence 0
         self._todo: queue.SimpleQueue[Stream | None] = queue.SimpleQueue()
         self._running: Stream | None = None
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal handler may cancel while this thread submits
         self._closed = False
         self._thread = threading.Thread(target=self._work, name="qwq-lite engine", daemon=True)
         self._thread.start()

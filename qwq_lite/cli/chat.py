@@ -77,16 +77,22 @@ def command(
     with loaded:
         _say_where(n_gpu_layers)
         chat = loaded.chat(system)
-        if prompt is not None:
-            _answer(chat, sys.stdin.read() if prompt == "-" else prompt, options)
-            return
-        for text in _questions():
-            try:
-                _answer(chat, text, options)
-            except (EngineError, TemplateError) as error:  # a question that does not fit ends itself, not the chat
-                if isinstance(error, EngineClosed) or not sys.stdin.isatty():
-                    raise
-                console.warn(console.one_line(str(error)))
+        question = sys.stdin.read() if prompt == "-" else prompt
+        with console.Interrupts(chat.cancel) as interrupts:
+            if question is not None:
+                _answer(chat, question, options)
+            else:
+                _converse(chat, interrupts, options)
+
+
+def _converse(chat: Chat, interrupts: console.Interrupts, options: dict[str, Any]) -> None:
+    for text in _questions(interrupts):
+        try:
+            _answer(chat, text, options)
+        except (EngineError, TemplateError) as error:  # a question that does not fit ends itself, not the chat
+            if isinstance(error, EngineClosed) or not sys.stdin.isatty():
+                raise
+            console.warn(console.one_line(str(error)))
 
 
 def _say_where(n_gpu_layers: int) -> None:
@@ -102,7 +108,7 @@ def _say_where(n_gpu_layers: int) -> None:
     console.note(f"running on {names}")
 
 
-def _questions() -> Iterator[str]:
+def _questions(interrupts: console.Interrupts) -> Iterator[str]:
     """Lines from the terminal until end of file; Ctrl-C drops the line being typed."""
     interactive = sys.stdin.isatty()
     if interactive:
@@ -111,7 +117,8 @@ def _questions() -> Iterator[str]:
             import readline  # noqa: F401 - arrow keys and history in input()
     while True:
         try:
-            line = _read_line() if interactive else input()
+            with interrupts.reading():
+                line = _read_line() if interactive else input()
         except EOFError:
             return
         except KeyboardInterrupt:
@@ -132,17 +139,16 @@ def _read_line() -> str:
 def _answer(chat: Chat, text: str, options: dict[str, Any]) -> None:
     """Stream one reply: the answer to stdout, the thought dimmed on a terminal and to stderr otherwise."""
     to_terminal = sys.stdout.isatty()
-    with console.on_interrupt(chat.cancel):
-        for event in chat.stream(text, **options):
-            if isinstance(event, Answer):
-                click.echo(console.printable(event.text), nl=False)
-            elif isinstance(event, Thinking):
-                click.secho(console.printable(event.text), nl=False, dim=True, err=not to_terminal)
-            elif isinstance(event, Notice):
-                console.note(f"\n{event.text}")
-            elif isinstance(event, Done):
-                click.echo()
-                _summary(event.reply)
+    for event in chat.stream(text, **options):
+        if isinstance(event, Answer):
+            click.echo(console.printable(event.text), nl=False)
+        elif isinstance(event, Thinking):
+            click.secho(console.printable(event.text), nl=False, dim=True, err=not to_terminal)
+        elif isinstance(event, Notice):
+            console.note(f"\n{event.text}")
+        elif isinstance(event, Done):
+            click.echo()
+            _summary(event.reply)
 
 
 def _summary(reply: Reply) -> None:

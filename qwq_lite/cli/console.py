@@ -69,19 +69,40 @@ def warn(text: str) -> None:
     click.secho(text, err=True, fg="yellow", bold=True)
 
 
-@contextmanager
-def on_interrupt(cancel: Callable[[], None]) -> Iterator[None]:
-    """While the block runs, the first Ctrl-C calls `cancel`, and the next one raises KeyboardInterrupt as ever."""
-    import signal
+class Interrupts:
+    """What Ctrl-C does while the block runs: it cancels the answer, unless a line is being read.
 
-    before = signal.getsignal(signal.SIGINT)
+    A second one before the answer has ended raises KeyboardInterrupt, as ever. Between answers it is never lost and never
+    ends the program.
+    """
 
-    def handler(_number: int, _frame: FrameType | None) -> None:
-        signal.signal(signal.SIGINT, before)
-        cancel()
+    def __init__(self, cancel: Callable[[], None]) -> None:
+        self._cancel = cancel
+        self._reading = False
+        self._pressed = False
 
-    signal.signal(signal.SIGINT, handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
+    def __enter__(self) -> Interrupts:
+        import signal
+
+        self._before = signal.signal(signal.SIGINT, self._handle)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        import signal
+
+        signal.signal(signal.SIGINT, self._before)
+
+    def _handle(self, _number: int, _frame: FrameType | None) -> None:
+        if self._reading or self._pressed:
+            raise KeyboardInterrupt
+        self._pressed = True
+        self._cancel()
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """A line is being read: Ctrl-C raises KeyboardInterrupt, to drop it."""
+        self._reading, self._pressed = True, False
+        try:
+            yield
+        finally:
+            self._reading = False

@@ -188,8 +188,11 @@ def test_ctrl_c_at_the_prompt_ends_nothing(demo_gguf: Path) -> None:
     with conversation(demo_gguf, "-n", "5", "--seed", "1") as talk:
         talk.wait_for(lambda: "Ctrl-D" in talk.said["err"])
         talk.type("Hello\n")
-        talk.wait_for(lambda: "tok/s" in talk.said["err"])
+        talk.wait_for(lambda: talk.said["err"].count("\n> ") == 2)
         talk.process.send_signal(signal.SIGINT)
+        talk.wait_for(
+            lambda: talk.said["err"].count("\n> ") == 3
+        )  # what is typed before would be dropped with the line
         talk.type("Hello again\n")
         talk.wait_for(lambda: talk.said["err"].count("tok/s") == 2)
         talk.type("\x04")
