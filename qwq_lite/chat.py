@@ -16,6 +16,7 @@ class Chat:
     def __init__(self, model: Model, system: str | None = None) -> None:
         self._model = model
         self._running: EventStream | None = None
+        self._cancelled = False
         self._messages: list[Message] = [{"role": "system", "content": system}] if system else []
 
     @property
@@ -29,9 +30,12 @@ class Chat:
         Options as in `model.Options`. Raises: QwqError.
         """
         question: Message = {"role": "user", "content": text}
-        self._running = self._model.generate([*self._messages, question], Options(**options))
+        self._cancelled = False
+        self._running = running = self._model.generate([*self._messages, question], Options(**options))
+        if self._cancelled:  # while the prompt was being made
+            running.cancel()
         try:
-            for event in self._running:
+            for event in running:
                 if isinstance(event, Done):
                     self._messages += [question, {"role": "assistant", "content": event.reply.answer}]
                 yield event
@@ -40,6 +44,7 @@ class Chat:
 
     def cancel(self) -> None:
         """Stop the reply in hand; its events end with Done and the text so far. Any thread may call."""
+        self._cancelled = True
         running = self._running
         if running is not None:
             running.cancel()

@@ -116,7 +116,7 @@ def locked(file: RandomAccessFile) -> Iterator[None]:
     try:
         yield
     finally:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, ValueError):  # closed before its rename on Windows
             _unlock(file.fileno())
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -53,8 +54,8 @@ def load(
     header = gguf_header.read(file)
     geometry = shape.from_header(header)
     settings = ContextSettings(
-        n_ctx=_checked("n_ctx", n_ctx or min(geometry.n_ctx_train, DEFAULT_N_CTX), 1, 1 << 24),
-        n_threads=_checked("n_threads", n_threads or default_threads(), 1, 512),
+        n_ctx=_checked("n_ctx", min(geometry.n_ctx_train, DEFAULT_N_CTX) if n_ctx is None else n_ctx, 1, 1 << 24),
+        n_threads=_checked("n_threads", default_threads() if n_threads is None else n_threads, 1, 512),
         type_k=_kv_type("type_k", type_k),
         type_v=_kv_type("type_v", type_v),
     )
@@ -68,7 +69,7 @@ def load(
     weights = LoadedModel(
         file,
         n_gpu_layers=n_gpu_layers,
-        token_types=[int(kind) for kind in types] if isinstance(types, list) else None,
+        token_types=[kind for kind in types if isinstance(kind, int)] if isinstance(types, list) else None,
         on_progress=report,
     )
     context = None
@@ -100,6 +101,7 @@ class LocalModel:
         self._form = normalization.normalizer(header.keys)
         self._known = catalog.find(header.text("general.name"), header.text("general.basename"), header.path.name)
         self.n_ctx = context.n_ctx
+        self._using = threading.RLock()  # nobody tokenizes while the model is freed
         self._scheduler: Scheduler | None = Scheduler(weights, context)
 
     def __enter__(self) -> LocalModel:
@@ -120,7 +122,10 @@ class LocalModel:
 
     def generate(self, messages: Sequence[Message], options: Options = Options()) -> Stream:  # noqa: B008 - frozen
         """A reply to messages as a stream of events. Raises: TemplateError, EngineError, EngineClosed."""
-        scheduler = self._open()
+        with self._using:
+            return self._submit(self._open(), messages, options)
+
+    def _submit(self, scheduler: Scheduler, messages: Sequence[Message], options: Options) -> Stream:
         if self._template is None:
             raise TemplateError(
                 f"{self._header.path}: has no chat template (tokenizer.chat_template), so it is no chat model"
@@ -140,14 +145,16 @@ class LocalModel:
 
     def tokenize(self, text: str) -> list[int]:
         """Ids of a text as plain text, normalised as the model's tokenizer does it."""
-        self._open()
-        return prompt.tokenize(self._vocab, text, self._form)
+        with self._using:
+            self._open()
+            return prompt.tokenize(self._vocab, text, self._form)
 
     def close(self) -> None:
         """Stop what runs and free the model's memory. Further calls raise EngineClosed; closing again does nothing."""
-        if self._scheduler is not None:
-            self._scheduler.close()
-            self._scheduler = None
+        with self._using:
+            scheduler, self._scheduler = self._scheduler, None
+        if scheduler is not None:
+            scheduler.close()
 
     def _open(self) -> Scheduler:
         if self._scheduler is None:

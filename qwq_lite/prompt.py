@@ -92,6 +92,8 @@ class ChatTemplate:
             raise TemplateError(
                 f"tokenizer.chat_template, line {error.lineno}: {error.message}; convert the model again"
             ) from error
+        except RecursionError as error:
+            raise TemplateError("tokenizer.chat_template is nested too deeply; convert the model again") from error
         self.source = source
 
     def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True, **extra: Any) -> str:

@@ -45,22 +45,21 @@ class Stream:
         self._scheduler = scheduler
         self._events: queue.SimpleQueue[Event | QwqError] = queue.SimpleQueue()
         self.cancelled = threading.Event()
+        self._finished = False
 
     def __iter__(self) -> Iterator[Event]:
-        finished = False
         try:
-            while not finished:
+            while not self._finished:
                 try:
                     event = self._events.get(timeout=_WAIT_S)
                 except queue.Empty:
                     continue
-                finished = not isinstance(event, QwqError) and isinstance(event, Done)
+                self._finished = isinstance(event, QwqError | Done)
                 if isinstance(event, QwqError):
-                    finished = True
                     raise event
                 yield event
         finally:
-            if not finished:
+            if not self._finished:
                 self.cancel()
 
     def put(self, event: Event | QwqError) -> None:
@@ -76,7 +75,7 @@ class Scheduler:
     """Owns model and context from `start` on; `close` frees both and ends the thread."""
 
     def __init__(self, model: LoadedModel, context: Context) -> None:
-        self._model, self._context = model, context
+        self._model, self._context, self._n_ctx = model, context, context.n_ctx
         self._sampler = Sampler(model.vocab.n_tokens)
         self._cached: list[int] = []  # tokens whose KV the context holds, for sequence 0
         self._todo: queue.SimpleQueue[Stream | None] = queue.SimpleQueue()
@@ -90,9 +89,9 @@ class Scheduler:
         """Queue a request. Raises: EngineClosed; EngineError for a prompt that is empty or does not fit."""
         if not request.prompt:
             raise EngineError("the prompt is empty")
-        if len(request.prompt) >= self._context.n_ctx:
+        if len(request.prompt) >= self._n_ctx:
             raise EngineError(
-                f"the prompt has {len(request.prompt)} tokens, the context {self._context.n_ctx};"
+                f"the prompt has {len(request.prompt)} tokens, the context {self._n_ctx};"
                 " shorten it, or load with a larger one (--ctx)"
             )
         stream = Stream(self, request)
@@ -173,7 +172,11 @@ class Scheduler:
         """
         prompt, total = stream.request.prompt, len(stream.request.prompt)
         reused = _common_prefix(self._cached, prompt[:-1])
-        self._forget(reused)
+        try:
+            self._forget(reused)
+        except EngineError:  # a recurrent model's cache can be dropped whole, and not cut
+            reused = 0
+            self._forget(0)
         stream.put(Progress("prefill", reused, total))
         for start in range(reused, total - 1, PREFILL_CHUNK):
             chunk = prompt[start : min(start + PREFILL_CHUNK, total - 1)]
@@ -215,8 +218,7 @@ class Scheduler:
         self._cached += tokens
 
     def _forget(self, start: int) -> None:
-        if start < len(self._cached) or start == 0:
-            self._context.remove(0, start)
+        self._context.remove(0, start)
         del self._cached[start:]
 
 

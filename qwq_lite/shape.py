@@ -61,7 +61,8 @@ class _Fields:
         return self._error(f"{self._where}: {name} {message}")
 
     def integer(self, name: str, default: int | None = None, high: int = MAX_DIM) -> int:
-        value = self._data.get(name, default)
+        value = self._data.get(name)
+        value = default if value is None else value
         if value is None:
             raise self.fail(name, f"is missing, an integer from 1 to {high} is expected")
         if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= high:
@@ -90,7 +91,7 @@ def from_config(config: Mapping[str, Any], path: Path) -> ModelShape:
     fields = _Fields(config, str(path), CheckpointError)
     n_embd, n_head = fields.integer("hidden_size"), fields.integer("num_attention_heads", high=4096)
     n_head_kv = fields.integer("num_key_value_heads", default=n_head, high=4096)
-    if "head_dim" not in config and n_embd % n_head:
+    if config.get("head_dim") is None and n_embd % n_head:
         raise fields.fail("hidden_size", f"is {n_embd}, which does not divide by num_attention_heads {n_head}")
     if n_head % n_head_kv:
         raise fields.fail(
@@ -99,6 +100,10 @@ def from_config(config: Mapping[str, Any], path: Path) -> ModelShape:
     head = fields.integer("head_dim", default=n_embd // n_head, high=4096)
     if head % 2:
         raise fields.fail("head_dim", f"is {head}, rotary positions need an even number")
+    if config.get("hidden_act", "silu") != "silu":
+        raise fields.fail(
+            "hidden_act", f"is {config['hidden_act']!r}, 'silu' is expected: this is not a Qwen2 feed-forward"
+        )
     rope = _rope_parameters(config, path)
     return ModelShape(
         arch="qwen2",
@@ -124,7 +129,10 @@ def _rope_parameters(config: Mapping[str, Any], path: Path) -> dict[str, Any]:
         if value is not None and not isinstance(value, Mapping):
             raise CheckpointError(f"{path}: {name} is {value!r}, an object or null is expected")
         found.update(value or {})
-    found = dict(found.get("full_attention", found))
+    full = found.get("full_attention", found)
+    if not isinstance(full, Mapping):
+        raise CheckpointError(f"{path}: rope_parameters.full_attention is {full!r}, an object is expected")
+    found = dict(full)
     found.setdefault("rope_type", found.get("type", "default"))
     if "rope_theta" not in found:
         if "rope_theta" not in config:

@@ -23,6 +23,14 @@ from .vocab import Vocab
 GgufKeys = dict[str, tuple[Value, GGUFValueType]]
 
 _SAMPLING_REPEAT_KEY = "general.sampling.penalty_repeat"
+# generation_config.json's name -> whether it is whole, and its range
+_GENERATION = {
+    "temperature": (False, 0, 1000),
+    "top_k": (True, -1, 1 << 30),
+    "top_p": (False, 0, 1),
+    "min_p": (False, 0, 1),
+    "repetition_penalty": (False, 0, 1000),
+}
 _ADD_EOS_KEY = "tokenizer.ggml.add_eos_token"
 
 
@@ -44,7 +52,7 @@ def keys(checkpoint: Checkpoint, shape: ModelShape, vocab: Vocab, kind: LlamaFil
 
 def _general(writer: GGUFWriter, checkpoint: Checkpoint, n_params: int) -> None:
     logging.getLogger("gguf").setLevel(logging.ERROR)  # its hints are for people who call it by hand
-    checkpoint.json("generation_config.json")  # ours names the file when it is no JSON object
+    repeat = _checked_generation(checkpoint)
     try:
         metadata = Metadata.load(None, checkpoint.folder, checkpoint.name, n_params)
     except Exception as error:  # a model card is prose with YAML on top: anything can be in it
@@ -54,9 +62,23 @@ def _general(writer: GGUFWriter, checkpoint: Checkpoint, n_params: int) -> None:
     metadata.name = metadata.name or checkpoint.name
     metadata.size_label = metadata.size_label or size_label(n_params, n_params, 0, 0)
     metadata.set_gguf_meta_model(writer)
-    repeat = (checkpoint.json("generation_config.json") or {}).get("repetition_penalty")
-    if isinstance(repeat, int | float) and not isinstance(repeat, bool):
-        writer.add_float32(_SAMPLING_REPEAT_KEY, float(repeat))
+    if repeat is not None:
+        writer.add_float32(_SAMPLING_REPEAT_KEY, repeat)
+
+
+def _checked_generation(checkpoint: Checkpoint) -> float | None:
+    """Check the settings that gguf's Metadata is going to take over as they are; returns the repetition penalty."""
+    settings = checkpoint.json("generation_config.json") or {}
+    for name, (whole, low, high) in _GENERATION.items():
+        value = settings.get(name)
+        right = isinstance(value, int) if whole else isinstance(value, int | float)
+        if value is not None and (isinstance(value, bool) or not right or not low <= value <= high):
+            raise CheckpointError(
+                f"{checkpoint.folder / 'generation_config.json'}: {name} is {value!r},"
+                f" {'an integer' if whole else 'a number'} from {low} to {high} is expected"
+            )
+    repeat = settings.get("repetition_penalty")
+    return None if repeat is None else float(repeat)
 
 
 def _model(writer: GGUFWriter, shape: ModelShape, kind: LlamaFileType) -> None:

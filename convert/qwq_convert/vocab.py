@@ -81,11 +81,15 @@ def _added_tokens(
     tokenizer: Mapping[str, Any], settings: Mapping[str, Any], path: Path
 ) -> Iterator[tuple[int, str, bool]]:
     """(id, text, special) of every added token; tokenizer_config.json may know more of them than tokenizer.json."""
-    listed = [(entry.get("id"), entry) for entry in tokenizer.get("added_tokens") or [] if isinstance(entry, dict)]
-    decoder = settings.get("added_tokens_decoder") or {}
-    listed += [
-        (int(key) if str(key).isdecimal() else None, entry) for key, entry in decoder.items() if isinstance(entry, dict)
-    ]
+    added, decoder = tokenizer.get("added_tokens") or [], settings.get("added_tokens_decoder") or {}
+    if not isinstance(added, list) or not isinstance(decoder, dict):
+        raise CheckpointError(
+            f"{path}: added_tokens is no list, or added_tokens_decoder in tokenizer_config.json no object"
+        )
+    if not all(isinstance(entry, dict) for entry in [*added, *decoder.values()]):
+        raise CheckpointError(f"{path}: added_tokens has an entry that is no object; fetch the file again")
+    listed = [(entry.get("id"), entry) for entry in added]
+    listed += [(int(key) if str(key).isdecimal() else None, entry) for key, entry in decoder.items()]
     for number, entry in listed:
         content = entry.get("content")
         if not isinstance(number, int) or not isinstance(content, str) or not content:
@@ -107,6 +111,8 @@ def _tokens(
             raise CheckpointError(
                 f"{path}: token {token!r} has id {number!r}; ids from 0 to {n_rows - 1} have a row in the embedding"
             )
+        if not _is_unicode(token):
+            raise CheckpointError(f"{path}: token {token!r} is no Unicode text; fetch the file again")
         if types[number] != TokenType.UNUSED and tokens[number] != token:
             raise CheckpointError(
                 f"{path}: id {number} belongs to {tokens[number]!r} and to {token!r}; fetch the file again"
@@ -121,6 +127,11 @@ def _tokens(
     if count > 1:
         raise CheckpointError(f"{path}: token {twice!r} has two ids; llama.cpp needs every token once")
     return tokens, types
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether UTF-8 can hold it; JSON can spell lone surrogates, which it cannot."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _looks_special(token: str) -> bool:
@@ -156,12 +167,8 @@ def _parts(component: Any, plural: str) -> list[dict[str, Any]]:
 
 def _pre_tokenizer(tokenizer: Mapping[str, Any], path: Path) -> str:
     parts = _parts(tokenizer.get("pre_tokenizer"), "pretokenizers")
-    regexes = [
-        part["pattern"].get("Regex")
-        for part in parts
-        if part.get("type") == "Split" and isinstance(part.get("pattern"), dict)
-    ]
-    byte_level = [part for part in parts if part.get("type") == "ByteLevel"]
+    regexes = [str(part["pattern"].get("Regex")) for part in parts if _splits_as_qwen2(part)]
+    byte_level = [part for part in parts if part.get("type") == "ByteLevel" and not part.get("add_prefix_space")]
     if len(regexes) == 1 and regexes[0] in _PRE_TOKENIZERS and len(byte_level) == 1 and len(parts) == 2:
         return _PRE_TOKENIZERS[regexes[0]]
     raise CheckpointError(
@@ -170,9 +177,22 @@ def _pre_tokenizer(tokenizer: Mapping[str, Any], path: Path) -> str:
     )
 
 
+def _splits_as_qwen2(part: Mapping[str, Any]) -> bool:
+    return (
+        part.get("type") == "Split"
+        and isinstance(part.get("pattern"), dict)
+        and part.get("behavior") == "Isolated"
+        and not part.get("invert")
+    )
+
+
 def _normalizer(component: Any, path: Path) -> str:
     if component is None:
         return "none"
+    if not isinstance(component, dict):
+        raise CheckpointError(
+            f"{path}: normalizer is {component!r}, an object or null is expected; fetch the file again"
+        )
     kinds = [part.get("type") for part in _parts(component, "normalizers")]
     if kinds in ([], ["NFC"]):
         return "NFC" if kinds else "none"
@@ -203,7 +223,7 @@ def _special_ids(
 
 
 def _added_ends(settings: Mapping[str, Any]) -> tuple[bool, bool]:
-    return bool(settings.get("add_bos_token", False)), bool(settings.get("add_eos_token", False))
+    return settings.get("add_bos_token") is True, settings.get("add_eos_token") is True
 
 
 def _chat_template(checkpoint: Checkpoint, settings: Mapping[str, Any]) -> str | None:
@@ -213,8 +233,12 @@ def _chat_template(checkpoint: Checkpoint, settings: Mapping[str, Any]) -> str |
     if template is None:
         template = (checkpoint.json(as_json) or {}).get("chat_template", settings.get("chat_template"))
     if isinstance(template, list):
-        named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
-        template = named.get("default")
-    if template is not None and not isinstance(template, str):
-        raise CheckpointError(f"{checkpoint.folder}: chat_template is {type(template).__name__}, a string is expected")
+        named = [
+            entry.get("template") for entry in template if isinstance(entry, dict) and entry.get("name") == "default"
+        ]
+        template = named[0] if named else None
+    if template is not None and (not isinstance(template, str) or not _is_unicode(template)):
+        raise CheckpointError(
+            f"{checkpoint.folder}: chat_template is {type(template).__name__}, a string of Unicode is expected"
+        )
     return template

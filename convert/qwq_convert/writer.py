@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from qwq_lite.errors import OutputError
-from qwq_lite.files import RandomAccessFile, locked, replace
+from qwq_lite.files import WINDOWS, RandomAccessFile, locked, replace
 
 
 def temporary_name(final: Path) -> Path:
@@ -42,16 +43,35 @@ def output_file(final: Path, size_bytes: int) -> Iterator[RandomAccessFile]:
     Raises: OutputError for a full disk, a folder that cannot be written, another program at the same file.
     """
     temporary = temporary_name(final)
+    if temporary.is_symlink() or (temporary.exists() and not temporary.is_file()):
+        raise OutputError(
+            f"{temporary}: is no regular file, and the output is written under this name first; remove it"
+        )
     with _system_errors_named(final, size_bytes), RandomAccessFile(temporary, "r+") as file, locked(file):
+        _check_own(file, temporary)
         try:
             file.allocate(size_bytes)
             yield file
             file.sync()
+            if WINDOWS:  # an open file cannot be renamed there
+                file.close()
             replace(temporary, final)
         except BaseException:
+            if WINDOWS:
+                file.close()
             with contextlib.suppress(OSError):
                 temporary.unlink()
             raise
+
+
+def _check_own(file: RandomAccessFile, temporary: Path) -> None:
+    """The locked file must still be the one under the temporary name: a conversion that has just ended has renamed its own."""
+    try:
+        ours = os.path.samestat(os.fstat(file.fileno()), temporary.lstat()) and temporary.lstat().st_nlink == 1
+    except FileNotFoundError:
+        ours = False
+    if not ours:
+        raise OutputError(f"{temporary}: another conversion has just finished or linked this file; start again")
 
 
 @contextmanager

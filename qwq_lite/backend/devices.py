@@ -76,7 +76,12 @@ def report_from_child() -> EngineReport:
         ) from error
     if done.returncode:
         raise EngineError(_death(done.returncode, done.stderr))
-    return _parsed(json.loads(done.stdout.splitlines()[-1]))
+    try:
+        return _parsed(json.loads(done.stdout.splitlines()[-1]))
+    except (IndexError, ValueError, KeyError, TypeError) as error:
+        raise EngineError(
+            "llama.cpp loads, but its report cannot be read; run: python scripts/install.py --force"
+        ) from error
 
 
 def _print_report() -> None:

@@ -38,13 +38,26 @@ class LoadedModel:
         on_progress: Callable[[float], None] | None = None,
     ) -> None:
         self._api = api = native.engine()
+        failures: list[BaseException] = []
         params = api.llama_model_default_params()
         params.n_gpu_layers = n_gpu_layers
         params.vocab_only = vocab_only
         if on_progress is not None:
-            self._progress = api.llama_progress_callback(lambda share, _user: on_progress(share) is None)
+            report = on_progress
+
+            def progress(share: float, _user: object) -> bool:
+                try:
+                    report(share)
+                except BaseException as error:  # Ctrl-C most of all: an exception cannot cross C, so it is kept
+                    failures.append(error)
+                return not failures
+
+            self._progress = api.llama_progress_callback(progress)
             params.progress_callback = self._progress
         self.pointer: Any = api.llama_model_load_from_file(os.fsencode(path), params)
+        if failures:
+            self.close()
+            raise failures[0]
         if not self.pointer:
             raise EngineError(f"{path}: llama.cpp cannot load it: {native.last_lines() or 'it gave no reason'}")
         self.path = path

@@ -21,8 +21,8 @@ _CONTROLS = {code: None for code in [*range(0x20), *range(0x7F, 0xA0)] if chr(co
 
 def run(command: click.Command) -> None:
     """Run the command line and exit: 0; 1 for the error tree, 2 for usage, 130 for Ctrl-C."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and not (stream is sys.stdin and stream.isatty()):
             stream.reconfigure(encoding="utf-8", errors="replace")
     try:
         # Not command.main(): it turns a closed pipe into exit status 1 before it can be seen here.

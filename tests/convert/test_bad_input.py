@@ -91,6 +91,17 @@ BROKEN = {
     "unknown pre-tokenizer": (change_json("tokenizer.json", pre_tokenizer={"type": "Whitespace"}), ["pre_tokenizer"]),
     "unknown normalizer": (change_json("tokenizer.json", normalizer={"type": "NFKC"}), ["normalizer", "NFKC"]),
     "another tokenizer": (change_json("tokenizer.json", model={"type": "Unigram"}), ["model.type", "Unigram"]),
+    "added tokens are a number": (change_json("tokenizer.json", added_tokens=5), ["tokenizer.json", "added_tokens"]),
+    "decoder is a list": (change_json("tokenizer_config.json", added_tokens_decoder=[1]), ["added_tokens_decoder"]),
+    "normalizer is a word": (change_json("tokenizer.json", normalizer="Lowercase"), ["normalizer", "Lowercase"]),
+    "lone surrogate": (change_json("tokenizer_config.json", chat_template="\ud800"), ["chat_template"]),
+    "another activation": (change_json("config.json", hidden_act="gelu"), ["config.json", "hidden_act"]),
+    "rope is a word": (change_json("config.json", rope_parameters={"full_attention": "x"}), ["full_attention"]),
+    "temperature is a word": (
+        change_json("generation_config.json", temperature="hot"),
+        ["generation_config", "temperature"],
+    ),
+    "absurd penalty": (change_json("generation_config.json", repetition_penalty=10**400), ["repetition_penalty"]),
     "id beyond the rows": (
         change_json("tokenizer.json", added_tokens=[{"id": 10**6, "content": "<x>", "special": True}]),
         ["tokenizer.json", "1000000"],
@@ -181,3 +192,26 @@ def test_a_value_that_f16_cannot_hold_suggests_bf16(tmp_path: Path) -> None:
     assert_refused(run_convert(folder, "-q", "F16", "-o", tmp_path / "out.gguf"), 1, SHARD, "70144", "BF16")
     assert_nothing_at(tmp_path / "out.gguf")
     assert run_convert(folder, "-q", "BF16", "-o", tmp_path / "out.gguf").returncode == 0
+
+
+@pytest.mark.parametrize("change", [{"behavior": "Removed"}, {"invert": True}])
+def test_a_split_that_is_not_qwen2s_is_refused(change: dict[str, Any], tmp_path: Path) -> None:
+    folder = write_random_checkpoint(tmp_path / "model")
+    path = folder / "tokenizer.json"
+    data = json.loads(path.read_text(encoding="utf-8"))
+    data["pre_tokenizer"]["pretokenizers"][0] |= change
+    path.write_text(json.dumps(data), encoding="utf-8")
+    assert_refused(run_convert(folder, "-q", "Q4_K_M", "-o", tmp_path / "out.gguf"), 1, "pre_tokenizer")
+
+
+def test_a_link_under_the_temporary_name_is_not_written_through(tmp_path: Path) -> None:
+    folder = write_random_checkpoint(tmp_path / "model")
+    precious = tmp_path / "precious"
+    precious.write_bytes(b"kept")
+    (tmp_path / ".out.gguf.part").symlink_to(precious)
+    assert_refused(run_convert(folder, "-q", "Q8_0", "-o", tmp_path / "out.gguf"), 1, ".out.gguf.part")
+    assert precious.read_bytes() == b"kept"
+    (tmp_path / ".out.gguf.part").unlink()
+    (tmp_path / ".out.gguf.part").hardlink_to(precious)
+    assert_refused(run_convert(folder, "-q", "Q8_0", "-o", tmp_path / "out.gguf"), 1, ".out.gguf.part")
+    assert precious.read_bytes() == b"kept"

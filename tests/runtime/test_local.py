@@ -1,0 +1,133 @@
+"""The library in this process: threads, cancelling, unloading, and what must never be lost."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import qwq_lite
+from qwq_lite.backend.context import Context, ContextSettings
+from qwq_lite.backend.model import LoadedModel
+from qwq_lite.generation import Rules
+from qwq_lite.local import LocalModel
+from qwq_lite.model import Options
+from qwq_lite.sampling import Sampling
+from qwq_lite.scheduler import Request, Scheduler
+
+PROMPT = "Tell me a long story about the sea."
+
+
+@pytest.fixture(scope="module")
+def model(demo_gguf: Path) -> Iterator[LocalModel]:
+    with qwq_lite.load(demo_gguf, n_ctx=1024) as loaded:
+        yield loaded
+
+
+def test_the_second_turn_prefills_only_what_is_new(model: LocalModel) -> None:
+    chat = model.chat()
+    first = chat.ask("What is the capital of France?", seed=1, max_tokens=16)
+    second = chat.ask("And of Germany?", seed=1, max_tokens=8)
+    assert second.stats.n_reused >= first.stats.n_prompt
+    assert second.stats.n_prefilled == second.stats.n_prompt - second.stats.n_reused < first.stats.n_prompt
+
+
+def test_the_same_seed_gives_the_same_answer_whatever_was_cached(model: LocalModel) -> None:
+    first = model.ask(PROMPT, seed=5, max_tokens=24, temperature=1.0)
+    model.ask("Something else.", max_tokens=4)
+    assert model.ask(PROMPT, seed=5, max_tokens=24, temperature=1.0).answer == first.answer
+    assert model.ask(PROMPT, seed=6, max_tokens=24, temperature=1.0).answer != first.answer
+
+
+def test_cancel_from_another_thread_ends_with_the_text_so_far(model: LocalModel) -> None:
+    for _ in range(10):
+        chat = model.chat()
+        events = chat.stream(PROMPT, seed=1)
+        shown = []
+        for event in events:
+            if isinstance(event, qwq_lite.Answer):
+                shown.append(event.text)
+                threading.Thread(target=chat.cancel).start()
+            if isinstance(event, qwq_lite.Done):
+                assert event.reply.finish_reason == "cancelled"
+                assert event.reply.answer == "".join(shown).rstrip()
+    assert model.ask("Hi", max_tokens=3, seed=1).stats.n_generated == 3
+
+
+def test_leaving_the_stream_cancels_and_the_model_goes_on(model: LocalModel) -> None:
+    for _ in model.chat().stream(PROMPT):
+        break
+    assert model.ask("Hi", max_tokens=3, seed=1).stats.n_generated == 3
+
+
+def test_a_stream_that_has_ended_is_empty(model: LocalModel) -> None:
+    stream = model.generate([{"role": "user", "content": "Hi"}], Options(max_tokens=2))
+    assert isinstance(list(stream)[-1], qwq_lite.Done)
+    assert list(stream) == []
+
+
+def test_a_full_context_is_said(model: LocalModel) -> None:
+    with pytest.raises(qwq_lite.EngineError, match="1024"):
+        model.ask("word " * 2000)
+
+
+def test_a_reply_that_meets_the_contexts_end_says_so(demo_gguf: Path) -> None:
+    weights = LoadedModel(demo_gguf)
+    scheduler = Scheduler(weights, Context(weights, ContextSettings(n_ctx=256, n_threads=1)))
+    never_ends = Rules(end_tokens=frozenset())
+    events = list(scheduler.submit(Request([44] * 250, never_ends, Sampling(), seed=1)))
+    scheduler.close()
+    done = events[-1]
+    assert isinstance(done, qwq_lite.Done)
+    assert done.reply.finish_reason == "context"
+    assert done.reply.stats.n_generated == 7, "256 positions, and one token that was sampled and has none"
+    assert any(isinstance(event, qwq_lite.Notice) and "--ctx" in event.text for event in events)
+
+
+def test_threads_on_one_model_take_turns(model: LocalModel) -> None:
+    alone = {seed: model.ask(PROMPT, seed=seed, max_tokens=12).answer for seed in range(4)}
+    found: dict[int, str] = {}
+    threads = [
+        threading.Thread(
+            target=lambda seed=seed: found.__setitem__(seed, model.ask(PROMPT, seed=seed, max_tokens=12).answer)
+        )
+        for seed in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert found == alone
+
+
+def ask_until_closed(loaded: LocalModel, failures: list[type[BaseException]]) -> None:
+    try:
+        while True:
+            loaded.tokenize("some text")
+            loaded.ask("Hi", max_tokens=2)
+    except qwq_lite.QwqError as error:
+        failures.append(type(error))
+
+
+def test_unloading_beside_callers_raises_and_nothing_crashes(demo_gguf: Path) -> None:
+    for _ in range(5):
+        loaded = qwq_lite.load(demo_gguf, n_ctx=512)
+        failures: list[type[BaseException]] = []
+        threads = [threading.Thread(target=ask_until_closed, args=(loaded, failures)) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        loaded.ask("Hi", max_tokens=2)
+        loaded.close()
+        for thread in threads:
+            thread.join(60)
+        assert failures == [qwq_lite.EngineClosed] * 3
+
+
+def test_an_exception_in_on_progress_comes_out_of_load(demo_gguf: Path) -> None:
+    def interrupt(_: qwq_lite.Progress) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        qwq_lite.load(demo_gguf, on_progress=interrupt)
