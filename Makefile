@@ -40,6 +40,7 @@ docs: $(DEVELOP) ## write docs/cli.md from the commands' own help
 	$(BIN)/python scripts/docs.py
 
 bench: $(RUN) ## run each file of bench/
+	@test -n "$(wildcard bench/*.py)" || echo "bench/ holds nothing yet"
 	@for file in $(wildcard bench/*.py); do echo "== $$file"; $(BIN)/python "$$file" || exit 1; done
 
 clean: ## delete caches and build products; .venv stays

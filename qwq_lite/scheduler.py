@@ -92,7 +92,7 @@ class Scheduler:
         if len(request.prompt) >= self._n_ctx:
             raise EngineError(
                 f"the prompt has {len(request.prompt)} tokens, the context {self._n_ctx};"
-                " shorten it, or load with a larger one (--ctx)"
+                " shorten it, start a new chat, or choose a larger context (--ctx)"
             )
         stream = Stream(self, request)
         with self._lock:

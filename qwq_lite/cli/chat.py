@@ -12,7 +12,7 @@ import click
 
 from qwq_lite.chat import Chat
 from qwq_lite.cli import console
-from qwq_lite.errors import EngineClosed, EngineError, TemplateError
+from qwq_lite.errors import EngineClosed, EngineError, TemplateError, UsageError
 from qwq_lite.events import Answer, Done, Notice, Progress, Reply, Thinking
 
 _PROMPT = "> "
@@ -64,6 +64,11 @@ def command(
     """
     from qwq_lite.local import load
 
+    question = sys.stdin.read() if prompt == "-" else prompt
+    if question is not None and not question.strip():
+        raise UsageError("--prompt is empty; give it a question, or leave it out to converse")
+    if type_k.lower() != type_v.lower():
+        console.warn("--type-k and --type-v differ: CUDA builds then compute attention on the CPU, many times slower")
     with _load_bar() as bar:
         loaded = load(
             model,
@@ -77,10 +82,10 @@ def command(
     with loaded:
         _say_where(n_gpu_layers)
         chat = loaded.chat(system)
-        question = sys.stdin.read() if prompt == "-" else prompt
         with console.Interrupts(chat.cancel) as interrupts:
             if question is not None:
-                _answer(chat, question, options)
+                if _answer(chat, question, options).finish_reason == "cancelled":
+                    raise click.exceptions.Exit(console.INTERRUPTED)
             else:
                 _converse(chat, interrupts, options)
 
@@ -136,7 +141,7 @@ def _read_line() -> str:
     return input()
 
 
-def _answer(chat: Chat, text: str, options: dict[str, Any]) -> None:
+def _answer(chat: Chat, text: str, options: dict[str, Any]) -> Reply:
     """Stream one reply: the answer to stdout, the thought dimmed on a terminal and to stderr otherwise."""
     to_terminal = sys.stdout.isatty()
     for event in chat.stream(text, **options):
@@ -149,6 +154,8 @@ def _answer(chat: Chat, text: str, options: dict[str, Any]) -> None:
         elif isinstance(event, Done):
             click.echo()
             _summary(event.reply)
+            return event.reply
+    raise AssertionError("a stream ends with Done")
 
 
 def _summary(reply: Reply) -> None:

@@ -235,3 +235,16 @@ def test_an_unloaded_model_says_so(demo_gguf: Path) -> None:
         talk.ask("Hi")
     with pytest.raises(EngineClosed, match="load it again"):
         model.tokenize("Hi")
+
+
+@pytest.mark.parametrize("typed", ["", " \n"])
+def test_nothing_to_ask_is_usage(typed: str, demo_gguf: Path) -> None:
+    done = chat(demo_gguf, "-p", typed)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "--prompt" in done.stderr
+
+
+def test_unequal_cache_types_are_warned_of(demo_gguf: Path) -> None:
+    done = chat(demo_gguf, "--type-k", "q8_0", "-p", "Hi", "-n", "2")
+    assert done.returncode == 0
+    assert "--type-v" in done.stderr
