@@ -9,14 +9,14 @@ from __future__ import annotations
 import ctypes
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
+from gguf.constants import GGMLQuantizationType
 
 from qwq_lite.backend import native
 from qwq_lite.errors import EngineError
+from qwq_lite.gguf_header import tensor_bytes
 
 Bytes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
@@ -50,10 +50,7 @@ def prepare(kind: GGMLQuantizationType) -> None:
 
 def row_bytes(kind: GGMLQuantizationType, n: int) -> int:
     """Bytes of `n` values. `n` must be a multiple of the type's block."""
-    block: int
-    block_bytes: int
-    block, block_bytes = GGML_QUANT_SIZES[kind]
-    return n // block * block_bytes
+    return tensor_bytes((n,), kind)
 
 
 def to_float(source: Bytes, kind: GGMLQuantizationType, out: Floats) -> Floats:
@@ -86,10 +83,3 @@ def is_valid(rows: Bytes, kind: GGMLQuantizationType) -> bool:
     A valid quantized block does not prove a valid source (most types hide a NaN): check both sides.
     """
     return bool(_validate()(int(kind), rows.ctypes.data, rows.nbytes))
-
-
-def version() -> str:
-    """llama.cpp's own name for the loaded build."""
-    module: Any = native.engine()
-    text: bytes = module.llama_version()
-    return text.decode()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -62,17 +61,6 @@ class LoadedModel:
             raise EngineError(f"{path}: llama.cpp cannot load it: {native.last_lines() or 'it gave no reason'}")
         self.path = path
         self.vocab = Vocab(self.pointer, token_types)
-        self.n_ctx_train: int = api.llama_model_n_ctx_train(self.pointer)
-        self.size_bytes: int = api.llama_model_size(self.pointer)
-
-    def chat_template(self) -> str | None:
-        text: bytes | None = self._api.llama_model_chat_template(self.pointer, None)
-        return text.decode("utf-8", "replace") if text else None
-
-    def description(self) -> str:
-        buffer = ctypes.create_string_buffer(256)
-        self._api.llama_model_desc(self.pointer, buffer, len(buffer))
-        return buffer.value.decode("utf-8", "replace")
 
     def close(self) -> None:
         if self.pointer:

@@ -16,7 +16,6 @@ import sys
 import sysconfig
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -32,11 +31,10 @@ _NVIDIA_LIBRARIES = ("cudart", "cublasLt", "cublas")
 
 
 class _Log:
-    """llama.cpp's last lines, and a place where a caller may collect all lines of one call."""
+    """llama.cpp's last lines, from whatever thread they come."""
 
     def __init__(self) -> None:
         self.last: collections.deque[tuple[int, str]] = collections.deque(maxlen=_LOG_LINES_KEPT)
-        self._collectors: list[list[tuple[int, str]]] = []
         self._lock = threading.Lock()
 
     def add(self, level: int, text: bytes | None, _user: object) -> None:
@@ -44,23 +42,7 @@ class _Log:
         with self._lock:
             if level == _CONTINUED and self.last:
                 level, line = self.last[-1][0], self.last.pop()[1] + line
-                for collector in self._collectors:
-                    if collector:
-                        collector.pop()
             self.last.append((level, line))
-            for collector in self._collectors:
-                collector.append((level, line))
-
-    @contextmanager
-    def collected(self) -> Iterator[list[tuple[int, str]]]:
-        lines: list[tuple[int, str]] = []
-        with self._lock:
-            self._collectors.append(lines)
-        try:
-            yield lines
-        finally:
-            with self._lock:
-                self._collectors = [kept for kept in self._collectors if kept is not lines]
 
 
 LOG = _Log()
