@@ -12,10 +12,14 @@ INSTALL := $(PYTHON) scripts/install.py --venv $(VENV) --accel $(ACCEL)
 # one to the other rebuilds nothing.
 RUN := $(VENV)/.installed
 DEVELOP := $(VENV)/.installed-for-development
+# torch is larger than all the rest, so what is compared with it has an environment of its own, and the CPU's arithmetic.
+# The engine's package leaves two files open, which pytest would report there after its last line.
+REFERENCE := .venv-parity
+COMPARE := $(REFERENCE)/.installed-for-parity
 INSTALLER := pyproject.toml $(wildcard scripts/install*.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check docs bench clean
+.PHONY: help install demo test parity check docs bench clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s%s\n", $$1, $$2 }' Makefile
@@ -30,6 +34,9 @@ demo: $(RUN) ## convert a small real model and ask it a question
 test: $(DEVELOP) ## run the tests
 	$(BIN)/python -m pytest
 
+parity: $(COMPARE) ## compare logits and prompts with transformers (installs torch)
+	$(REFERENCE)/bin/python -m pytest -W ignore::ResourceWarning tests/parity
+
 check: $(DEVELOP) ## lint, format, types, and whether docs/cli.md is current
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -43,9 +50,9 @@ bench: $(RUN) ## run each file of bench/
 	@test -n "$(wildcard bench/*.py)" || echo "bench/ holds nothing yet"
 	@for file in $(wildcard bench/*.py); do echo "== $$file"; $(BIN)/python "$$file" || exit 1; done
 
-clean: ## delete caches and build products; .venv stays
+clean: ## delete caches and build products; virtual environments stay
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
-	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+	find . -name __pycache__ -not -path './$(VENV)*/*' -prune -exec rm -rf {} +
 
 $(RUN): $(INSTALLER)
 	$(INSTALL)
@@ -54,3 +61,7 @@ $(RUN): $(INSTALLER)
 $(DEVELOP): $(INSTALLER)
 	$(INSTALL) --extras test,check
 	@touch $(RUN) $@
+
+$(COMPARE): $(INSTALLER)
+	$(PYTHON) scripts/install.py --venv $(REFERENCE) --accel cpu --extras test,parity
+	@touch $@

@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Any
 from qwq_lite._version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from qwq_lite.chat import Chat
+    from qwq_lite.chat import Chat, Model
     from qwq_lite.errors import (
         CheckpointError,
+        ContextFull,
         EngineClosed,
         EngineError,
         FormatError,
@@ -32,11 +33,13 @@ if TYPE_CHECKING:
     )
     from qwq_lite.events import Answer, Done, Event, Notice, Progress, Reply, Stats, Thinking
     from qwq_lite.local import load
+    from qwq_lite.stream import Stream
 
 _HOMES = {
-    "chat": ("Chat",),
+    "chat": ("Chat", "Model"),
     "errors": (
         "CheckpointError",
+        "ContextFull",
         "EngineClosed",
         "EngineError",
         "FormatError",
@@ -48,16 +51,19 @@ _HOMES = {
     ),
     "events": ("Answer", "Done", "Event", "Notice", "Progress", "Reply", "Stats", "Thinking"),
     "local": ("load",),
+    "stream": ("Stream",),
 }
 __all__ = [
     "Answer",
     "Chat",
     "CheckpointError",
+    "ContextFull",
     "Done",
     "EngineClosed",
     "EngineError",
     "Event",
     "FormatError",
+    "Model",
     "Notice",
     "OutputError",
     "PlanError",
@@ -65,6 +71,7 @@ __all__ = [
     "QwqError",
     "Reply",
     "Stats",
+    "Stream",
     "TemplateError",
     "Thinking",
     "UsageError",

@@ -8,7 +8,8 @@
     ├── PlanError          a choice of memory, context or offload that cannot hold
     ├── TemplateError      a chat template that cannot be rendered
     └── EngineError        llama.cpp: it is missing, does not load, or refused
-        └── EngineClosed   a model that was used after it was unloaded
+        ├── EngineClosed   a model that was used after it was unloaded
+        └── ContextFull    messages that do not fit the context
 
 A message names the file and the field, what was found, what is allowed and what to do next. The command line prints
 it as one line and exits with `exit_status`.
@@ -55,3 +56,7 @@ class EngineError(QwqError):
 
 class EngineClosed(EngineError):
     """The model was unloaded before this call."""
+
+
+class ContextFull(EngineError):
+    """The messages do not fit the context."""

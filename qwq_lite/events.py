@@ -42,13 +42,15 @@ class Notice:
 class Stats:
     """Counts and seconds of one reply.
 
-    n_reused: tokens of the prompt that were in the cache already; n_prefilled: those that were computed.
+    n_reused: tokens of the prompt that were in the cache already; n_prefilled: those that were computed. n_generated: tokens
+    drawn, an end token and those that a rewind took back among them. n_dropped: messages that no longer fitted.
     """
 
     n_prompt: int = 0
     n_reused: int = 0
     n_prefilled: int = 0
     n_generated: int = 0
+    n_dropped: int = 0
     prefill_s: float = 0.0
     decode_s: float = 0.0
 

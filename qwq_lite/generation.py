@@ -1,68 +1,229 @@
-"""What a token does to a reply: text, phase, end. Pure, and tested without a model. Knows no engine and no terminal."""
+"""What a token does to a reply: text, phase, end. Pure, and tested without a model. Knows no engine and no terminal.
+
+`advance` takes a token into the reply and asks the policies, in their order, what follows from it: go on, force tokens,
+rewind, stop. `constrain` asks them what the next token may be. A policy is a deterministic fold over the reply's tokens, so
+a rewind folds the tokens that stand again from the first, and every state is as if the others had never been.
+"""
 
 from __future__ import annotations
 
 import codecs
 import dataclasses
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from qwq_lite.events import Answer, Event, FinishReason, Thinking
+from qwq_lite.sampling import Sampling
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    Mask = npt.NDArray[np.float32]
 
 Phase = Literal["thinking", "answer"]
 
 
 @dataclass(frozen=True)
-class Rules:
-    """What holds for a whole reply. think_open, think_close: ids of the model's thinking tags, None where it has none."""
+class Force:
+    """The next tokens are these; nothing is sampled."""
 
-    end_tokens: frozenset[int]
-    max_tokens: int | None = None
-    think_open: int | None = None
-    think_close: int | None = None
+    tokens: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Rewind:
+    """Only the reply's first `n_tokens` stand; what comes next is sampled again, with another seed and without `banned`.
+
+    why: a few words for the notice.
+    """
+
+    n_tokens: int
+    banned: frozenset[int] = frozenset()
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class Stop:
+    """The reply ends. mute: the token is no text; drop: so many trailing characters of what is held do not belong to it."""
+
+    reason: FinishReason
+    drop: int = 0
+    mute: bool = False
+
+
+Action = Force | Rewind | Stop | None  # None: go on
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A phase begins. n_chars: so many trailing characters belong to it already; mute: the token is a tag, not text."""
+
+    phase: Phase
+    n_chars: int = 0
+    mute: bool = False
+
+
+@dataclass(frozen=True)
+class Begin:
+    """What a fold starts from: the phase in which the prompt leaves the model, and the rewinds that this reply had."""
+
+    phase: Phase = "answer"
+    rewinds: tuple[Rewind, ...] = ()
+
+
+@dataclass(frozen=True)
+class Taken:
+    """One token, as a policy sees it.
+
+    text: the characters that it completed, of the phase that it leaves the reply in; n_tokens: the reply's length with it;
+    turned: the phase begins with this token.
+    """
+
+    token: int
+    text: str
+    phase: Phase
+    n_tokens: int
+    turned: bool = False
+
+
+@dataclass(frozen=True)
+class Draw:
+    """What the next token may be. Each policy in turn may change it.
+
+    masks: rows that are added to the logits, shape (n_vocab,), 0 or minus infinity; banned: tokens that are masked;
+    forced: the token itself, and nothing is sampled.
+    """
+
+    sampling: Sampling
+    masks: tuple[Mask, ...] = ()
+    banned: frozenset[int] = frozenset()
+    forced: int | None = None
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A policy's word on a token: its next state, and what follows.
+
+    hold: so many trailing characters of the phase's text are not to be shown yet.
+    """
+
+    state: Any
+    action: Action = None
+    hold: int = 0
+    turn: Turn | None = None
+
+
+class Policy(Protocol):
+    """One rule of a reply. Its state is its own, immutable, and a function of `begin` and the tokens alone."""
+
+    @property
+    def name(self) -> str: ...
+    def start(self, begin: Begin) -> Any: ...
+    def constrain(self, state: Any, draw: Draw) -> Draw: ...
+    def observe(self, state: Any, taken: Taken) -> Verdict: ...
 
 
 @dataclass(frozen=True)
 class State:
-    """A reply so far. pending: bytes of an unfinished UTF-8 character; at_start: nothing shown in this phase yet."""
+    """A reply so far.
+
+    pending: bytes of an unfinished UTF-8 character; held: text that is not shown yet; at_start: nothing shown in this phase;
+    forced: tokens that come next; bans: tokens not allowed, by the reply's length; policies: each one's own state.
+    """
 
     phase: Phase = "answer"
     n_tokens: int = 0
     pending: bytes = b""
+    held: str = ""
     at_start: bool = True
+    forced: tuple[int, ...] = ()
+    bans: Mapping[int, frozenset[int]] = field(default_factory=dict)
+    policies: tuple[Any, ...] = ()
 
 
 @dataclass(frozen=True)
 class Step:
-    """What came of one token."""
+    """What came of one token. action: a Rewind or Stop that the caller carries out; the state is the one before it."""
 
     state: State
     events: tuple[Event, ...] = ()
-    finish: FinishReason | None = None
+    action: Rewind | Stop | None = None
 
 
-def advance(rules: Rules, state: State, token: int, piece: bytes) -> Step:
-    """Take one sampled token into the reply. `piece` is its bytes, empty for a control token."""
-    if token in rules.end_tokens:
-        return Step(state, close(state), "stop")
-    counted = dataclasses.replace(state, n_tokens=state.n_tokens + 1)
-    limit: FinishReason | None = (
-        "length" if rules.max_tokens is not None and counted.n_tokens >= rules.max_tokens else None
-    )
-    if token == rules.think_close:
-        return Step(dataclasses.replace(counted, phase="answer", pending=b"", at_start=True), close(state), limit)
-    if token == rules.think_open and state.at_start:
-        return Step(dataclasses.replace(counted, phase="thinking"), (), limit)
+def start(policies: tuple[Policy, ...], begin: Begin) -> State:
+    """The state of a reply without tokens."""
+    bans: dict[int, frozenset[int]] = {}
+    for rewind in begin.rewinds:
+        bans[rewind.n_tokens] = bans.get(rewind.n_tokens, frozenset()) | rewind.banned
+    return State(begin.phase, bans=bans, policies=tuple(policy.start(begin) for policy in policies))
+
+
+def constrain(policies: tuple[Policy, ...], state: State, sampling: Sampling) -> Draw:
+    """What the next token may be."""
+    if state.forced:
+        return Draw(sampling, forced=state.forced[0])
+    draw = Draw(sampling, banned=state.bans.get(state.n_tokens, frozenset()))
+    for policy, own in zip(policies, state.policies, strict=True):
+        draw = policy.constrain(own, draw)
+    return draw
+
+
+def advance(policies: tuple[Policy, ...], state: State, token: int, piece: bytes) -> Step:
+    """Take one token into the reply. `piece` is its bytes, empty for a control token."""
     text, pending = utf8(state.pending, piece)
-    shown = text.lstrip("\n") if state.at_start else text  # the template and the model part phases with newlines
-    after = dataclasses.replace(counted, pending=pending, at_start=state.at_start and not shown)
-    events = (_event(state.phase, shown),) if shown else ()
-    return Step(after, events + (close(after) if limit else ()), limit)
+    taken = Taken(token, text, state.phase, state.n_tokens + 1)
+    states, forced = [], state.forced[1:]
+    turn: Turn | None = None
+    action: Rewind | Stop | None = None
+    hold = 0
+    for policy, own in zip(policies, state.policies, strict=True):
+        verdict = policy.observe(own, taken)
+        states.append(verdict.state)
+        hold = max(hold, verdict.hold)
+        if verdict.turn is not None and turn is None:
+            turn = verdict.turn
+            begun = (
+                (state.held + text)[len(state.held + text) - turn.n_chars :] if turn.n_chars and not turn.mute else ""
+            )
+            taken = dataclasses.replace(taken, phase=turn.phase, text=begun, turned=True)
+        if isinstance(verdict.action, Force):
+            forced += verdict.action.tokens
+        elif action is None:
+            action = verdict.action
+    counted = dataclasses.replace(
+        state, n_tokens=taken.n_tokens, pending=pending, forced=forced, policies=tuple(states)
+    )
+    if turn is not None:
+        shown, events = _turned(counted, state, text, turn)
+    else:
+        shown, events = dataclasses.replace(counted, held=state.held + text), ()
+    if isinstance(action, Stop):
+        if action.mute:
+            return Step(dataclasses.replace(counted, held=state.held, pending=state.pending), close(state), action)
+        if action.drop:
+            shown = dataclasses.replace(shown, held=shown.held[: max(0, len(shown.held) - action.drop)], pending=b"")
+        return Step(shown, events + close(shown), action)
+    after, more = _show(shown, hold)
+    return Step(after, events + more, action)
 
 
 def close(state: State) -> tuple[Event, ...]:
-    """What is left to show when a phase ends: an unfinished character, as U+FFFD."""
-    return (_event(state.phase, state.pending.decode("utf-8", "replace")),) if state.pending else ()
+    """What is left to show when a phase ends: text that was held, and an unfinished character as U+FFFD."""
+    rest = dataclasses.replace(state, held=state.held + state.pending.decode("utf-8", "replace"), pending=b"")
+    return _show(rest, 0)[1]
+
+
+def fold(policies: tuple[Policy, ...], begin: Begin, tokens: Iterable[tuple[int, bytes]]) -> tuple[State, list[Event]]:
+    """The state after tokens that stand, and all that they show. What was decided on them is history and not asked again."""
+    state = start(policies, begin)
+    events: list[Event] = []
+    for token, piece in tokens:
+        step = advance(policies, state, token, piece)
+        state = step.state
+        events += step.events
+    return state, events
 
 
 def utf8(pending: bytes, piece: bytes) -> tuple[str, bytes]:
@@ -75,5 +236,22 @@ def utf8(pending: bytes, piece: bytes) -> tuple[str, bytes]:
     return text, decoder.getstate()[0]
 
 
-def _event(phase: Phase, text: str) -> Event:
-    return Thinking(text) if phase == "thinking" else Answer(text)
+def _turned(counted: State, before: State, text: str, turn: Turn) -> tuple[State, tuple[Event, ...]]:
+    """The new phase with the text that belongs to it, and what was left to show of the old one."""
+    if turn.mute:  # the tag ends an unfinished character too; bytes after it begin a new one
+        old, new, pending, cut = before.held, "", b"", before.pending
+    else:
+        whole = before.held + text
+        place = len(whole) - turn.n_chars
+        old, new, pending, cut = whole[:place], whole[place:], counted.pending, b""
+    events = close(dataclasses.replace(before, held=old, pending=cut))
+    return dataclasses.replace(counted, phase=turn.phase, held=new, pending=pending, at_start=True), events
+
+
+def _show(state: State, hold: int) -> tuple[State, tuple[Event, ...]]:
+    held = state.held.lstrip("\n") if state.at_start else state.held  # template and model part phases with newlines
+    place = max(0, len(held) - hold)
+    if not place:
+        return (state if held is state.held else dataclasses.replace(state, held=held)), ()
+    event = Thinking(held[:place]) if state.phase == "thinking" else Answer(held[:place])
+    return dataclasses.replace(state, held=held[place:], at_start=False), (event,)

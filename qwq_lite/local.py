@@ -2,34 +2,42 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import os
 import secrets
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
-from qwq_lite import catalog, gguf_header, normalization, prompt, sampling, shape
+from qwq_lite import catalog, gguf_header, history, normalization, prompt, sampling, shape
+from qwq_lite.backend import devices
 from qwq_lite.backend.context import KV_TYPES, Context, ContextSettings
 from qwq_lite.backend.model import ALL_LAYERS, LoadedModel
-from qwq_lite.chat import Chat
+from qwq_lite.chat import Model
 from qwq_lite.errors import EngineClosed, TemplateError, UsageError
-from qwq_lite.events import Progress, Reply
-from qwq_lite.generation import Rules, State
-from qwq_lite.model import Options
+from qwq_lite.events import Progress
+from qwq_lite.generation import Begin, Policy
+from qwq_lite.model import Options, Prompt
+from qwq_lite.policies import arranged
+from qwq_lite.policies.phases import Phases
+from qwq_lite.policies.stops import Stops
 from qwq_lite.prompt import ChatTemplate, Message
-from qwq_lite.scheduler import Request, Scheduler, Stream
+from qwq_lite.scheduler import PREFILL_CHUNK, Request, Scheduler
+from qwq_lite.stream import Stream, in_thread
 
 DEFAULT_N_CTX = 8192
+_N_SESSIONS = 4  # conversations that stay in the cache side by side
+_GPU_PREFILL_CHUNK = 512  # a GPU is slow on small batches; it takes tenths of a second for this one
 
 
 def load(
-    path: str | os.PathLike[str],
+    model: str | os.PathLike[str],
     *,
     n_ctx: int | None = None,
-    type_k: str = "f16",
-    type_v: str = "f16",
+    type_k: str | None = None,
+    type_v: str | None = None,
     n_gpu_layers: int = ALL_LAYERS,
     n_threads: int | None = None,
     on_progress: Callable[[Progress], None] | None = None,
@@ -37,9 +45,9 @@ def load(
     """Load a GGUF file, any text model that llama.cpp runs.
 
     Args:
-        path: the file.
-        n_ctx: tokens of context; default the model's own, at most 8,192.
-        type_k, type_v: type of the KV cache: f16, bf16, q8_0, q4_0. q8_0 halves its size.
+        model: the file.
+        n_ctx: tokens of context, shared by all conversations; default the model's own, at most 8,192.
+        type_k, type_v: type of the KV cache: f16, bf16, q8_0, q4_0; default f16. q8_0 halves its size. Give both the same.
         n_gpu_layers: layers on the GPU where there is one; default all.
         n_threads: default one core less than there are, which stays with the desktop.
         on_progress: called with load progress, on this thread.
@@ -50,14 +58,15 @@ def load(
         with qwq_lite.load("QwQ-32B-Preview-Q4_K_M.gguf") as model:
             print(model.ask("What is 2+3?").answer)
     """
-    file = Path(path)
+    file = Path(model)
     header = gguf_header.read(file)
     geometry = shape.from_header(header)
     settings = ContextSettings(
         n_ctx=_checked("n_ctx", min(geometry.n_ctx_train, DEFAULT_N_CTX) if n_ctx is None else n_ctx, 1, 1 << 24),
         n_threads=_checked("n_threads", default_threads() if n_threads is None else n_threads, 1, 512),
-        type_k=_kv_type("type_k", type_k),
-        type_v=_kv_type("type_v", type_v),
+        type_k=_kv_type("type_k", type_k or "f16"),
+        type_v=_kv_type("type_v", type_v or "f16"),
+        n_seq_max=_N_SESSIONS,
     )
     _checked("n_gpu_layers", n_gpu_layers, ALL_LAYERS, 1 << 20)
 
@@ -75,7 +84,7 @@ def load(
     context = None
     try:
         context = Context(weights, settings)
-        return LocalModel(header, weights, context)
+        return LocalModel(header, weights, context, n_gpu_layers)
     except BaseException:
         if context is not None:
             context.close()
@@ -90,10 +99,12 @@ def default_threads() -> int:
     return max(1, (psutil.cpu_count(logical=False) or os.cpu_count() or 2) - 1)
 
 
-class LocalModel:
-    """A loaded model. Made by `load`; used as a context manager, or closed with `close`."""
+class LocalModel(Model):
+    """A loaded model. Made by `load`; used as a context manager, or freed with `unload`."""
 
-    def __init__(self, header: gguf_header.Header, weights: LoadedModel, context: Context) -> None:
+    def __init__(
+        self, header: gguf_header.Header, weights: LoadedModel, context: Context, n_gpu_layers: int = ALL_LAYERS
+    ) -> None:
         self._header, self._weights, self._context = header, weights, context
         self._vocab = weights.vocab
         source = header.text("tokenizer.chat_template") or self._fallback_template()
@@ -102,46 +113,110 @@ class LocalModel:
         self._known = catalog.find(header.text("general.name"), header.text("general.basename"), header.path.name)
         self.n_ctx = context.n_ctx
         self._using = threading.RLock()  # nobody tokenizes while the model is freed
-        self._scheduler: Scheduler | None = Scheduler(weights, context)
+        on_gpu = n_gpu_layers != 0 and bool(devices.report().gpus)
+        self._scheduler: Scheduler | None = Scheduler(
+            weights, context, prefill_chunk=_GPU_PREFILL_CHUNK if on_gpu else PREFILL_CHUNK
+        )
 
-    def __enter__(self) -> LocalModel:
-        return self
+    def generate(self, prompt: Prompt, *, session: Hashable = None, **options: Any) -> Stream:
+        """A reply as a stream of events.
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+        Args:
+            prompt: messages, which the model's template turns into tokens; or a text to go on with, in which no spelling
+                becomes a control token; or tokens.
+            session: whose place in the cache it goes on; None shares one with all others without a session.
+            options: as in `model.Options`.
 
-    def chat(self, system: str | None = None) -> Chat:
-        """A conversation, empty but for the system prompt."""
-        return Chat(self, system)
-
-    def ask(self, text: str, system: str | None = None, **options: Any) -> Reply:
-        """One answer to one question. Options as in `model.Options`."""
-        return self.chat(system).ask(text, **options)
-
-    def generate(self, messages: Sequence[Message], options: Options = Options()) -> Stream:  # noqa: B008 - frozen
-        """A reply to messages as a stream of events. Raises: TemplateError, EngineError, EngineClosed."""
+        Raises: UsageError, TemplateError, EngineError, ContextFull, EngineClosed.
+        """
         with self._using:
-            return self._submit(self._open(), messages, options)
+            return self._submit(self._open(), prompt, session, Options(**options))
 
-    def _submit(self, scheduler: Scheduler, messages: Sequence[Message], options: Options) -> Stream:
+    async def agenerate(self, prompt: Prompt, *, session: Hashable = None, **options: Any) -> Stream:
+        """As `generate`; the prompt is made on another thread, and the stream is read with `async for`."""
+        return await in_thread(functools.partial(self.generate, prompt, session=session, **options))
+
+    def _submit(self, scheduler: Scheduler, given: Prompt, session: Hashable, options: Options) -> Stream:
+        tokens, n_dropped, templated = self._tokens(given, options)
+        special = self._vocab.special
+        opened, closed = (special.get(tag) for tag in prompt.THINK_TAGS)
+        max_tokens = None if options.max_tokens is None else _checked("max_tokens", options.max_tokens, 1, 1 << 31)
+        policies: tuple[Policy, ...] = arranged(
+            [Phases(opened, closed), Stops(self._vocab.end_tokens, _stop_texts(options.stop), max_tokens)]
+        )
+        # The template ended the prompt with <think>\n.
+        thinking = templated and opened is not None and opened in tokens[-3:]
+        begin = Begin("thinking" if thinking else "answer")
+        return scheduler.submit(
+            Request(
+                tokens,
+                policies,
+                self._sampling(options),
+                secrets.randbits(32) if options.seed is None else options.seed,
+                begin,
+                session,
+                n_dropped=n_dropped,
+                alone=options.seed is not None,
+            )
+        )
+
+    def _tokens(self, given: Prompt, options: Options) -> tuple[list[int], int, bool]:
+        """A prompt's tokens, how many messages it goes without, and whether a template made it."""
+        if isinstance(given, str):
+            return prompt.tokenize(self._vocab, given, self._form), 0, False
+        if all(isinstance(part, int) for part in given):
+            return [_checked("token", part, 0, self._vocab.n_tokens - 1) for part in given], 0, False  # type: ignore[arg-type]
         if self._template is None:
             raise TemplateError(
                 f"{self._header.path}: has no chat template (tokenizer.chat_template), so it is no chat model"
             )
-        tokens = self._template.encode(self._vocab, messages, self._form)
-        special = self._vocab.special
-        opened, closed = (special.get(tag) for tag in prompt.THINK_TAGS)
-        rules = Rules(
-            self._vocab.end_tokens,
-            None if options.max_tokens is None else _checked("max_tokens", options.max_tokens, 1, 1 << 31),
-            think_open=opened,
-            think_close=closed,
-        )
-        thinking = opened is not None and opened in tokens[-3:]  # the template ended the prompt with <think>\n
-        start = State(phase="thinking" if thinking else "answer")
-        return scheduler.submit(Request(tokens, rules, self._sampling(options), self._seed(options), start))
+        template, extra = self._template, {"tools": list(options.tools)} if options.tools else {}
+
+        def encode(messages: Sequence[Message]) -> list[int]:
+            return template.encode(self._vocab, messages, self._form, **extra)
+
+        messages: Sequence[Message] = given  # type: ignore[assignment] # what is left of the union
+        return (*history.fitted(messages, encode, self.n_ctx, options.max_tokens, options.when_full), True)
+
+    def save_session(self, session: Hashable, path: str | os.PathLike[str], extra: dict[str, Any]) -> None:
+        """Write a session's tokens and what the cache holds of it, and `extra`, JSON of the caller's own.
+
+        Raises: OutputError, UsageError for what is no JSON, EngineClosed.
+        """
+        file, fingerprint = Path(path), self._fingerprint
+        self._running().call(lambda sequences: sequences.save(session, file, fingerprint, extra))
+
+    def restore_session(self, session: Hashable, path: str | os.PathLike[str]) -> dict[str, Any]:
+        """Bring back what `save_session` wrote, under a session's name, and return its `extra`.
+
+        Raises: FormatError for a damaged file or another model's; EngineClosed.
+        """
+        file, fingerprint = Path(path), self._fingerprint
+        return self._running().call(lambda sequences: sequences.restore(session, file, fingerprint))
+
+    def fork_session(self, session: Hashable, twin: Hashable) -> None:
+        """Let the session `twin` begin with what the session holds in the cache; nothing is computed."""
+        self._running().call(lambda sequences: sequences.fork(session, twin))
+
+    def release_session(self, session: Hashable) -> None:
+        """The session is over: its place in the cache is free. Never raises, also not after `unload`."""
+        scheduler = self._scheduler
+        if scheduler is not None:
+            scheduler.release(session)
+
+    @functools.cached_property
+    def _fingerprint(self) -> str:
+        """What a saved state depends on: the file's header and size, and the types of the cache."""
+        digest = hashlib.blake2b(digest_size=16)
+        with self._header.path.open("rb") as file:
+            digest.update(file.read(self._header.data_offset))
+        settings = self._context.settings
+        digest.update(f"{self._header.file_bytes}:{settings.type_k}:{settings.type_v}".encode())
+        return digest.hexdigest()
+
+    def _running(self) -> Scheduler:
+        with self._using:
+            return self._open()
 
     def tokenize(self, text: str) -> list[int]:
         """Ids of a text as plain text, normalised as the model's tokenizer does it."""
@@ -149,7 +224,7 @@ class LocalModel:
             self._open()
             return prompt.tokenize(self._vocab, text, self._form)
 
-    def close(self) -> None:
+    def unload(self) -> None:
         """Stop what runs and free the model's memory. Further calls raise EngineClosed; closing again does nothing."""
         with self._using:
             scheduler, self._scheduler = self._scheduler, None
@@ -167,9 +242,6 @@ class LocalModel:
             user, self._header.keys, self._known.sampling if self._known else catalog.DEFAULT_SAMPLING
         )
 
-    def _seed(self, options: Options) -> int:
-        return secrets.randbits(32) if options.seed is None else options.seed
-
     def _fallback_template(self) -> str | None:
         return prompt.CHATML if "<|im_start|>" in self._vocab.special else None
 
@@ -178,6 +250,12 @@ def _checked(name: str, value: int, low: int, high: int) -> int:
     if not low <= value <= high:
         raise UsageError(f"{name} is {value}, a number from {low} to {high} is allowed")
     return value
+
+
+def _stop_texts(texts: Sequence[str]) -> tuple[str, ...]:
+    if isinstance(texts, str) or not all(isinstance(text, str) and text for text in texts):
+        raise UsageError(f"stop is {texts!r}; a list of texts is allowed, none of them empty")
+    return tuple(texts)
 
 
 def _kv_type(name: str, value: str) -> str:

@@ -10,18 +10,15 @@ llama.cpp does not apply the normaliser that Hugging Face's tokenizer applies, s
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import datetime
 from typing import Any, Protocol
-
-from jinja2 import TemplateError as JinjaError
-from jinja2 import TemplateSyntaxError
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from qwq_lite.errors import TemplateError
 from qwq_lite.normalization import normalized
+from qwq_lite.template import Template
 
 Message = Mapping[str, Any]
 
@@ -39,6 +36,7 @@ class Vocabulary(Protocol):
 
     adds_bos: bool
     bos: int
+    eos: int
 
     @property
     def special(self) -> dict[str, int]: ...
@@ -68,47 +66,39 @@ def tokenize(vocab: Vocabulary, text: str, form: str) -> list[int]:
 
 
 def _pattern(vocab: Vocabulary) -> re.Pattern[str] | None:
-    spellings = sorted(vocab.special, key=len, reverse=True)
-    return re.compile("|".join(map(re.escape, spellings))) if spellings else None
+    return _compiled(tuple(vocab.special))
+
+
+@functools.lru_cache(maxsize=8)
+def _compiled(spellings: tuple[str, ...]) -> re.Pattern[str] | None:
+    """One pattern a vocabulary; the longer of two spellings that start alike counts."""
+    longest_first = sorted(spellings, key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, longest_first))) if spellings else None
 
 
 class ChatTemplate:
     """A model's chat template, ready to render.
 
-    In this process the sandbox is best effort: it keeps a template from reaching Python's objects, not from taking time.
-    Raises: TemplateError when the source does not parse.
+    Raises: TemplateError when the source does not parse or asks for what templates may not do.
     """
 
     def __init__(self, source: str) -> None:
-        environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-        )
-        environment.filters["tojson"] = _tojson
-        environment.globals["raise_exception"] = _raise_exception
-        environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-        try:
-            self._template = environment.from_string(source)
-        except TemplateSyntaxError as error:
-            raise TemplateError(
-                f"tokenizer.chat_template, line {error.lineno}: {error.message}; convert the model again"
-            ) from error
-        except RecursionError as error:
-            raise TemplateError("tokenizer.chat_template is nested too deeply; convert the model again") from error
+        self._template = Template(source)
         self.source = source
 
-    def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True, **extra: Any) -> str:
-        """The prompt's text. Raises: TemplateError with what the template objected to."""
-        try:
-            return self._template.render(messages=messages, add_generation_prompt=add_generation_prompt, **extra)
-        except (JinjaError, TypeError, ValueError, KeyError, AttributeError, ArithmeticError, RecursionError) as error:
-            raise TemplateError(f"tokenizer.chat_template refuses these messages: {error}") from error
+    def render(self, messages: Sequence[Message], **extra: Any) -> str:
+        """The prompt's text, up to where the reply begins unless extra has add_generation_prompt.
+
+        Raises: TemplateError with what the template objected to, or the limit that it met.
+        """
+        return self._template.render({"messages": messages, "add_generation_prompt": True, **extra})
 
     def encode(self, vocab: Vocabulary, messages: Sequence[Message], form: str, **extra: Any) -> list[int]:
         """The prompt's tokens. Raises: TemplateError."""
         marks = _unused_pair(messages, extra)
         spellings = _pattern(vocab)
-        marked = [_marked_message(message, spellings, marks, form) for message in messages]
-        rendered = self.render(marked, **_marked(extra, spellings, marks, form))
+        marked = [_marked_message(message, spellings, marks) for message in messages]
+        rendered = self.render(marked, **_own_tokens(vocab), **_marked(extra, spellings, marks))
         tokens = list(_encoded(vocab, rendered, spellings, marks, form))
         if vocab.adds_bos and tokens[:1] != [vocab.bos]:
             tokens.insert(0, vocab.bos)
@@ -137,30 +127,29 @@ def _encoded(
         yield from tokenize(vocab, text[start:], form)
 
 
-def _marked_message(
-    message: Message, spellings: re.Pattern[str] | None, marks: tuple[str, str], form: str
-) -> dict[str, Any]:
+def _own_tokens(vocab: Vocabulary) -> dict[str, str]:
+    """The spellings that a template may write by name, as transformers gives them to it; unmarked, for they are its own."""
+    spelled = {token: spelling for spelling, token in vocab.special.items()}
+    return {
+        name: spelled[token] for name, token in (("bos_token", vocab.bos), ("eos_token", vocab.eos)) if token in spelled
+    }
+
+
+def _marked_message(message: Message, spellings: re.Pattern[str] | None, marks: tuple[str, str]) -> dict[str, Any]:
     """A message with its spellings marked. A reply's own thinking tags are the template's business and stay."""
     keep = THINK_TAGS if message.get("role") == "assistant" else ()
-    return {key: _marked(value, spellings, marks, form, keep) for key, value in message.items()}
+    return {key: _marked(value, spellings, marks, keep) for key, value in message.items()}
 
 
-def _marked(
-    value: Any, spellings: re.Pattern[str] | None, marks: tuple[str, str], form: str, keep: Sequence[str] = ()
-) -> Any:
-    if isinstance(value, str):
-        text = normalized(value, form)
-        if spellings is None:
-            return text
+def _marked(value: Any, spellings: re.Pattern[str] | None, marks: tuple[str, str], keep: Sequence[str] = ()) -> Any:
+    """The value with marks around each spelling. Not normalised yet: a mark that follows a tag would compose with its `>`."""
+    if isinstance(value, str) and spellings is not None:
         opening, closing = marks
-        return spellings.sub(lambda match: match[0] if match[0] in keep else f"{opening}{match[0]}{closing}", text)
+        return spellings.sub(lambda match: match[0] if match[0] in keep else f"{opening}{match[0]}{closing}", value)
     if isinstance(value, Mapping):
-        return {
-            _marked(key, spellings, marks, form): _marked(item, spellings, marks, form, keep)
-            for key, item in value.items()
-        }
+        return {_marked(key, spellings, marks): _marked(item, spellings, marks, keep) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_marked(item, spellings, marks, form, keep) for item in value]
+        return [_marked(item, spellings, marks, keep) for item in value]
     return value
 
 
@@ -170,12 +159,3 @@ def _unused_pair(*values: Any) -> tuple[str, str]:
     if len(free) < 2:
         raise TemplateError("the messages contain all of Unicode's noncharacters U+FDD0 to U+FDEF; remove some")
     return free[0], free[1]
-
-
-def _tojson(value: Any, ensure_ascii: bool = False, indent: int | None = None, sort_keys: bool = False) -> str:
-    """JSON as transformers' templates expect it: characters as they are, and no HTML escapes."""
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, sort_keys=sort_keys)
-
-
-def _raise_exception(message: str) -> None:
-    raise JinjaError(message)

@@ -1,7 +1,7 @@
-"""The engine's thread: one model, one context, requests one after the other. It decodes and samples, and decides nothing.
+"""The engine's thread: one model, one context, replies on its sequences. It decodes and samples, and decides nothing.
 
-What a token means is `generation`'s word. Everything that touches llama.cpp happens on this thread; callers hand over
-requests and read events, and any thread may cancel.
+What a token means is the policies' word (`generation`, `track`). Everything that touches llama.cpp happens on this thread;
+callers hand over requests and read events, and any thread may cancel.
 """
 
 from __future__ import annotations
@@ -9,102 +9,98 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Hashable
+from concurrent.futures import Future
 from dataclasses import dataclass, field
+from typing import TypeVar
 
-from qwq_lite import generation
-from qwq_lite.backend.context import Aborted, Context, Entry
+import numpy as np
+
+from qwq_lite.backend.context import Aborted, Context
 from qwq_lite.backend.model import LoadedModel
 from qwq_lite.backend.sampler import Sampler
-from qwq_lite.errors import EngineClosed, EngineError, QwqError
-from qwq_lite.events import Answer, Done, Event, FinishReason, Notice, Progress, Reply, Stats, Thinking
+from qwq_lite.errors import ContextFull, EngineClosed, EngineError, QwqError
+from qwq_lite.events import Done, FinishReason, Notice, Progress, Reply, Stats
+from qwq_lite.generation import Begin, Policy, Rewind
 from qwq_lite.sampling import Sampling, draw_seed
+from qwq_lite.sequences import Part, Sequence, Sequences
+from qwq_lite.stream import Stream
+from qwq_lite.track import Track
 
-PREFILL_CHUNK = (
-    128  # tokens of a decode call in prefill: small enough to cancel between on a GPU, which cannot be interrupted
-)
-_WAIT_S = 0.25  # Windows does not wake a waiting main thread for Ctrl-C
+PREFILL_CHUNK = 128  # tokens of a decode call in prefill: progress is shown, and a GPU can be cancelled, between two
+N_ACTIVE = 1  # replies decoded together; more share each read of the weights, and then bits depend on who is beside
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Request:
-    """One reply to make: the prompt's tokens and what holds for the answer."""
+    """One reply to make: the prompt's tokens and what holds for the reply.
+
+    session: whose sequence it goes on; None is the one that all requests without a session share.
+    n_dropped: messages that were left out of the prompt, for Stats. alone: as in `Sequences.place`.
+    """
 
     prompt: list[int]
-    rules: generation.Rules
+    policies: tuple[Policy, ...]
     sampling: Sampling
     seed: int
-    start: generation.State = field(default_factory=generation.State)
-
-
-class Stream:
-    """The events of one request, in order, the last one `Done`. Leaving the iteration early cancels the request."""
-
-    def __init__(self, scheduler: Scheduler, request: Request) -> None:
-        self.request = request
-        self._scheduler = scheduler
-        self._events: queue.SimpleQueue[Event | QwqError] = queue.SimpleQueue()
-        self.cancelled = threading.Event()
-        self._finished = False
-
-    def __iter__(self) -> Iterator[Event]:
-        try:
-            while not self._finished:
-                try:
-                    event = self._events.get(timeout=_WAIT_S)
-                except queue.Empty:
-                    continue
-                self._finished = isinstance(event, QwqError | Done)
-                if isinstance(event, QwqError):
-                    raise event
-                yield event
-        finally:
-            if not self._finished:
-                self.cancel()
-
-    def put(self, event: Event | QwqError) -> None:
-        self._events.put(event)
-
-    def cancel(self) -> None:
-        """Stop after the token, or within the graph node, in hand. Any thread; more than once does no harm."""
-        self.cancelled.set()
-        self._scheduler.interrupt(self)
+    begin: Begin = field(default_factory=Begin)
+    session: Hashable = None
+    n_dropped: int = 0
+    alone: bool = False
 
 
 class Scheduler:
     """Owns model and context from `start` on; `close` frees both and ends the thread."""
 
-    def __init__(self, model: LoadedModel, context: Context) -> None:
+    def __init__(
+        self, model: LoadedModel, context: Context, *, prefill_chunk: int = PREFILL_CHUNK, n_active: int = N_ACTIVE
+    ) -> None:
         self._model, self._context, self._n_ctx = model, context, context.n_ctx
+        self._prefill_chunk, self._n_active = prefill_chunk, n_active
+        self._sequences = Sequences(context)
         self._sampler = Sampler(model.vocab.n_tokens)
-        self._cached: list[int] = []  # tokens whose KV the context holds, for sequence 0
-        self._todo: queue.SimpleQueue[Stream | None] = queue.SimpleQueue()
-        self._running: Stream | None = None
+        self._inbox: queue.SimpleQueue[tuple[Stream, Request] | Callable[[], None] | None] = queue.SimpleQueue()
+        self._active: list[_Reply] = []
         self._lock = threading.RLock()  # a signal handler may cancel while this thread submits
         self._closed = False
         self._thread = threading.Thread(target=self._work, name="qwq-lite engine", daemon=True)
         self._thread.start()
 
     def submit(self, request: Request) -> Stream:
-        """Queue a request. Raises: EngineClosed; EngineError for a prompt that is empty or does not fit."""
+        """Queue a request. Raises: EngineClosed; EngineError for an empty prompt; ContextFull for one that does not fit."""
         if not request.prompt:
             raise EngineError("the prompt is empty")
         if len(request.prompt) >= self._n_ctx:
-            raise EngineError(
+            raise ContextFull(
                 f"the prompt has {len(request.prompt)} tokens, the context {self._n_ctx};"
                 " shorten it, start a new chat, or choose a larger context (--ctx)"
             )
-        stream = Stream(self, request)
-        with self._lock:
-            if self._closed:
-                raise EngineClosed("the model is unloaded; load it again")
-            self._todo.put(stream)
+        stream = Stream(self._interrupt)
+        self._send((stream, request))
         return stream
 
-    def interrupt(self, stream: Stream) -> None:
-        with self._lock:
-            if self._running is stream:
-                self._context.abort(True)
+    def call(self, job: Callable[[Sequences], T]) -> T:
+        """Run a job on the engine's thread, between two tokens, and return what it returns. Raises what it raises."""
+        future: Future[T] = Future()
+
+        def run() -> None:
+            if self._closed:
+                future.set_exception(EngineClosed("the model was unloaded"))
+                return
+            try:
+                future.set_result(job(self._sequences))
+            except BaseException as error:
+                future.set_exception(error)
+
+        self._send(run)
+        return future.result()
+
+    def release(self, session: Hashable) -> None:
+        """The session is over; its sequence may be overwritten. Any thread, at any time: it waits for nothing."""
+        self._inbox.put(lambda: self._sequences.release(session))
 
     def close(self) -> None:
         """Cancel what runs, free context and model, end the thread."""
@@ -112,150 +108,195 @@ class Scheduler:
             if self._closed:
                 return
             self._closed = True
-            running = self._running
-        if running is not None:
-            running.cancel()
-        self._todo.put(None)
+            self._context.abort(True)
+        self._inbox.put(None)
         self._thread.join()
 
+    def _send(self, item: tuple[Stream, Request] | Callable[[], None]) -> None:
+        with self._lock:
+            if self._closed:
+                raise EngineClosed("the model is unloaded; load it again")
+            self._inbox.put(item)
+
+    def _interrupt(self, stream: Stream) -> None:
+        with self._lock:
+            if any(reply.stream is stream for reply in self._active):
+                self._context.abort(True)
+
     def _work(self) -> None:
-        while (stream := self._todo.get()) is not None:
-            with self._lock:
-                self._running = stream
-                self._context.abort(False)
-            try:
-                if self._closed:
-                    raise EngineClosed("the model was unloaded before the request began")
-                self._run(stream)
-            except QwqError as error:
-                stream.put(error)
-            except Exception as error:
-                stream.put(EngineError(f"{type(error).__name__}: {error}"))
-            finally:
-                with self._lock:
-                    self._running = None
+        waiting: deque[tuple[Stream, Request]] = deque()
+        while self._receive(waiting):
+            for item in [item for item in waiting if item[0].cancelled.is_set()]:
+                waiting.remove(item)
+                item[0].put(Done(Reply("", "", "cancelled", Stats(n_prompt=len(item[1].prompt)))))
+            while waiting and len(self._active) < self._n_active:
+                self._admit(*waiting.popleft())
+            self._round()
+        for reply in list(self._active):
+            self._finish(reply, "cancelled")
+        for stream, _ in waiting:
+            stream.put(EngineClosed("the model was unloaded before the request began"))
         self._sampler.close()
         self._context.close()
         self._model.close()
 
-    def _run(self, stream: Stream) -> None:
-        reply = _Reply(stream)
-        started = time.monotonic()
+    def _receive(self, waiting: deque[tuple[Stream, Request]]) -> bool:
+        """Take in what was sent, waiting for it only when there is nothing to do. False once the model is closed."""
+        while True:
+            try:
+                item = self._inbox.get(block=not waiting and not self._active)
+            except queue.Empty:
+                return True
+            if item is None:
+                return False
+            if callable(item):
+                item()
+            else:
+                waiting.append(item)
+
+    def _admit(self, stream: Stream, request: Request) -> None:
         try:
-            n_reused = self._prefill(stream)
-        except Aborted:
-            stream.put(Done(reply.finished("cancelled", Stats(n_prompt=len(stream.request.prompt)))))
+            sequence = self._sequences.place(request.session, request.prompt, request.alone)
+        except QwqError as error:
+            stream.put(error)
             return
-        prefilled = time.monotonic()
-        finish = self._decode(stream, reply)
-        n_prompt = len(stream.request.prompt)
-        stats = Stats(
-            n_prompt=n_prompt,
-            n_reused=n_reused,
-            n_prefilled=n_prompt - n_reused,
-            n_generated=reply.state.n_tokens,
-            prefill_s=prefilled - started,
-            decode_s=time.monotonic() - prefilled,
-        )
-        if finish == "context":
+        reply = _Reply(stream, request, sequence, self._model.vocab.piece)
+        with self._lock:
+            self._active.append(reply)
+        if request.n_dropped:
             stream.put(
                 Notice(
-                    f"the context of {self._context.n_ctx} tokens is full, the answer ends here; --ctx sets a larger one"
+                    f"the oldest {request.n_dropped} messages no longer fit the context of {self._n_ctx} tokens and were"
+                    " left out; --ctx sets a larger one"
                 )
             )
-        stream.put(Done(reply.finished(finish, stats)))
+        stream.put(Progress("prefill", reply.n_reused, len(request.prompt)))
 
-    def _prefill(self, stream: Stream) -> int:
-        """Bring the cache to the prompt, its last token decoded alone, and return how many tokens were there already.
+    def _round(self) -> None:
+        """One chunk of a prompt, and one token of every reply whose prompt is done."""
+        for reply in [reply for reply in self._active if reply.stream.cancelled.is_set()]:
+            self._finish(reply, "cancelled")
+        filling = [reply for reply in self._active if reply.left or reply.pending is None]
+        if filling:
+            self._guarded(self._fill, filling[:1])
+        decoding = [reply for reply in self._active if reply.pending is not None]
+        if decoding and not any(reply.stream.cancelled.is_set() for reply in decoding):
+            self._guarded(self._decode, decoding)
 
-        The last token's row is always computed in a batch of one: bits depend on the batch's shape.
+    def _guarded(self, work: Callable[[list[_Reply]], None], replies: list[_Reply]) -> None:
+        try:
+            work(replies)
+        except Aborted:  # whoever cancelled is seen in the next round; the others go on where they were
+            with self._lock:
+                if not self._closed:
+                    self._context.abort(False)
+        except QwqError as error:
+            self._fail(replies, error)
+        except Exception as error:
+            self._fail(replies, EngineError(f"{type(error).__name__}: {error}"))
+
+    def _fill(self, replies: list[_Reply]) -> None:
+        """Decode the next chunk of a prompt, its last token in a batch of its own: bits depend on the batch's shape.
+
+        What a rewind leaves to decode again comes this way too.
         """
-        prompt, total = stream.request.prompt, len(stream.request.prompt)
-        reused = _common_prefix(self._cached, prompt[:-1])
-        try:
-            self._forget(reused)
-        except EngineError:  # a recurrent model's cache can be dropped whole, and not cut
-            reused = 0
-            self._forget(0)
-        stream.put(Progress("prefill", reused, total))
-        for start in range(reused, total - 1, PREFILL_CHUNK):
-            chunk = prompt[start : min(start + PREFILL_CHUNK, total - 1)]
-            self._decode_tokens(stream, chunk, output=False)
-            stream.put(Progress("prefill", start + len(chunk), total))
-        self._decode_tokens(stream, prompt[-1:], output=True)
-        stream.put(Progress("prefill", total, total))
-        return reused
+        (reply,) = replies
+        if reply.left:
+            chunk = reply.left[: min(self._prefill_chunk, max(1, len(reply.left) - 1))]
+            self._sequences.decode([Part(reply.sequence, chunk, output=len(chunk) == len(reply.left))])
+            reply.left = reply.left[len(chunk) :]
+            if reply.prefilled is None:
+                reply.n_prefilled += len(chunk)
+                reply.stream.put(Progress("prefill", reply.n_reused + reply.n_prefilled, len(reply.request.prompt)))
+        if not reply.left:
+            if reply.prefilled is None:
+                reply.prefilled = time.monotonic()
+                self._sequences.mark(reply.sequence)
+            self._choose(replies)
 
-    def _decode(self, stream: Stream, reply: _Reply) -> FinishReason:
-        request = stream.request
-        while True:
-            position = len(self._cached)
-            seed = draw_seed(request.seed, 0, position)
-            token = self._sampler.sample(self._context.row(0), request.sampling, seed)
-            finish = reply.take(token, self._model.vocab.piece(token))
-            if finish is not None:
-                return finish
-            if position >= self._context.n_ctx:
-                reply.flush()
-                return "context"
-            try:
-                self._decode_tokens(stream, [token], output=True)
-            except Aborted:
-                reply.flush()
-                return "cancelled"
+    def _decode(self, replies: list[_Reply]) -> None:
+        self._sequences.decode([Part(reply.sequence, [reply.token()]) for reply in replies])
+        for reply in replies:
+            reply.pending = None
+        self._choose(replies)
 
-    def _decode_tokens(self, stream: Stream, tokens: list[int], output: bool) -> None:
-        if stream.cancelled.is_set():
-            raise Aborted
-        start, last = len(self._cached), len(tokens) - 1
-        entries = [Entry(token, start + i, 0, output and i == last) for i, token in enumerate(tokens)]
-        try:
-            self._context.decode(entries)
-        except (Aborted, EngineError):
-            self._context.abort(False)
-            self._forget(start)
-            raise
-        self._cached += tokens
+    def _choose(self, replies: list[_Reply]) -> None:
+        """Draw each reply's next token from its row and take it in. After a rewind the next round draws again."""
+        for reply in replies:
+            events, action = reply.track.take(self._draw(reply))
+            for event in events:
+                reply.stream.put(event)
+            if isinstance(action, Rewind):
+                reply.left = self._sequences.rewind(reply.sequence, len(reply.request.prompt) + action.n_tokens)
+            elif action is not None:
+                self._finish(reply, action.reason)
+            elif len(reply.sequence.tokens) >= self._n_ctx:
+                self._finish(reply, "context")
+            else:
+                reply.pending = reply.track.tokens[-1]
 
-    def _forget(self, start: int) -> None:
-        self._context.remove(0, start)
-        del self._cached[start:]
+    def _draw(self, reply: _Reply) -> int:
+        draw = reply.track.constrain(reply.request.sampling)
+        if draw.forced is not None:
+            return draw.forced
+        row = reply.sequence.row
+        assert row is not None, "a row is drawn from once, right after its decode"
+        for mask in draw.masks:
+            np.add(row, mask, out=row)
+        if draw.banned:
+            row[list(draw.banned)] = -np.inf
+        if (draw.masks or draw.banned) and row.max() == -np.inf:
+            raise EngineError("the masks of this reply leave no token to sample")
+        position = len(reply.sequence.tokens)
+        return self._sampler.sample(row, draw.sampling, draw_seed(reply.request.seed, reply.track.attempt, position))
+
+    def _finish(self, reply: _Reply, reason: FinishReason) -> None:
+        if reason in ("context", "cancelled"):
+            for event in reply.track.flush():
+                reply.stream.put(event)
+        if reason == "context":
+            reply.stream.put(
+                Notice(f"the context of {self._n_ctx} tokens is full, the answer ends here; --ctx sets a larger one")
+            )
+        self._retire(reply)
+        reply.stream.put(Done(Reply(reply.track.answer, reply.track.thinking, reason, reply.stats())))
+
+    def _fail(self, replies: list[_Reply], error: QwqError) -> None:
+        for reply in [reply for reply in replies if reply in self._active]:
+            self._retire(reply)
+            reply.stream.put(error)
+
+    def _retire(self, reply: _Reply) -> None:
+        with self._lock:
+            self._active.remove(reply)
+        self._sequences.done(reply.sequence)
 
 
 class _Reply:
-    """Text and state of the reply in hand; hands every event on."""
+    """A request under way. left: tokens to decode before the next draw; pending: the token drawn and not yet decoded."""
 
-    def __init__(self, stream: Stream) -> None:
-        self.state = stream.request.start
-        self._stream = stream
-        self._thinking: list[str] = []
-        self._answer: list[str] = []
+    def __init__(self, stream: Stream, request: Request, sequence: Sequence, piece: Callable[[int], bytes]) -> None:
+        self.stream, self.request, self.sequence = stream, request, sequence
+        self.track = Track(request.policies, request.begin, piece)
+        self.n_reused, self.n_prefilled = len(sequence.tokens), 0
+        self.left = request.prompt[self.n_reused :]
+        self.pending: int | None = None
+        self.started = time.monotonic()
+        self.prefilled: float | None = None
 
-    def take(self, token: int, piece: bytes) -> FinishReason | None:
-        step = generation.advance(self._stream.request.rules, self.state, token, piece)
-        self.state = step.state
-        self._show(step.events)
-        return step.finish
+    def token(self) -> int:
+        assert self.pending is not None
+        return self.pending
 
-    def flush(self) -> None:
-        self._show(generation.close(self.state))
-
-    def _show(self, events: tuple[Event, ...]) -> None:
-        for event in events:
-            if isinstance(event, Thinking):
-                self._thinking.append(event.text)
-            elif isinstance(event, Answer):
-                self._answer.append(event.text)
-            self._stream.put(event)
-
-    def finished(self, reason: FinishReason, stats: Stats) -> Reply:
-        return Reply("".join(self._answer).rstrip(), "".join(self._thinking).strip(), reason, stats)
-
-
-def _common_prefix(left: list[int], right: list[int]) -> int:
-    n = 0
-    for a, b in zip(left, right, strict=False):
-        if a != b:
-            break
-        n += 1
-    return n
+    def stats(self) -> Stats:
+        now = time.monotonic()
+        prefilled = now if self.prefilled is None else self.prefilled
+        return Stats(
+            n_prompt=len(self.request.prompt),
+            n_reused=self.n_reused,
+            n_prefilled=self.n_prefilled,
+            n_generated=self.track.n_taken,
+            n_dropped=self.request.n_dropped,
+            prefill_s=prefilled - self.started,
+            decode_s=now - prefilled,
+        )

@@ -8,6 +8,7 @@ import pytest
 
 from qwq_convert.pipeline import convert
 from qwq_lite.recipe import file_type
+from tests.checkpoints import write_random_checkpoint
 from tests.oracle import demo_checkpoint
 
 
@@ -22,4 +23,13 @@ def demo_gguf(demo_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     """The demo model as Q4_K_M."""
     path = tmp_path_factory.mktemp("demo") / "SmolLM2-135M-Instruct-Q4_K_M.gguf"
     convert(demo_folder, file_type("Q4_K_M"), path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two random layers with thinking tags, F16: an engine that says nothing and takes no time."""
+    folder = write_random_checkpoint(tmp_path_factory.mktemp("tiny") / "Tiny")
+    path = folder.parent / "Tiny-F16.gguf"
+    convert(folder, file_type("F16"), path)
     return path

@@ -12,10 +12,11 @@ from gguf.constants import GGMLQuantizationType, LlamaFileType
 from qwq_lite import gguf_header
 from qwq_lite.errors import CheckpointError, OutputError
 from qwq_lite.gguf_header import TensorInfo
+from qwq_lite.output import output_file
 from qwq_lite.recipe import file_type_name, tensor_types
 from qwq_lite.shape import ModelShape, from_config
 
-from . import metadata, quantize, vocab, writer
+from . import metadata, quantize, vocab
 from .source import Checkpoint
 from .tensors import TensorPair, pair
 
@@ -104,7 +105,7 @@ def convert(
     with Checkpoint(folder) as checkpoint:
         if output is not None:
             _check_not_source(output, checkpoint)
-        writer.check_destination(output or default_output(checkpoint, kind), force)
+        _check_destination(output or default_output(checkpoint, kind), force)
         plan = prepare(checkpoint, kind, output)
         _run(plan, checkpoint, n_threads or os.cpu_count() or 1, on_progress)
     return plan
@@ -118,7 +119,7 @@ def _run(plan: Conversion, checkpoint: Checkpoint, n_threads: int, on_progress: 
         quantize.Job(entry, info.type, len(header) + info.offset)
         for entry, info in zip(plan.pairs, plan.infos, strict=True)
     ]
-    with writer.output_file(plan.output, len(header) + data_bytes) as file:
+    with output_file(plan.output, len(header) + data_bytes) as file:
         file.write_from(memoryview(header), 0)
         quantize.run(
             jobs,
@@ -127,6 +128,19 @@ def _run(plan: Conversion, checkpoint: Checkpoint, n_threads: int, on_progress: 
             n_threads,
             lambda name, n_bytes: on_progress(Progress(name, n_bytes, total)),
         )
+
+
+def _check_destination(final: Path, force: bool) -> None:
+    """Everything about the output's name that can be known before work starts. Raises: OutputError."""
+    folder = final.parent
+    if not folder.is_dir():
+        raise OutputError(f"{final}: the folder {folder} is not there; make it first, or choose another -o")
+    if final.is_dir():
+        raise OutputError(f"{final}: is a folder; name a file with -o, for example {final / 'model.gguf'}")
+    if final.exists() and not final.is_file():
+        raise OutputError(f"{final}: is no regular file and will not be replaced; choose another -o")
+    if final.exists() and not force:
+        raise OutputError(f"{final}: exists; replace it with --force, or choose another -o")
 
 
 def _check_architecture(checkpoint: Checkpoint) -> None:

@@ -30,6 +30,7 @@ class Sampler:
         self._chains: dict[Sampling, Any] = {}
         self._ids = np.arange(n_vocab, dtype=np.int32)
         self._candidates = np.empty(n_vocab, _CANDIDATE)
+        self._data = ctypes.cast(self._candidates.ctypes.data, ctypes.POINTER(self._api.llama_token_data))
 
     def sample(self, row: Row, settings: Sampling, seed: int) -> int:
         """One token. Shapes: row (n_vocab,), left as it is. The same arguments give the same token."""
@@ -37,9 +38,7 @@ class Sampler:
         if settings.temperature <= 0:
             return int(row.argmax())
         candidates["id"], candidates["logit"] = self._ids, row
-        array = api.llama_token_data_array(
-            ctypes.cast(candidates.ctypes.data, ctypes.POINTER(api.llama_token_data)), len(candidates), -1, False
-        )
+        array = api.llama_token_data_array(self._data, len(candidates), -1, False)
         pointer = ctypes.byref(array)
         api.llama_sampler_apply(self._chain(settings), pointer)
         draw = api.llama_sampler_init_dist(seed & 0xFFFFFFFF)

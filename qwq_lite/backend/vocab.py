@@ -43,9 +43,14 @@ class Vocab:
 
     @functools.cached_property
     def special(self) -> dict[str, int]:
-        """Spelling -> id of every token that llama.cpp may cut out of a text: control and user-defined ones."""
+        """Spelling -> id of every token that llama.cpp may cut out of a text: control and user-defined ones.
+
+        What the file declares ordinary is ordinary: marking `</s>` would part its `>` from a newline that merges with it.
+        """
         api, found = self._api, {}
         for token in range(self.n_tokens):
+            if self._declared is not None and self._declared[token] == TokenType.NORMAL:
+                continue
             if api.llama_vocab_get_attr(self._vocab, token) & _SPELLED:
                 spelling = api.llama_vocab_get_text(self._vocab, token).decode("utf-8", "surrogateescape")
                 if spelling:

@@ -35,6 +35,14 @@ _PROMPT = "> "
 )
 @click.option("--seed", type=click.IntRange(0), help="The same seed gives the same answer.  [default: random]")
 @click.option("-n", "--max-tokens", type=click.IntRange(1), help="End an answer after so many tokens.")
+@click.option("--stop", multiple=True, help="End an answer where this text begins. May be given several times.")
+@click.option(
+    "--when-full",
+    type=click.Choice(["drop", "error"]),
+    default="drop",
+    show_default=True,
+    help="When a conversation no longer fits the context: leave out its oldest turns, with a notice; or refuse.",
+)
 @click.option("--temperature", type=click.FloatRange(0), help="0 takes the likeliest token.  [default: the file's]")
 @click.option("--top-k", type=click.IntRange(0), help="Sample among so many tokens; 0 for all.  [default: the file's]")
 @click.option(

@@ -1,4 +1,4 @@
-"""generation: a reply's text does not depend on where its tokens are cut; tags and ends do what they are for."""
+"""generation: a reply's text does not depend on where its tokens are cut; tags, ends and stop texts do what they are for."""
 
 from __future__ import annotations
 
@@ -6,33 +6,52 @@ import itertools
 from collections.abc import Iterable, Sequence
 
 import pytest
-from hypothesis import example, given
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
+from qwq_lite import generation
 from qwq_lite.events import Answer, Event, FinishReason, Thinking
-from qwq_lite.generation import Phase, Rules, State, advance, close
+from qwq_lite.generation import Begin, Phase, Policy, State, Stop
+from qwq_lite.policies import arranged
+from qwq_lite.policies.phases import Phases
+from qwq_lite.policies.stops import Stops
+from qwq_lite.track import Track
 
 TEXT, END, OPEN, CLOSE = 0, 1, 2, 3
-RULES = Rules(frozenset({END}), think_open=OPEN, think_close=CLOSE)
+FIRST_FREE = 100  # every piece of text gets an id of its own from here on, as no two tokens of a vocabulary share one
 TEXTS = st.text(st.one_of(st.characters(exclude_categories=["Cs"]), st.sampled_from("人工智能答案😀👩‍🚀🇨🇳éß\n")))
+PLACES = st.lists(st.integers(0, 1000))
 
 Token = tuple[int, bytes]
 Shown = tuple[str, str, FinishReason | None]
 
 
-def run(tokens: Iterable[Token], rules: Rules = RULES, phase: Phase = "answer") -> Shown:
-    """Thought, answer and finish after the tokens, or after the first of them that ends the reply."""
-    state = State(phase=phase)
+def rules(*stops: str, max_tokens: int | None = None, tags: bool = True) -> tuple[Policy, ...]:
+    phases = [Phases(OPEN, CLOSE)] if tags else []
+    return arranged([*phases, Stops(frozenset({END}), stops, max_tokens)])
+
+
+def run(tokens: Iterable[Token], policies: tuple[Policy, ...] | None = None, phase: Phase = "answer") -> Shown:
+    """Thought, answer and finish after the tokens, or after the first of them that ends the reply.
+
+    What the reply says in the end is what was shown, without the space around it: asserted here for every case.
+    """
+    pieces: dict[int, bytes] = {}
+    track = Track(rules() if policies is None else policies, Begin(phase), pieces.__getitem__)
     events: list[Event] = []
     finish: FinishReason | None = None
-    for token, piece in tokens:
-        step = advance(rules, state, token, piece)
-        state, finish = step.state, step.finish
-        events += step.events
-        if finish is not None:
+    for i, (token, piece) in enumerate(tokens):
+        number = FIRST_FREE + i if token == TEXT else token
+        pieces[number] = piece
+        new, action = track.take(number)
+        events += new
+        if isinstance(action, Stop):
+            finish = action.reason
             break
     thought = "".join(event.text for event in events if isinstance(event, Thinking))
     answer = "".join(event.text for event in events if isinstance(event, Answer))
+    assert (track.thinking, track.answer) == (thought.strip(), answer.rstrip())
+    assert all(event.text for event in events if isinstance(event, Thinking | Answer))
     return thought, answer, finish
 
 
@@ -49,13 +68,17 @@ def ended(pieces: Iterable[bytes]) -> list[Token]:
     return [*text(*pieces), (END, b"")]
 
 
-@given(TEXTS, st.lists(st.integers(0, 1000)))
+def state_after(tokens: Iterable[Token], policies: tuple[Policy, ...] | None = None, phase: Phase = "answer") -> State:
+    return generation.fold(rules() if policies is None else policies, Begin(phase), tokens)[0]
+
+
+@given(TEXTS, PLACES)
 @example("人😀", [1, 2, 3, 4, 5, 6])
 def test_a_text_cut_anywhere_is_the_same_text(whole: str, places: list[int]) -> None:
     assert run(ended(cut(whole.encode(), places))) == ("", whole.lstrip("\n"), "stop")
 
 
-@given(st.binary(), st.lists(st.integers(0, 1000)))
+@given(st.binary(), PLACES)
 @example(b"\xe4\xba", [1])
 @example(b"a\xf0\x9f\x98", [2, 3])
 @example(b"\xed\xa0\x80", [1, 2])
@@ -66,13 +89,13 @@ def test_bytes_that_are_no_text_become_replacement_characters_wherever_they_are_
     assert run(ended(cut(data, places))) == ("", expected, "stop")
 
 
-@given(TEXTS, st.lists(st.integers(0, 1000)))
+@given(TEXTS, PLACES)
 def test_no_replacement_character_is_shown_while_a_character_is_unfinished(whole: str, places: list[int]) -> None:
     clean = whole.replace("\ufffd", "")
     assert "\ufffd" not in run(text(*cut(clean.encode(), places)))[1]
 
 
-@given(TEXTS, TEXTS, st.lists(st.integers(0, 1000)))
+@given(TEXTS, TEXTS, PLACES)
 def test_text_before_the_closing_tag_is_thought_and_after_it_the_answer(
     thought: str, answer: str, places: list[int]
 ) -> None:
@@ -85,12 +108,30 @@ def test_an_opening_tag_at_the_start_begins_a_thought() -> None:
     assert run(tokens) == ("Hm.", "5", "stop")
 
 
+def test_an_opening_tag_after_newlines_begins_a_thought() -> None:
+    assert run([*text("\n", "\n"), (OPEN, b"<think>"), *text("Hm.")]) == ("Hm.", "", None)
+
+
+def test_an_opening_tag_that_repeats_the_one_of_the_prompt_is_no_text() -> None:
+    assert run([(OPEN, b"<think>"), *text("\nHm.")], phase="thinking") == ("Hm.", "", None)
+
+
 def test_an_opening_tag_within_an_answer_is_text() -> None:
     assert run([*text("The tag "), (OPEN, b"<think>"), *text(" opens")]) == ("", "The tag <think> opens", None)
 
 
+def test_an_opening_tag_after_a_thought_is_text() -> None:
+    tokens = [*text("Hm."), (CLOSE, b"</think>"), (OPEN, b"<think>"), *text(" opens")]
+    assert run(tokens, phase="thinking") == ("Hm.", "<think> opens", None)
+
+
+def test_an_opening_tag_after_an_empty_thought_is_text() -> None:
+    tokens = [(CLOSE, b"</think>"), (OPEN, b"<think>"), *text(" opens")]
+    assert run(tokens, phase="thinking") == ("", "<think> opens", None)
+
+
 def test_tags_are_text_for_a_model_that_has_none() -> None:
-    assert run(text("</think>", "a"), Rules(frozenset({END}))) == ("", "</think>a", None)
+    assert run([*text("</think>", "a"), (OPEN, b"<think>")], rules(tags=False)) == ("", "</think>a<think>", None)
 
 
 @pytest.mark.parametrize("newlines", [("\n\n",), ("\n", "\n"), ("\n\nThe", " answer")])
@@ -104,31 +145,199 @@ def test_a_character_that_the_closing_tag_cuts_belongs_to_the_thought() -> None:
     assert run(tokens, phase="thinking") == ("a\ufffd", "\ufffdb", None)
 
 
-def test_an_end_token_stops_and_shows_nothing_of_itself() -> None:
-    step = advance(RULES, State(n_tokens=3), END, b"")
-    assert (step.events, step.finish, step.state.n_tokens) == ((), "stop", 3)
+def test_an_end_token_stops_shows_nothing_of_itself_and_is_counted() -> None:
+    policies = rules()
+    step = generation.advance(policies, state_after(text("a", "b", "c")), END, b"")
+    assert isinstance(step.action, Stop)
+    assert (step.events, step.action.reason, step.state.n_tokens) == ((), "stop", 4)
+
+
+@pytest.mark.parametrize("stops", [(), ("ab",)])
+def test_an_end_token_with_a_spelling_shows_nothing_of_it(stops: tuple[str, ...]) -> None:
+    """A file may declare its end token as an ordinary one, which has text."""
+    assert run([*text("x", "a"), (END, b"b</s>")], rules(*stops)) == ("", "xa", "stop")
 
 
 def test_an_end_token_flushes_an_unfinished_character() -> None:
     assert run(ended([b"a\xe4"])) == ("", "a\ufffd", "stop")
 
 
+def test_an_end_token_with_a_spelling_flushes_an_unfinished_character() -> None:
+    assert run([*text(b"a\xe4"), (END, b"</s>")]) == ("", "a\ufffd", "stop")
+
+
+def test_an_end_token_ends_a_thought_too() -> None:
+    assert run(ended([b"Hm."]), phase="thinking") == ("Hm.", "", "stop")
+
+
 def test_as_many_tokens_as_allowed_end_with_length() -> None:
-    rules = Rules(frozenset({END}), max_tokens=3)
-    assert run(text("a", "b", "c", "d"), rules) == ("", "abc", "length")
-    assert run(text("a", "b"), rules) == ("", "ab", None)
+    policies = rules(max_tokens=3)
+    assert run(text("a", "b", "c", "d"), policies) == ("", "abc", "length")
+    assert run(text("a", "b"), policies) == ("", "ab", None)
 
 
 def test_the_last_token_allowed_flushes_an_unfinished_character() -> None:
-    rules = Rules(frozenset({END}), max_tokens=2)
-    assert run(text("a", b"\xf0\x9f", b"\x98\x80"), rules) == ("", "a\ufffd", "length")
+    assert run(text("a", b"\xf0\x9f", b"\x98\x80"), rules(max_tokens=2)) == ("", "a\ufffd", "length")
 
 
 def test_tags_count_as_tokens() -> None:
-    rules = Rules(frozenset({END}), max_tokens=2, think_open=OPEN, think_close=CLOSE)
-    assert run([(OPEN, b""), (CLOSE, b""), *text("a")], rules) == ("", "", "length")
+    assert run([(OPEN, b""), (CLOSE, b""), *text("a")], rules(max_tokens=2)) == ("", "", "length")
 
 
-def test_a_reply_that_is_left_shows_its_unfinished_character() -> None:
-    assert close(State(phase="thinking", pending=b"\xe4\xba")) == (Thinking("\ufffd"),)
-    assert close(State()) == ()
+def test_an_end_token_counts_and_its_reason_comes_first() -> None:
+    assert run(ended([b"a"]), rules(max_tokens=2)) == ("", "a", "stop")
+    assert run(ended([b"a"]), rules(max_tokens=1)) == ("", "a", "length")
+
+
+def test_a_reply_that_is_left_shows_its_unfinished_character_and_what_was_held() -> None:
+    assert generation.close(State(phase="thinking", pending=b"\xe4\xba")) == (Thinking("\ufffd"),)
+    assert generation.close(state_after(text("xS", b"T\xe4"), rules("STOP"))) == (Answer("ST\ufffd"),)
+    assert generation.close(State()) == ()
+
+
+# Stop texts. What ends first in the text ends the reply, as it would if every token were one character: so the place does
+# not depend on the tokens. Of those that end together the longest is taken, that nothing of it is shown.
+
+LETTERS = "ab\n人é"  # few, so that stop texts are met, overlap and repeat; one, two and three bytes long
+NEAR = st.text(LETTERS, max_size=14)
+STOPS = st.lists(st.text(LETTERS, min_size=1, max_size=4), min_size=1, max_size=3)
+
+
+def before_stop(whole: str, stops: Sequence[str]) -> tuple[str, bool]:
+    """The text that stands before the first stop text, and whether there is one."""
+    shown = whole.lstrip("\n")
+    found = [(shown.index(stop) + len(stop), shown.index(stop)) for stop in stops if stop in shown]
+    return (shown[: min(found)[1]], True) if found else (shown, False)
+
+
+def nested(stops: Sequence[str]) -> bool:
+    """Whether a stop text has another one inside, and not at its beginning."""
+    return any(a != b and a in b and not b.startswith(a) for a in stops for b in stops)
+
+
+@settings(max_examples=400)
+@given(NEAR, STOPS, PLACES)
+def test_a_stop_text_is_found_at_the_same_place_however_characters_are_put_together(
+    whole: str, stops: list[str], places: list[int]
+) -> None:
+    """Two restrictions that the law below does without: no stop text inside another one, no character cut."""
+    assume(not nested(stops))
+    ends = [0, *sorted(place % (len(whole) + 1) for place in places), len(whole)]
+    shown, found = before_stop(whole, stops)
+    tokens = text(*(whole[a:b] for a, b in itertools.pairwise(ends)))
+    assert run([*tokens, (END, b"")], rules(*stops)) == ("", shown, "stop")
+    if found:
+        assert run(tokens, rules(*stops)) == ("", shown, "stop")
+
+
+@settings(max_examples=400)
+@given(NEAR, STOPS, PLACES)
+@example("STOP人", ["STOP"], [5])
+@example("xabc", ["abc", "b"], [])
+def test_a_stop_text_is_found_at_the_same_place_wherever_the_bytes_are_cut(
+    whole: str, stops: list[str], places: list[int]
+) -> None:
+    shown, found = before_stop(whole, stops)
+    tokens = text(*cut(whole.encode(), places))
+    assert run([*tokens, (END, b"")], rules(*stops)) == ("", shown, "stop")
+    if found:
+        assert run(tokens, rules(*stops)) == ("", shown, "stop")
+
+
+def test_a_character_that_begins_after_a_stop_text_is_not_shown() -> None:
+    assert run(text("a", b"STOP\xe4")) == ("", "aSTOP", None)
+    assert run(text("a", b"STOP\xe4"), rules("STOP")) == ("", "a", "stop")
+
+
+def test_of_stop_texts_in_each_other_the_one_that_ends_first_wins_in_one_token_as_in_several() -> None:
+    assert run(text("x", "ab", "c"), rules("abc", "b")) == ("", "xa", "stop")
+    assert run(text("xabc"), rules("abc", "b")) == ("", "xa", "stop")
+
+
+@given(NEAR, STOPS)
+def test_text_is_held_only_while_a_stop_text_may_have_begun(whole: str, stops: list[str]) -> None:
+    """Whatever is shown late is the longest end that begins a stop text, and nothing when the reply cannot end there."""
+    shown, found = before_stop(whole, stops)
+    if found:
+        whole = "\n" * (len(whole) - len(whole.lstrip("\n"))) + shown
+    for n in range(len(whole) + 1):
+        so_far = whole[:n].lstrip("\n")
+        held = max(k for k in range(len(so_far) + 1) if k == 0 or any(s.startswith(so_far[-k:]) for s in stops))
+        state = state_after(text(*whole[:n]), rules(*stops))
+        assert state.held == so_far[len(so_far) - held :]
+
+
+@pytest.mark.parametrize("stops", [("ab", "abc"), ("abc", "ab"), ("abc",), ("bc", "abc"), ("abc", "bc")])
+@pytest.mark.parametrize("pieces", [("xabcy",), ("xa", "bcy"), ("x", "a", "b", "c", "y"), ("xab", "c", "y")])
+def test_of_overlapping_stop_texts_the_first_one_wins_and_nothing_of_it_is_shown(
+    stops: tuple[str, ...], pieces: tuple[str, ...]
+) -> None:
+    assert run(text(*pieces), rules(*stops)) == ("", "x", "stop")
+
+
+def test_text_that_only_looked_like_a_stop_text_is_shown() -> None:
+    policies = rules("STOP")
+    assert run(text("S", "T", "O"), policies) == ("", "", None)
+    assert run(text("S", "T", "O", "x"), policies) == ("", "STOx", None)
+    assert run(text("ST", "ST", "ST", "OP"), policies) == ("", "STST", "stop")
+    assert run(ended([b"S", b"TO"]), policies) == ("", "STO", "stop")
+    assert run(text("S", "TO"), rules("STOP", max_tokens=2)) == ("", "STO", "length")
+
+
+def test_a_stop_text_that_overlaps_with_itself_is_found_where_it_first_begins() -> None:
+    assert run(text("xa", "a", "a", "b"), rules("aab")) == ("", "xa", "stop")
+
+
+def test_a_stop_text_in_a_thought_is_text() -> None:
+    tokens = [*text("a STOP", " b ST"), (CLOSE, b"</think>"), *text("OP c ", "STOP d")]
+    assert run(tokens, rules("STOP"), phase="thinking") == ("a STOP b ST", "OP c ", "stop")
+
+
+def test_a_thought_is_not_held_back_for_a_stop_text() -> None:
+    assert run(text("ST"), rules("STOP"), phase="thinking") == ("ST", "", None)
+
+
+@given(PLACES)
+def test_newlines_that_lead_an_answer_match_no_stop_text(places: list[int]) -> None:
+    pieces = cut(b"\n\n\nHello\n\nthere", places)
+    tokens = [*text("Hm."), (CLOSE, b"</think>"), *text(*pieces)]
+    assert run(tokens, rules("\n\n"), phase="thinking") == ("Hm.", "Hello", "stop")
+
+
+def test_an_answer_may_begin_with_its_stop_text() -> None:
+    assert run(text("\n", "ST", "OP"), rules("STOP")) == ("", "", "stop")
+
+
+def test_a_stop_text_that_completes_with_the_last_token_allowed_is_the_reason() -> None:
+    assert run(text("a", "STOP"), rules("STOP", max_tokens=2)) == ("", "a", "stop")
+
+
+@pytest.mark.parametrize(
+    ("before", "after"), [(("ST",), ("OPxyz",)), (("ab",), ("\n\nSTO", "xyz")), (("ab",), ("\n\n\nxyz",))]
+)
+def test_a_closing_tag_in_an_answer_does_not_make_the_text_depend_on_the_tokens(
+    before: tuple[str, ...], after: tuple[str, ...]
+) -> None:
+    def ways(pieces: Iterable[str]) -> Shown:
+        return run([*text(*before), (CLOSE, b"</think>"), *text(*pieces)], rules("STOP", "\n\n"))
+
+    assert ways(after) == ways("".join(after))
+    assert ways(after) == ("", "".join(before) + "".join(after).lstrip("\n"), None)
+
+
+PARTS = st.lists(st.one_of(st.sampled_from([OPEN, CLOSE]), st.text("aST\n人", max_size=6)), max_size=6)
+
+
+@given(PARTS, PLACES, st.sampled_from(["thinking", "answer"]))
+def test_with_tags_in_it_a_reply_does_not_depend_on_where_its_text_is_cut(
+    parts: list[int | str], places: list[int], phase: Phase
+) -> None:
+    """Stop texts are left out: see above for what a second closing tag does to them."""
+
+    def tokens(pieces_of: Sequence[int]) -> list[Token]:
+        found: list[Token] = []
+        for part in parts:
+            found += [(part, b"<tag>")] if isinstance(part, int) else text(*cut(part.encode(), pieces_of))
+        return [*found, (END, b"")]
+
+    assert run(tokens(places), phase=phase) == run(tokens([]), phase=phase)

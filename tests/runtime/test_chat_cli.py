@@ -230,7 +230,7 @@ def test_an_unloaded_model_says_so(demo_gguf: Path) -> None:
     with qwq_lite.load(demo_gguf, n_ctx=256) as model:
         talk = model.chat()
         assert talk.ask("Hi", max_tokens=1).stats.n_generated == 1
-    model.close()
+    model.unload()
     with pytest.raises(EngineClosed, match="load it again"):
         talk.ask("Hi")
     with pytest.raises(EngineClosed, match="load it again"):

@@ -11,9 +11,7 @@ import pytest
 import qwq_lite
 from qwq_lite.backend.context import Context, ContextSettings
 from qwq_lite.backend.model import LoadedModel
-from qwq_lite.generation import Rules
-from qwq_lite.local import LocalModel
-from qwq_lite.model import Options
+from qwq_lite.policies.stops import Stops
 from qwq_lite.sampling import Sampling
 from qwq_lite.scheduler import Request, Scheduler
 
@@ -21,12 +19,12 @@ PROMPT = "Tell me a long story about the sea."
 
 
 @pytest.fixture(scope="module")
-def model(demo_gguf: Path) -> Iterator[LocalModel]:
+def model(demo_gguf: Path) -> Iterator[qwq_lite.Model]:
     with qwq_lite.load(demo_gguf, n_ctx=1024) as loaded:
         yield loaded
 
 
-def test_the_second_turn_prefills_only_what_is_new(model: LocalModel) -> None:
+def test_the_second_turn_prefills_only_what_is_new(model: qwq_lite.Model) -> None:
     chat = model.chat()
     first = chat.ask("What is the capital of France?", seed=1, max_tokens=16)
     second = chat.ask("And of Germany?", seed=1, max_tokens=8)
@@ -34,14 +32,14 @@ def test_the_second_turn_prefills_only_what_is_new(model: LocalModel) -> None:
     assert second.stats.n_prefilled == second.stats.n_prompt - second.stats.n_reused < first.stats.n_prompt
 
 
-def test_the_same_seed_gives_the_same_answer_whatever_was_cached(model: LocalModel) -> None:
+def test_the_same_seed_gives_the_same_answer_whatever_was_cached(model: qwq_lite.Model) -> None:
     first = model.ask(PROMPT, seed=5, max_tokens=24, temperature=1.0)
     model.ask("Something else.", max_tokens=4)
     assert model.ask(PROMPT, seed=5, max_tokens=24, temperature=1.0).answer == first.answer
     assert model.ask(PROMPT, seed=6, max_tokens=24, temperature=1.0).answer != first.answer
 
 
-def test_cancel_from_another_thread_ends_with_the_text_so_far(model: LocalModel) -> None:
+def test_cancel_from_another_thread_ends_with_the_text_so_far(model: qwq_lite.Model) -> None:
     for _ in range(10):
         chat = model.chat()
         events = chat.stream(PROMPT, seed=1)
@@ -56,28 +54,49 @@ def test_cancel_from_another_thread_ends_with_the_text_so_far(model: LocalModel)
     assert model.ask("Hi", max_tokens=3, seed=1).stats.n_generated == 3
 
 
-def test_leaving_the_stream_cancels_and_the_model_goes_on(model: LocalModel) -> None:
+def test_leaving_the_stream_cancels_and_the_model_goes_on(model: qwq_lite.Model) -> None:
     for _ in model.chat().stream(PROMPT):
         break
     assert model.ask("Hi", max_tokens=3, seed=1).stats.n_generated == 3
 
 
-def test_a_stream_that_has_ended_is_empty(model: LocalModel) -> None:
-    stream = model.generate([{"role": "user", "content": "Hi"}], Options(max_tokens=2))
+def test_a_stream_that_has_ended_is_empty(model: qwq_lite.Model) -> None:
+    stream = model.generate([{"role": "user", "content": "Hi"}], max_tokens=2)
     assert isinstance(list(stream)[-1], qwq_lite.Done)
     assert list(stream) == []
 
 
-def test_a_full_context_is_said(model: LocalModel) -> None:
-    with pytest.raises(qwq_lite.EngineError, match="1024"):
+def test_a_full_context_is_said(model: qwq_lite.Model) -> None:
+    with pytest.raises(qwq_lite.ContextFull, match="1024"):
         model.ask("word " * 2000)
+
+
+def test_a_conversation_that_outgrows_its_context_goes_on_without_its_oldest_turns(demo_gguf: Path) -> None:
+    with qwq_lite.load(demo_gguf, n_ctx=512) as loaded:
+        chat = loaded.chat("Answer in one word.")
+        dropped, notices = [], []
+        for number in range(12):
+            for event in chat.stream(f"Question {number}: " + "what comes next? " * 10, seed=1, max_tokens=20):
+                if isinstance(event, qwq_lite.Notice):
+                    notices.append(event.text)
+                elif isinstance(event, qwq_lite.Done):
+                    dropped.append(event.reply.stats.n_dropped)
+                    assert event.reply.finish_reason in ("stop", "length")
+                    assert event.reply.stats.n_prompt + 20 <= 512
+        assert len(chat.messages) == 25, "the conversation itself keeps all of its messages"
+        assert len(notices) == sum(n > 0 for n in dropped) >= 1
+        assert all("left out" in notice for notice in notices)
+        assert all(n % 2 == 0 for n in dropped), "whole turns"
+        assert not (dropped[-1] and dropped[-2]), "once turns go, several more fit before others must"
+        with pytest.raises(qwq_lite.ContextFull, match="--ctx"):
+            chat.ask("And now? " * 60, when_full="error")
 
 
 def test_a_reply_that_meets_the_contexts_end_says_so(demo_gguf: Path) -> None:
     weights = LoadedModel(demo_gguf)
     scheduler = Scheduler(weights, Context(weights, ContextSettings(n_ctx=256, n_threads=1)))
-    never_ends = Rules(end_tokens=frozenset())
-    events = list(scheduler.submit(Request([44] * 250, never_ends, Sampling(), seed=1)))
+    never_ends = Stops(end_tokens=frozenset())
+    events = list(scheduler.submit(Request([44] * 250, (never_ends,), Sampling(), seed=1)))
     scheduler.close()
     done = events[-1]
     assert isinstance(done, qwq_lite.Done)
@@ -86,7 +105,7 @@ def test_a_reply_that_meets_the_contexts_end_says_so(demo_gguf: Path) -> None:
     assert any(isinstance(event, qwq_lite.Notice) and "--ctx" in event.text for event in events)
 
 
-def test_threads_on_one_model_take_turns(model: LocalModel) -> None:
+def test_threads_on_one_model_take_turns(model: qwq_lite.Model) -> None:
     alone = {seed: model.ask(PROMPT, seed=seed, max_tokens=12).answer for seed in range(4)}
     found: dict[int, str] = {}
     threads = [
@@ -102,7 +121,7 @@ def test_threads_on_one_model_take_turns(model: LocalModel) -> None:
     assert found == alone
 
 
-def ask_until_closed(loaded: LocalModel, failures: list[type[BaseException]]) -> None:
+def ask_until_closed(loaded: qwq_lite.Model, failures: list[type[BaseException]]) -> None:
     try:
         while True:
             loaded.tokenize("some text")
@@ -119,7 +138,7 @@ def test_unloading_beside_callers_raises_and_nothing_crashes(demo_gguf: Path) ->
         for thread in threads:
             thread.start()
         loaded.ask("Hi", max_tokens=2)
-        loaded.close()
+        loaded.unload()
         for thread in threads:
             thread.join(60)
         assert failures == [qwq_lite.EngineClosed] * 3

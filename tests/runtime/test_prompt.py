@@ -24,6 +24,7 @@ class ByteVocabulary:
     """A token a byte, and five special ones. Like llama.cpp it cuts user-defined tokens out of every text."""
 
     bos = BOS
+    eos = IM_END
 
     def __init__(self, adds_bos: bool = False) -> None:
         self.adds_bos = adds_bos
@@ -146,6 +147,17 @@ def test_a_beginning_of_text_is_added_once_where_the_vocabulary_has_one() -> Non
     vocab, message = ByteVocabulary(adds_bos=True), {"role": "user", "content": "a"}
     assert ChatTemplate("{{ messages[0].content }}").encode(vocab, [message], "none") == [BOS, *b"a"]
     assert ChatTemplate("<s>{{ messages[0].content }}").encode(vocab, [message], "none") == [BOS, *b"a"]
+
+
+def test_a_template_may_write_its_own_tokens_by_name_and_a_user_may_not() -> None:
+    source = "{{ bos_token }}{{ messages[0].content }}{{ eos_token }}"
+    assert encode([{"role": "user", "content": "a<s>"}], source) == [BOS, *b"a<s>", IM_END]
+
+
+def test_a_combining_mark_after_a_thinking_tag_leaves_the_tag_to_the_template() -> None:
+    source = "{{ messages[0].content.split('</think>')[-1] }}"
+    message = {"role": "assistant", "content": "<think>a</think>\u0338b"}
+    assert encode([message], source, "NFC") == [*"\u0338b".encode()]
 
 
 def test_what_a_template_raises_is_a_template_error() -> None:

@@ -13,9 +13,8 @@ from typing import Any
 
 import pytest
 
-from qwq_convert import writer
 from qwq_convert.pipeline import convert
-from qwq_lite import files
+from qwq_lite import files, output
 from qwq_lite.errors import OutputError
 from qwq_lite.recipe import file_type
 from tests.checkpoints import write_random_checkpoint
@@ -23,8 +22,8 @@ from tests.checkpoints import write_random_checkpoint
 
 def test_a_second_writer_is_refused_and_the_first_goes_on(tmp_path: Path) -> None:
     final = tmp_path / "out.gguf"
-    with writer.output_file(final, 8) as file:
-        with pytest.raises(OutputError, match="another program"), writer.output_file(final, 8):
+    with output.output_file(final, 8) as file:
+        with pytest.raises(OutputError, match="another program"), output.output_file(final, 8):
             pass
         file.write_from(memoryview(b"complete"), 0)
     assert final.read_bytes() == b"complete"
@@ -37,13 +36,13 @@ def test_a_writer_that_opened_before_another_one_finished_does_not_touch_its_fil
     really_locked = files.locked
 
     def finish_first(file: files.RandomAccessFile) -> Any:
-        monkeypatch.setattr(writer, "locked", really_locked)
-        writer.temporary_name(final).write_bytes(b"complete")
-        writer.temporary_name(final).rename(final)
+        monkeypatch.setattr(output, "locked", really_locked)
+        output.temporary_name(final).write_bytes(b"complete")
+        output.temporary_name(final).rename(final)
         return really_locked(file)
 
-    monkeypatch.setattr(writer, "locked", finish_first)
-    with pytest.raises(OutputError, match="just finished"), writer.output_file(final, 100):
+    monkeypatch.setattr(output, "locked", finish_first)
+    with pytest.raises(OutputError, match="just finished"), output.output_file(final, 100):
         pass
     assert final.read_bytes() == b"complete"
 
@@ -62,7 +61,7 @@ def test_data_sync_rename_sync_of_the_folder(tmp_path: Path, monkeypatch: pytest
 
     for name in ("pwrite", "fsync", "rename", "replace"):
         monkeypatch.setattr(os, name, spy(name))
-    with writer.output_file(tmp_path / "out.gguf", 4) as file:
+    with output.output_file(tmp_path / "out.gguf", 4) as file:
         file.write_from(memoryview(b"data"), 0)
     assert [name for name in calls if name != "rename"] == ["pwrite", "fsync", "replace", "fsync"]
 
@@ -70,7 +69,7 @@ def test_data_sync_rename_sync_of_the_folder(tmp_path: Path, monkeypatch: pytest
 def test_a_failure_leaves_nothing_and_the_old_file(tmp_path: Path) -> None:
     final = tmp_path / "out.gguf"
     final.write_bytes(b"old")
-    with pytest.raises(ZeroDivisionError), writer.output_file(final, 8):
+    with pytest.raises(ZeroDivisionError), output.output_file(final, 8):
         raise ZeroDivisionError
     assert final.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [final]
@@ -87,7 +86,7 @@ def test_killed_at_any_moment_the_name_holds_the_old_file_or_the_new_one(tmp_pat
     for number in range(12):
         final.write_bytes(b"old")
         with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-            part = writer.temporary_name(final)
+            part = output.temporary_name(final)
             while process.poll() is None and not part.exists():
                 time.sleep(0.001)
             time.sleep(number * 0.002)
@@ -98,4 +97,4 @@ def test_killed_at_any_moment_the_name_holds_the_old_file_or_the_new_one(tmp_pat
     assert b"old" in seen
     assert subprocess.run(command, check=False, stdout=subprocess.DEVNULL).returncode == 0, "remains are used again"
     assert final.read_bytes() == whole
-    assert not writer.temporary_name(final).exists()
+    assert not output.temporary_name(final).exists()

@@ -1,0 +1,68 @@
+"""Where a reply ends: the model's end tokens, the caller's stop texts, the most tokens that it may have."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from qwq_lite.generation import Begin, Draw, Stop, Taken, Verdict
+
+
+@dataclass(frozen=True)
+class Seen:
+    """End of the answer's text, as far as a stop text may begin in it; empty until its first character that is shown."""
+
+    tail: str = ""
+    at_start: bool = True
+
+
+@dataclass(frozen=True)
+class Stops:
+    """end_tokens: every id that ends a turn. texts: end the answer where one begins, and are not part of it; a thought may
+    contain them. max_tokens: thought and answer together.
+
+    A text that may still become a stop text is held back, so nothing that was shown is taken away.
+    """
+
+    end_tokens: frozenset[int]
+    texts: tuple[str, ...] = ()
+    max_tokens: int | None = None
+    name: ClassVar[str] = "stops"
+
+    def start(self, begin: Begin) -> Seen:
+        return Seen()
+
+    def constrain(self, seen: Seen, draw: Draw) -> Draw:
+        return draw
+
+    def observe(self, seen: Seen, taken: Taken) -> Verdict:
+        if taken.token in self.end_tokens:
+            return Verdict(seen, Stop("stop", mute=True))
+        hold = 0
+        if self.texts:
+            seen, found = self._look(seen, taken)
+            if found:
+                return Verdict(seen, Stop("stop", drop=found))
+            hold = self._unfinished(seen.tail)
+        if self.max_tokens is not None and taken.n_tokens >= self.max_tokens:
+            return Verdict(seen, Stop("length"))
+        return Verdict(seen, hold=hold)
+
+    def _look(self, seen: Seen, taken: Taken) -> tuple[Seen, int]:
+        """The text's new end, and how many characters from its end on a stop text began; 0 where none did."""
+        if taken.phase == "thinking":
+            return Seen(), 0
+        if taken.turned:
+            seen = Seen()
+        tail = seen.tail + taken.text
+        if seen.at_start:
+            tail = tail.lstrip("\n")
+        # As if characters came one by one: what is complete first ends the answer, the longer of two that end together.
+        found = [(place + len(text), place) for text in self.texts if (place := tail.find(text)) >= 0]
+        kept = Seen(tail[-max(map(len, self.texts)) :], seen.at_start and not tail)
+        return kept, len(tail) - min(found)[1] if found else 0
+
+    def _unfinished(self, tail: str) -> int:
+        """Length of the longest end of `tail` that begins a stop text."""
+        longest = min(len(tail), max(map(len, self.texts)) - 1)
+        return next((n for n in range(longest, 0, -1) if any(text.startswith(tail[-n:]) for text in self.texts)), 0)
