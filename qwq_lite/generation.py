@@ -156,6 +156,7 @@ def start(policies: tuple[Policy, ...], begin: Begin) -> State:
     """The state of a reply without tokens."""
     bans: dict[int, frozenset[int]] = {}
     for rewind in begin.rewinds:
+        bans = {n: banned for n, banned in bans.items() if n <= rewind.n_tokens}  # those after it were of another text
         bans[rewind.n_tokens] = bans.get(rewind.n_tokens, frozenset()) | rewind.banned
     return State(begin.phase, bans=bans, policies=tuple(policy.start(begin) for policy in policies))
 

@@ -37,9 +37,10 @@ def output_file(final: Path, size_bytes: int, *, private: bool = False) -> Itera
         )
     with _system_errors_named(final, size_bytes), RandomAccessFile(temporary, "r+") as file, locked(file):
         _check_own(file, temporary)
-        if private and hasattr(os, "fchmod"):
-            os.fchmod(file.fileno(), 0o600)
         try:
+            if private and hasattr(os, "fchmod"):
+                with contextlib.suppress(OSError):  # a file system without modes
+                    os.fchmod(file.fileno(), 0o600)
             file.allocate(size_bytes)
             yield file
             file.sync()

@@ -51,11 +51,10 @@ class Track:
         step: Step = generation.advance(self._policies, self._state, token, self._piece(token))
         self.tokens.append(token)
         self.n_taken += 1
+        if isinstance(step.action, Rewind):  # its own text is not shown first: nothing that can still go is
+            return self.rewind(step.action), step.action
         self._state = step.state
-        events = self._kept(step.events)
-        if isinstance(step.action, Rewind):
-            return (*events, *self.rewind(step.action)), step.action
-        return events, step.action
+        return self._kept(step.events), step.action
 
     def rewind(self, rewind: Rewind) -> tuple[Event, ...]:
         """Let only the first tokens stand, and fold them again.
