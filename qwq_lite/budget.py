@@ -1,4 +1,4 @@
-"""What one rendering of a chat template may spend: steps of work, bytes, seconds. Knows no template.
+"""What one rendering of a chat template may spend: steps of work, bytes, seconds; and texts made at its cost. Knows no template.
 
 A budget is charged before work is done or a value is made, from lengths alone. Counts come first, so that the same
 template ends at the same place on every machine; the clock ends what the counts misjudge.
@@ -6,6 +6,7 @@ template ends at the same place on every machine; the clock ends what the counts
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import ItemsView, Iterable, Iterator, KeysView, Mapping, ValuesView
 from contextvars import ContextVar
@@ -17,8 +18,6 @@ from markupsafe import Markup
 from qwq_lite.errors import TemplateError
 
 FIELD = "tokenizer.chat_template"
-MAX_SOURCE = 128 * 1024  # characters; the longest that a model is known to ship has 17,000
-MAX_NODES = 20_000  # of the syntax tree: the compiler's tables of names grow with its square
 MAX_STEPS = 500_000  # about a microsecond each, so that a slow machine comes to a count before the clock
 MAX_BYTES = 96 << 20  # made in one rendering, all together
 MAX_VALUE = 24 << 20  # bytes of one value, as foreseen
@@ -32,6 +31,7 @@ OBJECT_BYTES = 64  # bytes of a small object and the reference to it
 PART_BYTES = 32  # bytes a character at most, where a text is cut into words or lines
 ESCAPED_BYTES = 24  # bytes a character at most, as \u0000 beside a wide character
 SCALARS = (int, float, str, type(None), Undefined)
+_ESCAPED = re.compile(r"\\(?:\\|ufd[de][0-9a-f])")  # as Python writes a backslash, or a noncharacter, in a list
 _LISTS = (
     list,
     tuple,
@@ -138,3 +138,28 @@ def width_of(text: str) -> int:
 def cost(*texts: str) -> int:
     """Bytes of the texts as one, or more: the widest character decides for all."""
     return sum(map(len, texts)) * max(map(width_of, texts))
+
+
+def made(text: str) -> str:
+    budget_now().grow(cost(text))
+    return text
+
+
+def text_of(value: Any) -> str:
+    """A value as text. The noncharacters stay as they are: prompt marks texts by them."""
+    if isinstance(value, str):
+        return value
+    budget = budget_now()
+    budget.check(budget.weigh(value))
+    if isinstance(value, SCALARS):
+        return made(str(value))
+    return made(_ESCAPED.sub(lambda found: chr(int(found[0][2:], 16)) if found[0][1] == "u" else found[0], str(value)))
+
+
+def checked_key(value: Any) -> Any:
+    """A key of a mapping. A tuple's hash would walk all that it holds."""
+    if not isinstance(value, SCALARS):
+        raise TypeError(f"a key is text or a number, not a {type(value).__name__}")
+    if isinstance(value, str):
+        budget_now().check(ESCAPED_BYTES * len(value))  # a message about a missing key spells it
+    return value

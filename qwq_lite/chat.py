@@ -5,12 +5,13 @@ from __future__ import annotations
 import itertools
 import os
 import weakref
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from types import TracebackType
 from typing import Any, Protocol
 
 from qwq_lite.errors import FormatError, UsageError
 from qwq_lite.events import Done, Event, Reply
+from qwq_lite.history import n_leading
 from qwq_lite.model import Engine
 from qwq_lite.prompt import Message
 from qwq_lite.stream import Stream
@@ -22,15 +23,17 @@ class Chat:
     """Messages of one conversation. A reply's thought is not sent back: only its answer becomes a message.
 
     What the model computed for it stays in the cache while there is room, so the next turn prefills only what is new. One
-    reply at a time: asking again before it has ended queues behind it.
+    reply at a time: before it has ended, was left or cancelled, another question is a UsageError.
     """
 
-    def __init__(self, model: Engine, system: str | None = None, *, messages: tuple[Message, ...] = ()) -> None:
+    def __init__(self, model: Engine, system: str | None = None, *, messages: Sequence[Message] = ()) -> None:
         self._model = model
-        self._session = next(_SESSIONS)
-        self._messages: list[Message] = [{"role": "system", "content": system}] if system else list(messages)
+        self._session = ("chat", next(_SESSIONS))
+        self._messages: list[Message] = [*([{"role": "system", "content": system}] if system else []), *messages]
         self._n_left_out = 0  # messages after the system prompt that no longer fit; they go on not being sent
+        self._asked: tuple[list[Message], str] | None = None  # what the last question followed, and the question
         self._running: Stream | None = None
+        self._busy = False
         self._cancelled = False
         weakref.finalize(self, model.release_session, self._session).atexit = False
 
@@ -42,39 +45,27 @@ class Chat:
     def stream(self, text: str, **options: Any) -> Iterator[Event]:
         """Events of the reply to `text`, the last one Done. Leaving the iteration cancels.
 
-        Both become part of the conversation when the reply is done; one that was left or failed does not.
+        Both become part of the conversation when the reply is done. One that was left, that failed, or that was cancelled
+        before its answer began does not.
         Options as in `model.Options`. Raises: QwqError.
         """
-        question: Message = {"role": "user", "content": text}
-        self._cancelled = False
-        running = self._begun(self._model.generate(self._sent(question), session=self._session, **options))
-        try:
-            for event in running:
-                self._keep(question, event)
-                yield event
-        finally:
-            self._running = None
+        return self._replying(self._messages, text, options)
 
     async def astream(self, text: str, **options: Any) -> AsyncIterator[Event]:
         """As `stream`, for `async for`; a task that is cancelled cancels the reply."""
-        question: Message = {"role": "user", "content": text}
-        self._cancelled = False
-        running = self._begun(await self._model.agenerate(self._sent(question), session=self._session, **options))
+        past = self._begin(self._messages, text)
+        running: Stream | None = None
         try:
+            running = self._begun(await self._model.agenerate(self._sent(past, text), session=self._session, **options))
             async for event in running:
-                self._keep(question, event)
+                self._keep(past, text, event)
                 yield event
         finally:
-            self._running = None
-            if not running.finished:  # an asynchronous generator that is left ends only when the loop gets to it
-                running.cancel()
+            self._end(running)
 
     def ask(self, text: str, **options: Any) -> Reply:
         """The whole reply to `text`. Options as in `model.Options`. Raises: QwqError."""
-        for event in self.stream(text, **options):
-            if isinstance(event, Done):
-                return event.reply
-        raise AssertionError("a stream ends with Done")
+        return _reply(self.stream(text, **options))
 
     async def aask(self, text: str, **options: Any) -> Reply:
         """As `ask`, without holding up the event loop."""
@@ -84,32 +75,24 @@ class Chat:
         raise AssertionError("a stream ends with Done")
 
     def retry(self, **options: Any) -> Iterator[Event]:
-        """Another reply to the last question, in place of the one that is there. Decodes nothing of the prompt again.
+        """Another reply to the last question, in the place of one that is there. Decodes nothing of the prompt again.
 
-        Raises: UsageError when nothing was asked yet; QwqError. After an error the first reply stands.
+        The question that was asked last, also where its reply was left. Until the new reply is done the old one stands.
+        Raises: UsageError when nothing was asked yet; QwqError.
         """
-        if len(self._messages) < 2 or self._messages[-1]["role"] != "assistant":
-            raise UsageError("there is no reply to retry; ask something first")
-        before = self._messages
-        self._messages = before[:-2]
-        done = False
-        try:
-            for event in self.stream(before[-2]["content"], **options):
-                done = done or isinstance(event, Done)
-                yield event
-        finally:
-            if not done:
-                self._messages = before
+        if self._asked is None:
+            raise UsageError("there is no question to retry; ask something first")
+        return self._replying(*self._asked, options)
 
     def fork(self) -> Chat:
         """A second conversation with the same past. Nothing is computed again: the past is shared in the cache."""
-        twin = Chat(self._model, messages=self.messages)
-        twin._n_left_out = self._n_left_out
+        twin = Chat(self._model, messages=self._messages)
+        twin._n_left_out, twin._asked = self._n_left_out, self._asked
         self._model.fork_session(self._session, twin._session)
         return twin
 
     def cancel(self) -> None:
-        """Stop the reply in hand; its events end with Done and the text so far. Any thread may call."""
+        """Stop the reply in hand; its events end with Done and the text so far. Any thread may call, a signal handler too."""
         self._cancelled = True
         running = self._running
         if running is not None:
@@ -118,7 +101,7 @@ class Chat:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write messages and what is cached of them to a file that only its owner may read.
 
-        Raises: OutputError; UsageError for messages that are not JSON.
+        Raises: OutputError; UsageError for messages that are not JSON; EngineError.
         """
         self._model.save_session(self._session, path, {"messages": self._messages, "n_left_out": self._n_left_out})
 
@@ -126,7 +109,8 @@ class Chat:
     def restore(cls, model: Engine, path: str | os.PathLike[str]) -> Chat:
         """The conversation that `save` wrote, by the same model, ready to go on without prefilling its past.
 
-        Raises: FormatError for a damaged file or another model's.
+        The file is checked against damage, not against malice: restore only what you saved.
+        Raises: FormatError for a damaged file or another model's; EngineError.
         """
         chat = cls(model)
         extra = model.restore_session(chat._session, path)
@@ -135,11 +119,28 @@ class Chat:
             chat._n_left_out = int(extra["n_left_out"])
         except (KeyError, TypeError, ValueError) as error:
             raise FormatError(f"{os.fspath(path)}: holds no conversation: {error!r}") from error
+        last = next((i for i in reversed(range(len(chat._messages))) if chat._messages[i].get("role") == "user"), None)
+        if last is not None:
+            chat._asked = chat._messages[:last], chat._messages[last]["content"]
         return chat
 
-    def _sent(self, question: Message) -> list[Message]:
-        lead = 1 if self._messages and self._messages[0]["role"] == "system" else 0
-        return [*self._messages[:lead], *self._messages[lead + self._n_left_out :], question]
+    def _replying(self, past: list[Message], text: str, options: dict[str, Any]) -> Iterator[Event]:
+        past = self._begin(past, text)
+        running: Stream | None = None
+        try:
+            running = self._begun(self._model.generate(self._sent(past, text), session=self._session, **options))
+            for event in running:
+                self._keep(past, text, event)
+                yield event
+        finally:
+            self._end(running)
+
+    def _begin(self, past: list[Message], text: str) -> list[Message]:
+        if self._busy and not self._cancelled:
+            raise UsageError("a reply of this conversation is under way; read it to its end, leave it, or cancel it")
+        self._busy, self._cancelled = True, False
+        self._asked = list(past), text
+        return list(past)
 
     def _begun(self, running: Stream) -> Stream:
         self._running = running
@@ -147,10 +148,28 @@ class Chat:
             running.cancel()
         return running
 
-    def _keep(self, question: Message, event: Event) -> None:
-        if isinstance(event, Done):
+    def _end(self, running: Stream | None) -> None:
+        if running is not None and not running.finished:  # an asynchronous iterator that is left ends late
+            running.cancel()
+        if self._running is running:  # not when it was cancelled, and the next one has begun
+            self._running, self._busy = None, False
+
+    def _sent(self, past: list[Message], text: str) -> list[Message]:
+        lead = n_leading(past)
+        return [*past[:lead], *past[lead + self._n_left_out :], {"role": "user", "content": text}]
+
+    def _keep(self, past: list[Message], text: str, event: Event) -> None:
+        if isinstance(event, Done) and (event.reply.answer or event.reply.finish_reason != "cancelled"):
             self._n_left_out += event.reply.stats.n_dropped
-            self._messages += [question, {"role": "assistant", "content": event.reply.answer}]
+            answer = {"role": "assistant", "content": event.reply.answer}
+            self._messages = [*past, {"role": "user", "content": text}, answer]
+
+
+def _reply(events: Iterator[Event]) -> Reply:
+    for event in events:
+        if isinstance(event, Done):
+            return event.reply
+    raise AssertionError("a stream ends with Done")
 
 
 class Model(Engine, Protocol):

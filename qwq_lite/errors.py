@@ -2,14 +2,15 @@
 
     QwqError
     ├── UsageError         the call itself: an option, a name, a path that cannot be meant   (exit status 2)
-    ├── FormatError        bytes of a GGUF file that do not follow the format
+    ├── FormatError        a GGUF file or a saved state that does not follow its format
     ├── CheckpointError    a Hugging Face checkpoint that is incomplete, damaged or not of the qwen2 family
     ├── OutputError        a result that cannot be written: exists already, no room, no folder
     ├── PlanError          a choice of memory, context or offload that cannot hold
     ├── TemplateError      a chat template that cannot be rendered
     └── EngineError        llama.cpp: it is missing, does not load, or refused
         ├── EngineClosed   a model that was used after it was unloaded
-        └── ContextFull    messages that do not fit the context
+        ├── ContextFull    messages that do not fit the context
+        └── CacheFull      of `backend.context`: no room in the KV cache; `sequences` makes some, callers do not see it
 
 A message names the file and the field, what was found, what is allowed and what to do next. The command line prints
 it as one line and exits with `exit_status`.
@@ -31,7 +32,7 @@ class UsageError(QwqError):
 
 
 class FormatError(QwqError):
-    """A GGUF file does not follow the format."""
+    """A GGUF file or a saved state does not follow its format, or was cut or changed."""
 
 
 class CheckpointError(QwqError):

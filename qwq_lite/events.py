@@ -56,7 +56,8 @@ class Stats:
 
     @property
     def decode_tok_s(self) -> float:
-        return self.n_generated / self.decode_s if self.decode_s else 0.0
+        """Tokens a second; the first one comes from the prompt's own decode and does not count."""
+        return (self.n_generated - 1) / self.decode_s if self.n_generated > 1 and self.decode_s else 0.0
 
 
 @dataclass(frozen=True)

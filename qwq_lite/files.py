@@ -7,7 +7,10 @@ Windows has none in Python, so its branch moves one file position under a lock. 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import stat
+import struct
 import sys
 import threading
 from collections.abc import Iterator
@@ -19,18 +22,30 @@ from qwq_lite.errors import OutputError
 
 WINDOWS = sys.platform == "win32"
 _LOCKED_BYTE = 1 << 62  # Windows' locks bar reading and writing: lock a byte that no file reaches
+_ZEROS = 1 << 20  # bytes of one write
+# Not every file system can claim space; musl, BSDs and NFS say so in different words.
+_CANNOT_CLAIM = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP}
 
 
 class RandomAccessFile:
-    """One open file that several threads read from, or write to, at positions of their own.
+    """One open regular file that several threads read from, or write to, at positions of their own.
 
     Mode "r" opens an existing file; "r+" opens one for reading and writing, and creates it when it is not there.
-    Raises: OSError as the system gives it.
+    Raises: OSError as the system gives it, or EINVAL for a folder, a device, a pipe or a socket.
     """
 
     def __init__(self, path: Path, mode: Literal["r", "r+"] = "r") -> None:
         flags = os.O_RDONLY if mode == "r" else os.O_RDWR | os.O_CREAT
-        self._fd = os.open(path, flags | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0), 0o666)
+        for name in ("O_BINARY", "O_CLOEXEC", "O_NONBLOCK", "O_NOCTTY"):  # those that this system has
+            flags |= getattr(os, name, 0)
+        with contextlib.suppress(FileNotFoundError):  # first, for to open a device is to use it
+            _check_regular(path, path.stat())
+        self._fd = os.open(path, flags, 0o666)
+        try:  # again: by now the name may be a pipe's, and with O_NONBLOCK its open has not waited
+            _check_regular(path, os.fstat(self._fd))
+        except OSError:
+            self.close()
+            raise
         self._position = threading.Lock()
         self.path = path
 
@@ -80,15 +95,20 @@ class RandomAccessFile:
             else:
                 done += os.pwrite(self._fd, buffer[done:], offset + done)
 
-    def allocate(self, size_bytes: int) -> None:
+    def allocate(self, size_bytes: int, *, claim: bool = False) -> None:
         """Make the file `size_bytes` zeros, and claim the disk for it where the system can.
 
         A disk that is too full says so here (OSError ENOSPC) instead of halfway through.
+        claim: where the system cannot, claim it by writing the zeros. Who writes by calls hears of a full disk from them;
+        who writes through a mapping is ended by the system (SIGBUS) at the first page that finds no room.
         """
         os.ftruncate(self._fd, 0)
+        claimed = _claimed(self._fd, size_bytes)
         os.ftruncate(self._fd, size_bytes)
-        if hasattr(os, "posix_fallocate") and size_bytes:  # Linux; macOS and Windows find out while writing
-            os.posix_fallocate(self._fd, 0, size_bytes)
+        if claim and not claimed:
+            zeros = memoryview(bytes(_ZEROS))
+            for start in range(0, size_bytes, _ZEROS):
+                self.write_from(zeros[: size_bytes - start], start)
 
     def sync(self) -> None:
         """Return when the system says that the bytes are on the disk."""
@@ -99,6 +119,42 @@ class RandomAccessFile:
                 fcntl.fcntl(self._fd, fcntl.F_FULLFSYNC)
                 return
         os.fsync(self._fd)
+
+
+def _check_regular(path: Path, status: os.stat_result) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.EINVAL, "a folder, a device, a pipe or a socket, no regular file", str(path))
+
+
+def _claimed(fd: int, size_bytes: int) -> bool:
+    """Whether the disk holds room for `size_bytes` of an empty file. Raises: OSError when it is too full."""
+    if WINDOWS or size_bytes == 0:  # the C library's _chsize_s, which is ftruncate there, writes zeros itself
+        return True
+    if hasattr(os, "posix_fallocate"):
+        try:
+            os.posix_fallocate(fd, 0, size_bytes)
+        except OSError as error:
+            if error.errno not in _CANNOT_CLAIM:
+                raise
+            return False
+        return True
+    return _claimed_by_macos(fd, size_bytes)
+
+
+def _claimed_by_macos(fd: int, size_bytes: int) -> bool:
+    """F_PREALLOCATE from the end of an empty file on, in one piece or else in several. Untried."""
+    if sys.platform != "darwin":
+        return False
+    import fcntl
+
+    preallocate, contiguous, everything, from_end = 42, 2, 4, 3  # sys/fcntl.h; Python names none of them
+    for flags in (contiguous | everything, everything):
+        # struct fstore_t: flags, mode of the position, offset, length, and the bytes that were allocated
+        request = struct.pack("=IiqqQ", flags, from_end, 0, size_bytes, 0)
+        with contextlib.suppress(OSError):  # no room now may be room for a write, which lets caches be purged first
+            fcntl.fcntl(fd, preallocate, request)
+            return True
+    return False
 
 
 @contextlib.contextmanager

@@ -175,7 +175,8 @@ def advance(policies: tuple[Policy, ...], state: State, token: int, piece: bytes
     """Take one token into the reply. `piece` is its bytes, empty for a control token."""
     text, pending = utf8(state.pending, piece)
     taken = Taken(token, text, state.phase, state.n_tokens + 1)
-    states, forced = [], state.forced[1:]
+    states: list[Any] = []
+    forced = state.forced[1:]
     turn: Turn | None = None
     action: Rewind | Stop | None = None
     hold = 0
@@ -185,29 +186,36 @@ def advance(policies: tuple[Policy, ...], state: State, token: int, piece: bytes
         hold = max(hold, verdict.hold)
         if verdict.turn is not None and turn is None:
             turn = verdict.turn
-            begun = (
-                (state.held + text)[len(state.held + text) - turn.n_chars :] if turn.n_chars and not turn.mute else ""
-            )
-            taken = dataclasses.replace(taken, phase=turn.phase, text=begun, turned=True)
+            taken = dataclasses.replace(taken, phase=turn.phase, text=_begun(state.held + text, turn), turned=True)
         if isinstance(verdict.action, Force):
             forced += verdict.action.tokens
         elif action is None:
             action = verdict.action
-    counted = dataclasses.replace(
-        state, n_tokens=taken.n_tokens, pending=pending, forced=forced, policies=tuple(states)
+    after = State(
+        state.phase, taken.n_tokens, pending, state.held + text, state.at_start, forced, state.bans, tuple(states)
     )
+    events: tuple[Event, ...] = ()
     if turn is not None:
-        shown, events = _turned(counted, state, text, turn)
-    else:
-        shown, events = dataclasses.replace(counted, held=state.held + text), ()
+        after, events = _turned(after, state, text, turn)
     if isinstance(action, Stop):
-        if action.mute:
-            return Step(dataclasses.replace(counted, held=state.held, pending=state.pending), close(state), action)
-        if action.drop:
-            shown = dataclasses.replace(shown, held=shown.held[: max(0, len(shown.held) - action.drop)], pending=b"")
-        return Step(shown, events + close(shown), action)
-    after, more = _show(shown, hold)
+        return _stopped(after, state, events, action)
+    after, more = _show(after, hold)
     return Step(after, events + more, action)
+
+
+def _begun(whole: str, turn: Turn) -> str:
+    """What a turn leaves of the text to the phase that begins."""
+    return "" if turn.mute or not turn.n_chars else whole[-turn.n_chars :]
+
+
+def _stopped(after: State, before: State, events: tuple[Event, ...], action: Stop) -> Step:
+    """The last step: what is held is shown, but for what does not belong to the reply."""
+    if action.mute:
+        after, events = dataclasses.replace(after, held=before.held, pending=before.pending), ()
+        return Step(after, close(before), action)
+    if action.drop:
+        after = dataclasses.replace(after, held=after.held[: max(0, len(after.held) - action.drop)], pending=b"")
+    return Step(after, events + close(after), action)
 
 
 def close(state: State) -> tuple[Event, ...]:
@@ -232,6 +240,11 @@ def utf8(pending: bytes, piece: bytes) -> tuple[str, bytes]:
 
     A character is never split, whatever the pieces; bytes that cannot begin or continue one become U+FFFD.
     """
+    if not pending:
+        try:
+            return piece.decode(), b""
+        except UnicodeDecodeError:
+            pass
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     text = decoder.decode(pending + piece)
     return text, decoder.getstate()[0]
@@ -250,9 +263,15 @@ def _turned(counted: State, before: State, text: str, turn: Turn) -> tuple[State
 
 
 def _show(state: State, hold: int) -> tuple[State, tuple[Event, ...]]:
-    held = state.held.lstrip("\n") if state.at_start else state.held  # template and model part phases with newlines
-    place = max(0, len(held) - hold)
-    if not place:
+    held = state.held
+    if state.at_start:
+        held = held.lstrip("\n")  # template and model part phases with newlines
+    place = len(held) - hold
+    if place <= 0:
         return (state if held is state.held else dataclasses.replace(state, held=held)), ()
-    event = Thinking(held[:place]) if state.phase == "thinking" else Answer(held[:place])
-    return dataclasses.replace(state, held=held[place:], at_start=False), (event,)
+    text = held[:place] if hold else held
+    event = Thinking(text) if state.phase == "thinking" else Answer(text)
+    rest = State(
+        state.phase, state.n_tokens, state.pending, held[place:], False, state.forced, state.bans, state.policies
+    )
+    return rest, (event,)

@@ -45,16 +45,20 @@ def fitted(
 
     # Fewer turns are never more tokens, so the first number that suffices is found by halving.
     n_turns = bisect.bisect_left(range(len(turns) - 1), True, lo=1, key=lambda n: len(without(n)) <= n_ctx // 2)
-    n_turns = min(n_turns, len(turns) - 1)
     tokens = without(n_turns)
     if len(tokens) >= n_ctx:
         raise ContextFull(_too_long(len(tokens), n_ctx, room))
     return tokens, turns[n_turns] - lead
 
 
+def n_leading(messages: Sequence[Message]) -> int:
+    """How many system messages a conversation begins with."""
+    return next((i for i, message in enumerate(messages) if message.get("role") != "system"), len(messages))
+
+
 def _turns(messages: Sequence[Message]) -> tuple[int, list[int]]:
     """How many system messages lead, and where each turn begins."""
-    lead = next((i for i, message in enumerate(messages) if message.get("role") != "system"), len(messages))
+    lead = n_leading(messages)
     starts = [i for i, message in enumerate(messages) if i > lead and message.get("role") == "user"]
     return lead, [lead, *starts]
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import os
 import secrets
 import threading
-from collections.abc import Callable, Hashable, Sequence
+import weakref
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from qwq_lite import catalog, gguf_header, history, normalization, prompt, sampling, shape
+from qwq_lite import catalog, gguf_header, history, normalization, prompt, sampling, sessions, shape
 from qwq_lite.backend import devices
 from qwq_lite.backend.context import KV_TYPES, Context, ContextSettings
 from qwq_lite.backend.model import ALL_LAYERS, LoadedModel
@@ -105,18 +107,21 @@ class LocalModel(Model):
     def __init__(
         self, header: gguf_header.Header, weights: LoadedModel, context: Context, n_gpu_layers: int = ALL_LAYERS
     ) -> None:
-        self._header, self._weights, self._context = header, weights, context
+        self._header, self._weights = header, weights
         self._vocab = weights.vocab
         source = header.text("tokenizer.chat_template") or self._fallback_template()
         self._template = ChatTemplate(source) if source is not None else None
         self._form = normalization.normalizer(header.keys)
         self._known = catalog.find(header.text("general.name"), header.text("general.basename"), header.path.name)
         self.n_ctx = context.n_ctx
-        self._using = threading.RLock()  # nobody tokenizes while the model is freed
+        self._fingerprint = _fingerprint(header, context.settings)
         on_gpu = n_gpu_layers != 0 and bool(devices.report().gpus)
-        self._scheduler: Scheduler | None = Scheduler(
-            weights, context, prefill_chunk=_GPU_PREFILL_CHUNK if on_gpu else PREFILL_CHUNK
-        )
+        self._scheduler = Scheduler(weights, context, prefill_chunk=_GPU_PREFILL_CHUNK if on_gpu else PREFILL_CHUNK)
+        self._callers: list[int] = []  # threads that are inside, for nobody may tokenize while the model is freed
+        self._changed = threading.Condition()
+        self._unloaded = False
+        # A model that is dropped without `unload` is freed too, by its engine's thread.
+        weakref.finalize(self, self._scheduler.close, wait=False).atexit = False
 
     def generate(self, prompt: Prompt, *, session: Hashable = None, **options: Any) -> Stream:
         """A reply as a stream of events.
@@ -129,25 +134,25 @@ class LocalModel(Model):
 
         Raises: UsageError, TemplateError, EngineError, ContextFull, EngineClosed.
         """
-        with self._using:
-            return self._submit(self._open(), prompt, session, Options(**options))
+        with self._inside():
+            return self._submit(prompt, session, _options(options))
 
     async def agenerate(self, prompt: Prompt, *, session: Hashable = None, **options: Any) -> Stream:
         """As `generate`; the prompt is made on another thread, and the stream is read with `async for`."""
         return await in_thread(functools.partial(self.generate, prompt, session=session, **options))
 
-    def _submit(self, scheduler: Scheduler, given: Prompt, session: Hashable, options: Options) -> Stream:
+    def _submit(self, given: Prompt, session: Hashable, options: Options) -> Stream:
         tokens, n_dropped, templated = self._tokens(given, options)
+        answered = any(isinstance(part, Mapping) and part.get("role") == "assistant" for part in given)
         special = self._vocab.special
         opened, closed = (special.get(tag) for tag in prompt.THINK_TAGS)
-        max_tokens = None if options.max_tokens is None else _checked("max_tokens", options.max_tokens, 1, 1 << 31)
         policies: tuple[Policy, ...] = arranged(
-            [Phases(opened, closed), Stops(self._vocab.end_tokens, _stop_texts(options.stop), max_tokens)]
+            [Phases(opened, closed), Stops(self._vocab.end_tokens, tuple(options.stop), options.max_tokens)]
         )
         # The template ended the prompt with <think>\n.
         thinking = templated and opened is not None and opened in tokens[-3:]
         begin = Begin("thinking" if thinking else "answer")
-        return scheduler.submit(
+        return self._scheduler.submit(
             Request(
                 tokens,
                 policies,
@@ -156,7 +161,7 @@ class LocalModel(Model):
                 begin,
                 session,
                 n_dropped=n_dropped,
-                alone=options.seed is not None,
+                alone=options.seed is not None and not answered,
             )
         )
 
@@ -181,60 +186,60 @@ class LocalModel(Model):
     def save_session(self, session: Hashable, path: str | os.PathLike[str], extra: dict[str, Any]) -> None:
         """Write a session's tokens and what the cache holds of it, and `extra`, JSON of the caller's own.
 
-        Raises: OutputError, UsageError for what is no JSON, EngineClosed.
+        Raises: OutputError, UsageError for what is no JSON, EngineError, EngineClosed.
         """
-        file, fingerprint = Path(path), self._fingerprint
-        self._running().call(lambda sequences: sequences.save(session, file, fingerprint, extra))
+        with self._inside():
+            sessions.save(self._scheduler.call, session, Path(path), self._fingerprint, extra)
 
     def restore_session(self, session: Hashable, path: str | os.PathLike[str]) -> dict[str, Any]:
         """Bring back what `save_session` wrote, under a session's name, and return its `extra`.
 
-        Raises: FormatError for a damaged file or another model's; EngineClosed.
+        Raises: FormatError for a damaged file or another model's; EngineError, EngineClosed.
         """
-        file, fingerprint = Path(path), self._fingerprint
-        return self._running().call(lambda sequences: sequences.restore(session, file, fingerprint))
+        with self._inside():
+            return sessions.restore(self._scheduler.call, session, Path(path), self._fingerprint)
 
     def fork_session(self, session: Hashable, twin: Hashable) -> None:
         """Let the session `twin` begin with what the session holds in the cache; nothing is computed."""
-        self._running().call(lambda sequences: sequences.fork(session, twin))
+        with self._inside():
+            self._scheduler.call(lambda sequences: sequences.fork(session, twin))
 
     def release_session(self, session: Hashable) -> None:
         """The session is over: its place in the cache is free. Never raises, also not after `unload`."""
-        scheduler = self._scheduler
-        if scheduler is not None:
-            scheduler.release(session)
-
-    @functools.cached_property
-    def _fingerprint(self) -> str:
-        """What a saved state depends on: the file's header and size, and the types of the cache."""
-        digest = hashlib.blake2b(digest_size=16)
-        with self._header.path.open("rb") as file:
-            digest.update(file.read(self._header.data_offset))
-        settings = self._context.settings
-        digest.update(f"{self._header.file_bytes}:{settings.type_k}:{settings.type_v}".encode())
-        return digest.hexdigest()
-
-    def _running(self) -> Scheduler:
-        with self._using:
-            return self._open()
+        self._scheduler.release(session)
 
     def tokenize(self, text: str) -> list[int]:
         """Ids of a text as plain text, normalised as the model's tokenizer does it."""
-        with self._using:
-            self._open()
+        with self._inside():
             return prompt.tokenize(self._vocab, text, self._form)
 
     def unload(self) -> None:
-        """Stop what runs and free the model's memory. Further calls raise EngineClosed; closing again does nothing."""
-        with self._using:
-            scheduler, self._scheduler = self._scheduler, None
-        if scheduler is not None:
-            scheduler.close()
+        """Stop what runs and free the model's memory. Further calls raise EngineClosed; unloading again does nothing.
 
-    def _open(self) -> Scheduler:
-        if self._scheduler is None:
-            raise EngineClosed(f"{self._header.path}: the model is unloaded; load it again")
-        return self._scheduler
+        From a signal handler that interrupts a call of this model the memory is freed when that call returns.
+        """
+        with self._changed:
+            self._unloaded = True
+            if threading.get_ident() in self._callers:
+                return
+            self._changed.wait_for(lambda: not self._callers)
+        self._scheduler.close()
+
+    @contextlib.contextmanager
+    def _inside(self) -> Iterator[None]:
+        with self._changed:
+            self._callers.append(threading.get_ident())
+        try:
+            if self._unloaded:  # asked after the entry, so that an unload in between has seen it
+                raise EngineClosed(f"{self._header.path}: the model is unloaded; load it again")
+            yield
+        finally:
+            with self._changed:
+                self._callers.remove(threading.get_ident())
+                self._changed.notify_all()
+                last = self._unloaded and not self._callers
+            if last:
+                self._scheduler.close()
 
     def _sampling(self, options: Options) -> sampling.Sampling:
         user = {name: getattr(options, name) for name in ("temperature", "top_k", "top_p", "min_p")}
@@ -252,10 +257,20 @@ def _checked(name: str, value: int, low: int, high: int) -> int:
     return value
 
 
-def _stop_texts(texts: Sequence[str]) -> tuple[str, ...]:
-    if isinstance(texts, str) or not all(isinstance(text, str) and text for text in texts):
-        raise UsageError(f"stop is {texts!r}; a list of texts is allowed, none of them empty")
-    return tuple(texts)
+def _options(given: dict[str, Any]) -> Options:
+    try:
+        return Options(**given)
+    except TypeError as error:  # an option that there is not
+        raise UsageError(f"{str(error).removeprefix('Options.__init__() ')}; see model.Options") from error
+
+
+def _fingerprint(header: gguf_header.Header, settings: ContextSettings) -> str:
+    """What a saved state depends on: the file's header and size, and the types of the cache."""
+    digest = hashlib.blake2b(digest_size=16)
+    with header.path.open("rb") as file:
+        digest.update(file.read(header.data_offset))
+    digest.update(f"{header.file_bytes}:{settings.type_k}:{settings.type_v}".encode())
+    return digest.hexdigest()
 
 
 def _kv_type(name: str, value: str) -> str:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, get_args
 
+from qwq_lite.errors import UsageError
 from qwq_lite.history import WhenFull
 from qwq_lite.prompt import Message
 from qwq_lite.stream import Stream
@@ -18,8 +19,9 @@ Prompt = Sequence[Message] | str | Sequence[int]
 class Options:
     """What the user asks for in one reply; None leaves it to the file, then to the catalogue.
 
-    seed: None draws one at random. A conversation that begins with a seed begins in an empty cache: its reply then does not
-    depend on what else was computed before. max_tokens: of thought and answer together; None ends at the context's end.
+    seed: None draws one at random. A first question with a seed begins in an empty cache: its reply then does not depend on
+    what else was computed before, and other conversations' prompts will be computed again.
+    max_tokens: of thought and answer together; None ends at the context's end.
     stop: texts that end the answer where one begins. tools: JSON schemas for the model's template.
     when_full: what happens to messages that no longer fit: "drop" leaves out the oldest turns, with a Notice; "error"
     raises ContextFull.
@@ -34,6 +36,23 @@ class Options:
     stop: Sequence[str] = ()
     tools: Sequence[Any] = ()
     when_full: WhenFull = "drop"
+
+    def __post_init__(self) -> None:
+        whole = {"seed": (0, 1 << 64), "max_tokens": (1, 1 << 31), "top_k": (0, 1 << 20)}
+        for name, (low, high) in whole.items():
+            value = getattr(self, name)
+            if value is not None and (
+                not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high
+            ):
+                raise UsageError(f"{name} is {value!r}, a whole number from {low} to {high} is allowed")
+        for name in ("temperature", "top_p", "min_p"):  # `Sampling` knows their bounds
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int | float) or isinstance(value, bool)):
+                raise UsageError(f"{name} is {value!r}, a number is allowed")
+        if isinstance(self.stop, str) or not all(isinstance(text, str) and text for text in self.stop):
+            raise UsageError(f"stop is {self.stop!r}; a list of texts is allowed, none of them empty")
+        if self.when_full not in get_args(WhenFull):
+            raise UsageError(f"when_full is {self.when_full!r}; {' and '.join(get_args(WhenFull))} are allowed")
 
 
 class Engine(Protocol):

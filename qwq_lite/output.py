@@ -24,24 +24,28 @@ def temporary_name(final: Path) -> Path:
 
 
 @contextmanager
-def output_file(final: Path, size_bytes: int, *, private: bool = False) -> Iterator[RandomAccessFile]:
+def output_file(
+    final: Path, size_bytes: int, *, private: bool = False, mapped: bool = False
+) -> Iterator[RandomAccessFile]:
     """A locked temporary file of `size_bytes` zeros that takes the final name when the block ends without an exception.
 
     private: only its owner may read it, where the system knows such modes.
-    Raises: OutputError for a full disk, a folder that cannot be written, another program at the same file.
+    mapped: the block writes through a mapping, so the disk must be claimed before it begins, at any price.
+    Raises: OutputError for a full disk, a folder that cannot be written, another program at the same file, a name that
+    is a folder's, a device's, a pipe's or a socket's.
     """
     temporary = temporary_name(final)
-    if temporary.is_symlink() or (temporary.exists() and not temporary.is_file()):
-        raise OutputError(
-            f"{temporary}: is no regular file, and the output is written under this name first; remove it"
-        )
-    with _system_errors_named(final, size_bytes), RandomAccessFile(temporary, "r+") as file, locked(file):
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_system_errors_named(final, size_bytes))
+        _check_names(final, temporary)
+        file = stack.enter_context(RandomAccessFile(temporary, "r+"))
+        stack.enter_context(locked(file))
         _check_own(file, temporary)
         try:
             if private and hasattr(os, "fchmod"):
                 with contextlib.suppress(OSError):  # a file system without modes
                     os.fchmod(file.fileno(), 0o600)
-            file.allocate(size_bytes)
+            file.allocate(size_bytes, claim=mapped)
             yield file
             file.sync()
             if WINDOWS:  # an open file cannot be renamed there
@@ -53,6 +57,17 @@ def output_file(final: Path, size_bytes: int, *, private: bool = False) -> Itera
             with contextlib.suppress(OSError):
                 temporary.unlink()
             raise
+
+
+def _check_names(final: Path, temporary: Path) -> None:
+    if final.exists() and not final.is_file():  # a rename would put a file in the place of a pipe or a device
+        raise OutputError(
+            f"{final}: is a folder, a device, a pipe or a socket, no file to replace; choose another place"
+        )
+    if temporary.is_symlink() or (temporary.exists() and not temporary.is_file()):
+        raise OutputError(
+            f"{temporary}: is no regular file, and the output is written under this name first; remove it"
+        )
 
 
 def _check_own(file: RandomAccessFile, temporary: Path) -> None:

@@ -1,19 +1,27 @@
 """Messages -> tokens by the model's own template; what a user typed never becomes a control token. Knows no engine.
 
-The template is rendered with the real content, in which only the spellings of control tokens are marked. The result is cut
-at those marks alone, and what stood between them becomes plain text; everything else is token for token what
-transformers' apply_chat_template gives. Tokenizing the user's text apart would be wrong: the "\\n" of a template merges with
-a "\\n" that a message starts with.
+Every value of the messages but plain words that name a role or a type counts as typed by a user. The template is rendered
+as it is, and again with each word of a user's text between two marks. Where both give the same text, the marks tell
+which letters are whose, whatever the template does to them, and a control token is a spelling without a user's letter.
+Where they differ the template looks into the texts. Then only the spellings in a text are marked, in any case of letters,
+and what begins or ends one at the edges of a text; a template that also changes letters within a text, by `replace` or by
+cutting it into letters, could still make a spelling of it.
+
+The marks are removed, the text between two control tokens is tokenized as one piece, and all is token for token what
+transformers' apply_chat_template gives. Tokenizing the user's text apart would be wrong: the "\\n" of a template merges
+with a "\\n" that a message starts with. A spelling that a user typed is tokenized apart, as transformers does it.
 
 llama.cpp does not apply the normaliser that Hugging Face's tokenizer applies, so it is applied here.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from qwq_lite.errors import TemplateError
@@ -21,13 +29,17 @@ from qwq_lite.normalization import normalized
 from qwq_lite.template import Template
 
 Message = Mapping[str, Any]
+Marks = tuple[str, str]  # before and after what a user typed
+Marking = Callable[[str], str]
 
 THINK_TAGS = ("<think>", "</think>")
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
+_NAMED = ("role", "type")  # fields that an application fills, and templates compare or make control tokens of
 # Code points that Unicode keeps for a program's own use and that no text contains; a pair that does not occur marks a span.
+# The sandbox never escapes them.
 _NONCHARACTERS = [chr(code) for code in range(0xFDD0, 0xFDF0)]
 
 
@@ -51,8 +63,8 @@ def tokenize(vocab: Vocabulary, text: str, form: str) -> list[int]:
     add_special_tokens off on text without such spellings.
     """
     text = normalized(text, form)
-    spellings = _pattern(vocab)
-    if spellings is None or not spellings.search(text):
+    spellings = _spellings(tuple(vocab.special)).pattern
+    if not spellings.search(text):
         return vocab.tokenize(text, False) if text else []
     pieces, start = [], 0
     for match in spellings.finditer(text):
@@ -65,15 +77,31 @@ def tokenize(vocab: Vocabulary, text: str, form: str) -> list[int]:
     return [token for piece in [*pieces, text[start:]] if piece for token in vocab.tokenize(piece, False)]
 
 
-def _pattern(vocab: Vocabulary) -> re.Pattern[str] | None:
-    return _compiled(tuple(vocab.special))
+@dataclass(frozen=True)
+class _Spellings:
+    """How a vocabulary's special tokens are written."""
+
+    pattern: re.Pattern[str]  # as a group, so that split() keeps them; the longer of two that start alike counts
+    typed: re.Pattern[str]  # the same in any case of letters, less white space: that belongs to no one
+    heads: frozenset[str]  # how they begin, in small letters
+    tails: frozenset[str]  # and how they end
+    longest: int
 
 
 @functools.lru_cache(maxsize=8)
-def _compiled(spellings: tuple[str, ...]) -> re.Pattern[str] | None:
-    """One pattern a vocabulary; the longer of two spellings that start alike counts."""
+def _spellings(spellings: tuple[str, ...]) -> _Spellings:
     longest_first = sorted(spellings, key=len, reverse=True)
-    return re.compile("|".join(map(re.escape, longest_first))) if spellings else None
+    every, typed = (
+        "|".join(map(re.escape, some)) or "(?!)" for some in (longest_first, filter(str.strip, longest_first))
+    )
+    cuts = [(text[:cut], text[cut:]) for text in map(str.casefold, spellings) for cut in range(1, len(text))]
+    return _Spellings(
+        re.compile(f"({every})"),
+        re.compile(typed, re.IGNORECASE),
+        frozenset(head for head, _ in cuts),
+        frozenset(tail for _, tail in cuts),
+        max(map(len, spellings), default=0),
+    )
 
 
 class ChatTemplate:
@@ -84,7 +112,6 @@ class ChatTemplate:
 
     def __init__(self, source: str) -> None:
         self._template = Template(source)
-        self.source = source
 
     def render(self, messages: Sequence[Message], **extra: Any) -> str:
         """The prompt's text, up to where the reply begins unless extra has add_generation_prompt.
@@ -95,36 +122,68 @@ class ChatTemplate:
 
     def encode(self, vocab: Vocabulary, messages: Sequence[Message], form: str, **extra: Any) -> list[int]:
         """The prompt's tokens. Raises: TemplateError."""
+        spellings = _spellings(tuple(vocab.special))
         marks = _unused_pair(messages, extra)
-        spellings = _pattern(vocab)
-        marked = [_marked_message(message, spellings, marks) for message in messages]
-        rendered = self.render(marked, **_own_tokens(vocab), **_marked(extra, spellings, marks))
-        tokens = list(_encoded(vocab, rendered, spellings, marks, form))
+        rendered = self._render_marked(messages, extra, _own_tokens(vocab), spellings, marks)
+        tokens = list(_encoded(vocab, _pieces(rendered, spellings.pattern, marks), spellings.pattern, form))
         if vocab.adds_bos and tokens[:1] != [vocab.bos]:
             tokens.insert(0, vocab.bos)
         return tokens
 
+    def _render_marked(
+        self,
+        messages: Sequence[Message],
+        extra: dict[str, Any],
+        own: dict[str, str],
+        spellings: _Spellings,
+        marks: Marks,
+    ) -> str:
+        """The prompt's text with marks around what a user typed, so far as it could be part of a spelling."""
 
-def _encoded(
-    vocab: Vocabulary, rendered: str, spellings: re.Pattern[str] | None, marks: tuple[str, str], form: str
-) -> Iterator[int]:
+        def render(mark: Marking) -> str:
+            marked = [_marked_message(message, mark) for message in messages]
+            return self.render(marked, **own, **_marked(extra, mark))
+
+        opening, closing = marks
+        plain = self.render(messages, **own, **extra)
+        with contextlib.suppress(TemplateError):  # the marks made it one: they are too many, or the template saw them
+            rendered = render(lambda text: re.sub(r"\S+", rf"{opening}\g<0>{closing}", text))
+            others = re.sub(rf"{opening}[^{opening}{closing}\s]*{closing}", "", rendered)
+            if re.sub(f"[{opening}{closing}]", "", rendered) == plain and not set(marks) & set(others):
+                return rendered
+        return render(functools.partial(_mark_spellings, spellings=spellings, marks=marks))
+
+
+def _pieces(rendered: str, spellings: re.Pattern[str], marks: Marks) -> Iterator[tuple[str, bool]]:
+    """The text without the marks, in pieces, and which of them are control tokens of the template's own."""
     opening, closing = marks
     parts = ["", *re.split(f"([{opening}{closing}])", rendered), ""]  # mark, text, mark, text, … mark
     for number in range(1, len(parts), 2):
         text, start, end = parts[number], 0, len(parts[number])
         opened, closed = parts[number - 1] == opening, parts[number + 1] == closing
-        if (opened and closed) or spellings is None:
-            yield from tokenize(vocab, text, form)
-            continue
         # A template that cuts a message may leave one of the two marks: the spelling at that mark alone was typed.
-        found = list(spellings.finditer(text))
-        for match in found:
+        for match in spellings.finditer(text) if not (opened and closed) else ():
             typed = (opened and match.start() == 0) or (closed and match.end() == end)
             if not typed:
-                yield from tokenize(vocab, text[start : match.start()], form)
-                yield vocab.special[match[0]]
+                yield text[start : match.start()], False
+                yield match[0], True
                 start = match.end()
-        yield from tokenize(vocab, text[start:], form)
+        yield text[start:], False
+
+
+def _encoded(
+    vocab: Vocabulary, pieces: Iterator[tuple[str, bool]], spellings: re.Pattern[str], form: str
+) -> Iterator[int]:
+    special, text = vocab.special, list[str]()
+    for piece, own in (*pieces, ("", True)):
+        if not own:
+            text.append(piece)
+            continue
+        for part in spellings.split("".join(text)):
+            yield from tokenize(vocab, part, form)
+        text.clear()
+        if piece:
+            yield special[piece]
 
 
 def _own_tokens(vocab: Vocabulary) -> dict[str, str]:
@@ -135,25 +194,56 @@ def _own_tokens(vocab: Vocabulary) -> dict[str, str]:
     }
 
 
-def _marked_message(message: Message, spellings: re.Pattern[str] | None, marks: tuple[str, str]) -> dict[str, Any]:
-    """A message with its spellings marked. A reply's own thinking tags are the template's business and stay."""
-    keep = THINK_TAGS if message.get("role") == "assistant" else ()
-    return {key: _marked(value, spellings, marks, keep) for key, value in message.items()}
+def _marked_message(message: Message, mark: Marking) -> Any:
+    """A message with what its user typed marked. A reply's own thinking tags are the template's business and stay."""
+    if message.get("role") != "assistant":
+        return _marked(message, mark)
+    tags = "|".join(THINK_TAGS)
+
+    def mark_between_tags(text: str) -> str:
+        return "".join(part if part in THINK_TAGS else mark(part) for part in re.split(f"({tags})", text))
+
+    return _marked(message, mark_between_tags)
 
 
-def _marked(value: Any, spellings: re.Pattern[str] | None, marks: tuple[str, str], keep: Sequence[str] = ()) -> Any:
-    """The value with marks around each spelling. Not normalised yet: a mark that follows a tag would compose with its `>`."""
-    if isinstance(value, str) and spellings is not None:
-        opening, closing = marks
-        return spellings.sub(lambda match: match[0] if match[0] in keep else f"{opening}{match[0]}{closing}", value)
+def _marked(value: Any, mark: Marking) -> Any:
+    """The value with its texts marked. Not normalised yet: a mark that follows a tag would compose with its `>`."""
+    if isinstance(value, str):
+        return mark(value)
     if isinstance(value, Mapping):
-        return {_marked(key, spellings, marks): _marked(item, spellings, marks, keep) for key, item in value.items()}
+        kept = {key for key, item in value.items() if key in _NAMED and _is_word(item)}
+        return {
+            key if _is_word(key) else _marked(key, mark): item if key in kept else _marked(item, mark)
+            for key, item in value.items()
+        }
     if isinstance(value, list | tuple):
-        return [_marked(item, spellings, marks, keep) for item in value]
+        return [_marked(item, mark) for item in value]
     return value
 
 
-def _unused_pair(*values: Any) -> tuple[str, str]:
+def _is_word(value: Any) -> bool:
+    """Such as a template itself may write, to look a key up or to compare with."""
+    return isinstance(value, str) and value.isidentifier()
+
+
+def _mark_spellings(text: str, spellings: _Spellings, marks: Marks) -> str:
+    """A text with marks around the spellings in it, and around what begins or ends one at its edges."""
+    opening, closing = marks
+    body = text.strip()
+    start, end = 0, len(body)
+    for length in range(1, min(spellings.longest, len(body) + 1)):
+        if body[:length].casefold() in spellings.tails:
+            start = length
+        if body[-length:].casefold() in spellings.heads:
+            end = len(body) - length
+    end = max(start, end)
+    middle = spellings.typed.sub(rf"{opening}\g<0>{closing}", body[start:end])
+    head, tail = (f"{opening}{part}{closing}" if part else "" for part in (body[:start], body[end:]))
+    before, _, after = text.partition(body) if body else (text, "", "")
+    return f"{before}{head}{middle}{tail}{after}"
+
+
+def _unused_pair(*values: Any) -> Marks:
     text = json.dumps(values, ensure_ascii=False, default=str)
     free = [character for character in _NONCHARACTERS if character not in text]
     if len(free) < 2:

@@ -26,7 +26,6 @@ from jinja2.utils import Namespace
 from markupsafe import Markup
 
 from qwq_lite.budget import (
-    ESCAPED_BYTES,
     MAX_DIGITS,
     MAX_INT,
     MAX_UNIQUE,
@@ -34,32 +33,13 @@ from qwq_lite.budget import (
     PART_BYTES,
     SCALARS,
     budget_now,
+    checked_key,
     cost,
     exceeded,
+    made,
+    text_of,
     width_of,
 )
-
-
-def made(text: str) -> str:
-    budget_now().grow(cost(text))
-    return text
-
-
-def text_of(value: Any) -> str:
-    if isinstance(value, str):
-        return value
-    budget = budget_now()
-    budget.check(budget.weigh(value))
-    return made(str(value))
-
-
-def checked_key(value: Any) -> Any:
-    """A key of a mapping. A tuple's hash would walk all that it holds."""
-    if not isinstance(value, SCALARS):
-        raise TypeError(f"a key is text or a number, not a {type(value).__name__}")
-    if isinstance(value, str):
-        budget_now().check(ESCAPED_BYTES * len(value))  # a message about a missing key spells it
-    return value
 
 
 def _whole(value: Any) -> Any:
@@ -75,7 +55,7 @@ _JINJA_TESTS: Mapping[str, Callable[..., Any]] = {**_TESTS_OF_JINJA}  # type: ig
 # --- operators ---
 
 _ARITHMETIC = ImmutableSandboxedEnvironment.default_binop_table
-_CONVERSIONS = re.compile(r"%(?:%|(?:\(\w{1,64}\))?[-+ #0]{0,5}\d{0,3}(?:\.\d{0,3})?[sdifgeEr])")
+_CONVERSIONS = re.compile(r"%(?:%|(?:\(\w{1,64}\))?[-+ #0]{0,5}\d{0,3}(?:\.\d{0,3})?[sdifgeE])")
 
 
 def calculate(sign: str, left: Any, right: Any) -> Any:
@@ -110,7 +90,13 @@ def _formatted(form: str, value: Any) -> str:
     budget = budget_now()
     budget.scan(form)
     budget.check(4 * len(form) + len(conversions) * (8000 + budget.weigh(value)))
-    return made(str(form % value))
+    if isinstance(value, Mapping):
+        return made(str(form % {key: _printed(item) for key, item in value.items()}))
+    return made(str(form % (tuple(map(_printed, value)) if isinstance(value, tuple) else _printed(value))))
+
+
+def _printed(value: Any) -> Any:
+    return value if isinstance(value, SCALARS) else text_of(value)
 
 
 def contains(container: Any, value: Any) -> bool:
@@ -301,6 +287,9 @@ def _round(value: Any, precision: int = 0, method: Any = "common") -> Any:
     return _JINJA_FILTERS["round"](value, precision, method)
 
 
+_TO_ESCAPE = re.compile("[^\\x00-~\ufdd0-\ufdef]")  # all but ASCII and the noncharacters, as in text_of
+
+
 def _tojson(
     value: Any,
     ensure_ascii: bool = False,
@@ -314,8 +303,8 @@ def _tojson(
         raise exceeded("JSON with an indent or a separator of more than 16")
     budget = budget_now()
     budget.check(budget.weigh(value))
-    text = json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-    return made(text)
+    text = json.dumps(value, ensure_ascii=False, indent=indent, separators=separators, sort_keys=sort_keys)
+    return made(_TO_ESCAPE.sub(lambda found: json.dumps(found[0])[1:-1], text) if ensure_ascii else text)
 
 
 def _listed(values: Iterable[Any]) -> list[Any]:

@@ -6,6 +6,7 @@ callers hand over requests and read events, and any thread may cancel.
 
 from __future__ import annotations
 
+import os
 import queue
 import threading
 import time
@@ -13,19 +14,19 @@ from collections import deque
 from collections.abc import Callable, Hashable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
 from qwq_lite.backend.context import Aborted, Context
 from qwq_lite.backend.model import LoadedModel
 from qwq_lite.backend.sampler import Sampler
-from qwq_lite.errors import ContextFull, EngineClosed, EngineError, QwqError
+from qwq_lite.errors import ContextFull, EngineClosed, EngineError, QwqError, UsageError
 from qwq_lite.events import Done, FinishReason, Notice, Progress, Reply, Stats
 from qwq_lite.generation import Begin, Policy, Rewind
 from qwq_lite.sampling import Sampling, draw_seed
 from qwq_lite.sequences import Part, Sequence, Sequences
-from qwq_lite.stream import Stream
+from qwq_lite.stream import Feed, Stream
 from qwq_lite.track import Track
 
 PREFILL_CHUNK = 128  # tokens of a decode call in prefill: progress is shown, and a GPU can be cancelled, between two
@@ -62,138 +63,158 @@ class Scheduler:
         self._prefill_chunk, self._n_active = prefill_chunk, n_active
         self._sequences = Sequences(context)
         self._sampler = Sampler(model.vocab.n_tokens)
-        self._inbox: queue.SimpleQueue[tuple[Stream, Request] | Callable[[], None] | None] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[_Waiting | _Job | None] = queue.SimpleQueue()
+        self._waiting: deque[_Waiting] = deque()
         self._active: list[_Reply] = []
-        self._lock = threading.RLock()  # a signal handler may cancel while this thread submits
+        self._sending = threading.Lock()  # what is put into the inbox comes before the None that ends it
         self._closed = False
+        self._failure: QwqError | None = None
+        self._process = os.getpid()
         self._thread = threading.Thread(target=self._work, name="qwq-lite engine", daemon=True)
         self._thread.start()
 
     def submit(self, request: Request) -> Stream:
-        """Queue a request. Raises: EngineClosed; EngineError for an empty prompt; ContextFull for one that does not fit."""
+        """Queue a request. Raises: UsageError for an empty prompt; ContextFull for one that does not fit; EngineClosed."""
         if not request.prompt:
-            raise EngineError("the prompt is empty")
+            raise UsageError("the prompt is empty")
         if len(request.prompt) >= self._n_ctx:
             raise ContextFull(
                 f"the prompt has {len(request.prompt)} tokens, the context {self._n_ctx};"
                 " shorten it, start a new chat, or choose a larger context (--ctx)"
             )
-        stream = Stream(self._interrupt)
-        self._send((stream, request))
-        return stream
+        feed = Feed(self._interrupt)
+        self._send(_Waiting(feed, request))
+        return Stream(feed)
 
     def call(self, job: Callable[[Sequences], T]) -> T:
         """Run a job on the engine's thread, between two tokens, and return what it returns. Raises what it raises."""
         future: Future[T] = Future()
-
-        def run() -> None:
-            if self._closed:
-                future.set_exception(EngineClosed("the model was unloaded"))
-                return
-            try:
-                future.set_result(job(self._sequences))
-            except BaseException as error:
-                future.set_exception(error)
-
-        self._send(run)
+        self._send(_Job(job, future))
         return future.result()
 
     def release(self, session: Hashable) -> None:
-        """The session is over; its sequence may be overwritten. Any thread, at any time: it waits for nothing."""
-        self._inbox.put(lambda: self._sequences.release(session))
+        """The session is over; its sequence may be overwritten. Any thread, a finalizer's too: it waits for nothing."""
+        self._inbox.put(_Job(lambda sequences: sequences.release(session), Future()))
 
-    def close(self) -> None:
-        """Cancel what runs, free context and model, end the thread."""
-        with self._lock:
-            if self._closed:
-                return
-            self._closed = True
+    def close(self, wait: bool = True) -> None:
+        """Cancel what runs, free context and model, end the thread. Without `wait` that is left to the thread."""
+        with self._sending:
+            closed, self._closed = self._closed, True
+        if not closed:
             self._context.abort(True)
-        self._inbox.put(None)
-        self._thread.join()
+            self._inbox.put(None)
+        if wait:
+            self._thread.join()
 
-    def _send(self, item: tuple[Stream, Request] | Callable[[], None]) -> None:
-        with self._lock:
-            if self._closed:
-                raise EngineClosed("the model is unloaded; load it again")
+    def _send(self, item: _Waiting | _Job) -> None:
+        if os.getpid() != self._process:
+            raise EngineError("the model was loaded in another process, of which this one is a copy; load it here")
+        with self._sending:
+            if self._closed or self._failure:
+                raise self._failure or EngineClosed("the model is unloaded; load it again")
             self._inbox.put(item)
 
-    def _interrupt(self, stream: Stream) -> None:
-        with self._lock:
-            if any(reply.stream is stream for reply in self._active):
-                self._context.abort(True)
+    def _interrupt(self, feed: Feed) -> None:
+        # Without a lock, for a signal handler may come through here: an abort that hits another reply is only repeated work.
+        if any(reply.feed is feed for reply in self._active):
+            self._context.abort(True)
 
     def _work(self) -> None:
-        waiting: deque[tuple[Stream, Request]] = deque()
-        while self._receive(waiting):
-            for item in [item for item in waiting if item[0].cancelled.is_set()]:
-                waiting.remove(item)
-                item[0].put(Done(Reply("", "", "cancelled", Stats(n_prompt=len(item[1].prompt)))))
-            while waiting and len(self._active) < self._n_active:
-                self._admit(*waiting.popleft())
-            self._round()
-        for reply in list(self._active):
-            self._finish(reply, "cancelled")
-        for stream, _ in waiting:
-            stream.put(EngineClosed("the model was unloaded before the request began"))
+        try:
+            self._serve()
+        except BaseException as error:  # a defect, or no memory: nobody may wait for ever
+            self._failure = EngineError(
+                f"the engine has ended by {type(error).__name__}: {error}; load the model again"
+            )
+            self._refuse(*[reply.feed for reply in self._active], *[item.feed for item in self._waiting])
+            while (item := self._inbox.get()) is not None:  # the model is freed when its owner says so
+                self._refuse(item)
         self._sampler.close()
         self._context.close()
         self._model.close()
 
-    def _receive(self, waiting: deque[tuple[Stream, Request]]) -> bool:
+    def _serve(self) -> None:
+        while self._receive():
+            for item in [item for item in self._waiting if item.feed.cancelled]:
+                self._waiting.remove(item)
+                item.feed.put(Done(Reply("", "", "cancelled", Stats(n_prompt=len(item.request.prompt)))))
+            while self._waiting and len(self._active) < self._n_active:
+                self._admit(self._waiting.popleft())
+            self._round()
+        for reply in list(self._active):
+            self._finish(reply, "cancelled")
+        for item in self._waiting:
+            item.feed.put(EngineClosed("the model was unloaded before the request began"))
+
+    def _refuse(self, *items: Feed | _Waiting | _Job) -> None:
+        error = self._failure or EngineClosed("the model was unloaded")
+        for item in items:
+            if isinstance(item, _Job):
+                item.future.set_exception(error)
+            else:
+                (item.feed if isinstance(item, _Waiting) else item).put(error)
+
+    def _receive(self) -> bool:
         """Take in what was sent, waiting for it only when there is nothing to do. False once the model is closed."""
         while True:
-            try:
-                item = self._inbox.get(block=not waiting and not self._active)
-            except queue.Empty:
+            if self._inbox.empty() and (self._waiting or self._active):
                 return True
+            item = self._inbox.get()
             if item is None:
                 return False
-            if callable(item):
-                item()
+            if isinstance(item, _Waiting):
+                self._waiting.append(item)
             else:
-                waiting.append(item)
+                item.run(self._sequences)
 
-    def _admit(self, stream: Stream, request: Request) -> None:
+    def _admit(self, item: _Waiting) -> None:
+        feed, request = item
         try:
             sequence = self._sequences.place(request.session, request.prompt, request.alone)
         except QwqError as error:
-            stream.put(error)
+            feed.put(error)
             return
-        reply = _Reply(stream, request, sequence, self._model.vocab.piece)
-        with self._lock:
-            self._active.append(reply)
+        except Exception as error:
+            feed.put(_unexpected(error))
+            return
+        reply = _Reply(feed, request, sequence, self._model.vocab.piece)
+        self._active.append(reply)
         if request.n_dropped:
-            stream.put(
+            feed.put(
                 Notice(
                     f"the oldest {request.n_dropped} messages no longer fit the context of {self._n_ctx} tokens and were"
                     " left out; --ctx sets a larger one"
                 )
             )
-        stream.put(Progress("prefill", reply.n_reused, len(request.prompt)))
+        feed.put(Progress("prefill", reply.n_reused, len(request.prompt)))
 
     def _round(self) -> None:
         """One chunk of a prompt, and one token of every reply whose prompt is done."""
-        for reply in [reply for reply in self._active if reply.stream.cancelled.is_set()]:
+        for reply in [reply for reply in self._active if reply.feed.cancelled]:
             self._finish(reply, "cancelled")
         filling = [reply for reply in self._active if reply.left or reply.pending is None]
         if filling:
             self._guarded(self._fill, filling[:1])
         decoding = [reply for reply in self._active if reply.pending is not None]
-        if decoding and not any(reply.stream.cancelled.is_set() for reply in decoding):
+        if decoding and not any(reply.feed.cancelled for reply in decoding):
             self._guarded(self._decode, decoding)
 
     def _guarded(self, work: Callable[[list[_Reply]], None], replies: list[_Reply]) -> None:
         try:
             work(replies)
-        except Aborted:  # whoever cancelled is seen in the next round; the others go on where they were
-            with self._lock:
-                if not self._closed:
-                    self._context.abort(False)
+        except Aborted:  # whoever cancelled is seen in the next round; the others go on from what the cache holds
+            self._lift_abort()
+            for reply in replies:
+                reply.go_back()
         except QwqError as error:
             self._fail(replies, error)
         except Exception as error:
-            self._fail(replies, EngineError(f"{type(error).__name__}: {error}"))
+            self._fail(replies, _unexpected(error))
+
+    def _lift_abort(self) -> None:
+        self._context.abort(False)
+        if self._closed:  # it may have been set in between
+            self._context.abort(True)
 
     def _fill(self, replies: list[_Reply]) -> None:
         """Decode the next chunk of a prompt, its last token in a batch of its own: bits depend on the batch's shape.
@@ -207,7 +228,7 @@ class Scheduler:
             reply.left = reply.left[len(chunk) :]
             if reply.prefilled is None:
                 reply.n_prefilled += len(chunk)
-                reply.stream.put(Progress("prefill", reply.n_reused + reply.n_prefilled, len(reply.request.prompt)))
+                reply.feed.put(Progress("prefill", reply.n_reused + reply.n_prefilled, len(reply.request.prompt)))
         if not reply.left:
             if reply.prefilled is None:
                 reply.prefilled = time.monotonic()
@@ -215,17 +236,23 @@ class Scheduler:
             self._choose(replies)
 
     def _decode(self, replies: list[_Reply]) -> None:
-        self._sequences.decode([Part(reply.sequence, [reply.token()]) for reply in replies])
-        for reply in replies:
-            reply.pending = None
-        self._choose(replies)
+        """A token of each; as long as nothing else is to be done, the next one at once."""
+        while True:
+            self._sequences.decode([Part(reply.sequence, [reply.token()]) for reply in replies])
+            for reply in replies:
+                reply.pending = None
+            self._choose(replies)
+            if replies != self._active or not self._inbox.empty():
+                return
+            if any(reply.pending is None or reply.feed.cancelled for reply in replies):
+                return
 
     def _choose(self, replies: list[_Reply]) -> None:
         """Draw each reply's next token from its row and take it in. After a rewind the next round draws again."""
         for reply in replies:
             events, action = reply.track.take(self._draw(reply))
             for event in events:
-                reply.stream.put(event)
+                reply.feed.put(event)
             if isinstance(action, Rewind):
                 reply.left = self._sequences.rewind(reply.sequence, len(reply.request.prompt) + action.n_tokens)
             elif action is not None:
@@ -253,36 +280,62 @@ class Scheduler:
     def _finish(self, reply: _Reply, reason: FinishReason) -> None:
         if reason in ("context", "cancelled"):
             for event in reply.track.flush():
-                reply.stream.put(event)
+                reply.feed.put(event)
         if reason == "context":
-            reply.stream.put(
+            reply.feed.put(
                 Notice(f"the context of {self._n_ctx} tokens is full, the answer ends here; --ctx sets a larger one")
             )
         self._retire(reply)
-        reply.stream.put(Done(Reply(reply.track.answer, reply.track.thinking, reason, reply.stats())))
+        reply.feed.put(Done(Reply(reply.track.answer, reply.track.thinking, reason, reply.stats())))
 
     def _fail(self, replies: list[_Reply], error: QwqError) -> None:
         for reply in [reply for reply in replies if reply in self._active]:
             self._retire(reply)
-            reply.stream.put(error)
+            reply.feed.put(error)
 
     def _retire(self, reply: _Reply) -> None:
-        with self._lock:
-            self._active.remove(reply)
         self._sequences.done(reply.sequence)
+        self._active.remove(reply)
+        self._lift_abort()
+
+
+class _Waiting(NamedTuple):
+    feed: Feed
+    request: Request
+
+
+class _Job:
+    """Work for the engine's thread, and the future of whoever asked for it."""
+
+    def __init__(self, work: Callable[[Sequences], Any], future: Future[Any]) -> None:
+        self._work, self.future = work, future
+
+    def run(self, sequences: Sequences) -> None:
+        try:
+            self.future.set_result(self._work(sequences))
+        except BaseException as error:
+            self.future.set_exception(error)
 
 
 class _Reply:
     """A request under way. left: tokens to decode before the next draw; pending: the token drawn and not yet decoded."""
 
-    def __init__(self, stream: Stream, request: Request, sequence: Sequence, piece: Callable[[int], bytes]) -> None:
-        self.stream, self.request, self.sequence = stream, request, sequence
+    def __init__(self, feed: Feed, request: Request, sequence: Sequence, piece: Callable[[int], bytes]) -> None:
+        self.feed, self.request, self.sequence = feed, request, sequence
         self.track = Track(request.policies, request.begin, piece)
         self.n_reused, self.n_prefilled = len(sequence.tokens), 0
         self.left = request.prompt[self.n_reused :]
         self.pending: int | None = None
         self.started = time.monotonic()
         self.prefilled: float | None = None
+
+    def go_back(self) -> None:
+        """A batch came to nothing: what is to be decoded follows from what the cache still holds."""
+        self.left = (self.request.prompt + self.track.tokens)[len(self.sequence.tokens) :]
+        if self.pending is not None and len(self.left) == 1:
+            self.left = []
+        else:
+            self.pending = None
 
     def token(self) -> int:
         assert self.pending is not None
@@ -300,3 +353,7 @@ class _Reply:
             prefill_s=prefilled - self.started,
             decode_s=now - prefilled,
         )
+
+
+def _unexpected(error: Exception) -> EngineError:
+    return EngineError(f"{type(error).__name__}: {error}")

@@ -9,23 +9,21 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
-from qwq_lite import state_file
 from qwq_lite.backend.context import CacheFull, Context, Entry, Row
-from qwq_lite.errors import EngineError, FormatError
+from qwq_lite.errors import EngineError
 
 
 @dataclass(frozen=True)
 class Branch:
     """A place to come back to without a decode: the row of logits after the first `n_tokens` tokens.
 
-    row: shape (n_vocab,), a copy that nobody changes; 608 KB for QwQ.
+    row: shape (n_vocab,), a copy that nobody changes; 608 KB for QwQ. fresh: computed from the first token on in an empty cache.
     """
 
     n_tokens: int
     row: Row
+    fresh: bool = False
 
 
 class Sequence:
@@ -42,6 +40,7 @@ class Sequence:
         self.branch: Branch | None = None
         self.session: Hashable = None
         self.busy = False
+        self.fresh = False  # nothing was in the cache when its reply began
         self.last_use = 0
 
 
@@ -68,33 +67,45 @@ class Sequences:
         Where the whole prompt was decoded before, and its row kept, the sequence has that row and needs no decode; else
         at least the prompt's last token is left to do.
 
-        alone: a session that holds nothing yet shares nothing and starts in an empty cache. Attention over an f16 cache
-        gives other bits where its cells are not those of the first time, and so may the same seed give another reply.
+        alone: share nothing, and start in an empty cache. Attention over an f16 cache gives other bits where its cells are
+        not those of the first time, and so may the same seed give another reply. What was itself computed so is kept.
         """
-        common = {s.id: _common_prefix(s.tokens, prompt) for s in self._all}
-        best = max(self._all, key=lambda s: common[s.id])
-        own = next((s for s in self._all if s.session == session and not s.busy and s.tokens), None)
-        if alone and (own is None or session is None):
+        own = self._of(session, idle=True)
+        exact = own is not None and own.branch is not None and own.branch.fresh and self._has_row(own, prompt)
+        if alone and not exact:
             for idle in [s for s in self._all if not s.busy]:
                 self._clear(idle)
             sequence = self._vacant()
-        elif own is not None and common[own.id] == common[best.id]:
-            sequence = own
         else:
-            shared = common[best.id]
-            sequence = own or self._vacant(keep=best if shared else None)
-            if sequence is not best:
-                self._share(best, sequence, shared)
+            sequence = self._with_longest_prefix(own, prompt)
+        self._reuse(sequence, prompt)
+        sequence.fresh = not any(s.tokens for s in self._all)
         sequence.session, sequence.busy = session, True
         self._touch(sequence)
-        self._reuse(sequence, prompt)
         return sequence
+
+    def _with_longest_prefix(self, own: Sequence | None, prompt: list[int]) -> Sequence:
+        common = {s.id: _common_prefix(s.tokens, prompt) for s in self._all}
+        best = max(self._all, key=lambda s: common[s.id])
+        if own is not None and common[own.id] == common[best.id]:
+            return own
+        sequence = own or self._vacant(keep=best if common[best.id] else None)
+        if sequence is not best:
+            self._share(best, sequence, common[best.id])
+        return sequence
+
+    def _of(self, session: Hashable, idle: bool = False) -> Sequence | None:
+        """The sequence that holds something of a session; with `idle`, unless a reply is using it."""
+        return next((s for s in self._all if s.session == session and s.tokens and not (idle and s.busy)), None)
+
+    def _has_row(self, sequence: Sequence, prompt: list[int]) -> bool:
+        return sequence.branch is not None and sequence.tokens[: sequence.branch.n_tokens] == prompt
 
     def fork(self, session: Hashable, twin: Hashable) -> None:
         """Give the session `twin` what the session holds. K and V are shared in the cache: nothing is computed."""
-        source = next((s for s in self._all if s.session == session and s.tokens), None)
-        if source is not None and len(self._all) > 1:
-            target = self._vacant(keep=source)
+        source = self._of(session)
+        target = source and self._vacant(keep=source)
+        if source is not None and target is not None and target is not source:
             self._share(source, target, len(source.tokens))
             target.session = twin
             self._touch(target)
@@ -141,7 +152,7 @@ class Sequences:
     def mark(self, sequence: Sequence) -> None:
         """Keep the sequence's row, so that to come back to this place needs no decode."""
         if sequence.row is not None and (sequence.branch is None or sequence.branch.n_tokens != len(sequence.tokens)):
-            sequence.branch = Branch(len(sequence.tokens), sequence.row.copy())
+            sequence.branch = Branch(len(sequence.tokens), sequence.row.copy(), sequence.fresh)
 
     def rewind(self, sequence: Sequence, n_tokens: int) -> list[int]:
         """Let only the first `n_tokens` stand, at least one. Returns what is left to decode before the next draw.
@@ -157,65 +168,46 @@ class Sequences:
         self._cut(sequence, n_tokens - 1)
         return [last]
 
-    def save(self, session: Hashable, path: Path, fingerprint: str, extra: dict[str, Any]) -> None:
-        """Write a session's tokens and K and V to a file; none of them when the cache holds it no longer.
+    def held(self, session: Hashable) -> tuple[list[int], int]:
+        """The tokens that the cache holds of a session, and the bytes of their state; nothing for one it does not hold."""
+        sequence = self._of(session)
+        return ([], 0) if sequence is None else (list(sequence.tokens), self._context.state_bytes(sequence.id))
 
-        The row is not kept: after `restore` the last token is decoded again.
-        Raises: OutputError; UsageError when `extra` is no JSON.
-        """
-        sequence = next((s for s in self._all if s.session == session and s.tokens), None)
-        tokens = [] if sequence is None else list(sequence.tokens)
-        n_bytes = 0 if sequence is None else self._context.state_bytes(sequence.id)
+    def copy_state(self, session: Hashable, tokens: list[int], payload: memoryview) -> bool:
+        """Fill `payload` with a session's K and V, if it still holds these tokens and their state has that size."""
+        sequence = self._of(session)
+        if sequence is None or sequence.tokens != tokens or self._context.state_bytes(sequence.id) != len(payload):
+            return False
+        return self._context.state_into(sequence.id, payload) == len(payload)
 
-        def fill(payload: memoryview) -> None:
-            written = 0 if sequence is None else self._context.state_into(sequence.id, payload)
-            if written != n_bytes:
-                raise EngineError(f"llama.cpp wrote {written} bytes of state where it had asked for {n_bytes}")
-
-        state_file.write(path, state_file.Saved(fingerprint, tokens, extra), n_bytes, fill)
-
-    def restore(self, session: Hashable, path: Path, fingerprint: str) -> dict[str, Any]:
-        """Bring back what `save` wrote, idle, for the session's next prompt. Returns the caller's own words.
-
-        Raises: FormatError for a damaged file, another model's, or one that the context is too small for.
-        """
-        with state_file.read(path) as (saved, payload):
-            if saved.fingerprint != fingerprint:
-                raise FormatError(
-                    f"{path}: was saved by another model or with other cache types ({saved.fingerprint}, this one is"
-                    f" {fingerprint}); load that one"
-                )
-            if len(saved.tokens) > self._context.n_ctx:
-                raise FormatError(
-                    f"{path}: holds {len(saved.tokens)} tokens, the context {self._context.n_ctx}; load a larger one (--ctx)"
-                )
-            if saved.tokens:
-                sequence = self._vacant()
-                self._clear(sequence)
-                self._load(sequence, payload)
-                sequence.tokens, sequence.session = saved.tokens, session
-                self._touch(sequence)
-        return saved.extra
-
-    def _load(self, sequence: Sequence, payload: memoryview) -> None:
-        while True:
-            try:
-                self._context.state_from(sequence.id, payload)
-                return
-            except CacheFull:
-                if not self._evict():
-                    raise
+    def adopt(self, session: Hashable, tokens: list[int], payload: memoryview) -> str | None:
+        """Let a session begin with tokens and their state, in the place of idle ones. Returns why not, where it cannot be."""
+        context = self._context
+        if len(tokens) > context.n_ctx:
+            return f"holds {len(tokens)} tokens, the context {context.n_ctx}; load a larger one (--ctx)"
+        if not all(0 <= token < context.n_vocab for token in tokens):
+            return f"holds tokens that the model does not have ({context.n_vocab} are known)"
+        self.release(session)
+        while sum(len(s.tokens) for s in self._all) + len(tokens) > context.n_ctx and self._evict():
+            pass
+        sequence = self._vacant()
+        self._clear(sequence)
+        context.state_from(sequence.id, payload)
+        if context.n_positions(sequence.id) != len(tokens):
+            self._clear(sequence)
+            return "its state is not that of its tokens"
+        sequence.tokens, sequence.session = list(tokens), session
+        self._touch(sequence)
+        return None
 
     def _reuse(self, sequence: Sequence, prompt: list[int]) -> None:
-        branch = sequence.branch
-        kept = _common_prefix(sequence.tokens, prompt)
-        if branch is not None and branch.n_tokens == len(prompt) == kept:
-            self.rewind(sequence, kept)
-            return
         try:
-            self._cut(sequence, min(kept, len(prompt) - 1))
+            if self._has_row(sequence, prompt):
+                self.rewind(sequence, len(prompt))
+            else:
+                self._cut(sequence, min(_common_prefix(sequence.tokens, prompt), len(prompt) - 1))
         except EngineError:  # a recurrent model's cache can be dropped whole, and not cut
-            self._clear(sequence, keep_owner=True)
+            self._clear(sequence)
 
     def _share(self, source: Sequence, target: Sequence, n_tokens: int) -> None:
         self._clear(target)

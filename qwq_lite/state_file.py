@@ -43,12 +43,13 @@ def write(path: Path, saved: Saved, payload_bytes: int, fill: Callable[[memoryvi
     """Write a file that appears under `path` whole or not at all, readable by its owner alone.
 
     fill: writes the payload into the mapping that it is given, all `payload_bytes` of it.
-    Raises: UsageError for what is no JSON; OutputError for a folder or a disk that does not take it, or another writer.
+    Raises: UsageError for what is no JSON; OutputError for a folder or a disk that does not take it, another writer, or
+    a path that is no file's.
     """
     # A digest has a fixed length, so the place of the payload is known before it is.
     start = len(_head(saved, payload_bytes, bytes(32)))
     with (
-        output_file(path, start + payload_bytes, private=True) as file,
+        output_file(path, start + payload_bytes, private=True, mapped=True) as file,
         _mapped(file, mmap.ACCESS_WRITE) as whole,
         whole[start:] as payload,
     ):
@@ -60,7 +61,7 @@ def write(path: Path, saved: Saved, payload_bytes: int, fill: Callable[[memoryvi
 def read(path: Path) -> Iterator[tuple[Saved, memoryview]]:
     """What a file holds, and its payload as a mapping that the block may read, checked against the digest.
 
-    Raises: FormatError for a file that is not one, was cut or changed.
+    Raises: FormatError for a file that is not one, was cut or changed, and for a pipe, which is not waited for.
     """
     with contextlib.ExitStack() as stack:
         try:
@@ -68,7 +69,8 @@ def read(path: Path) -> Iterator[tuple[Saved, memoryview]]:
             # Copy on write: ctypes takes the address of writable buffers only, and nothing is written.
             whole = stack.enter_context(_mapped(file, mmap.ACCESS_COPY))
         except (OSError, ValueError) as error:
-            raise FormatError(f"{path}: cannot be read as a saved state: {error}") from error
+            reason = getattr(error, "strerror", None) or error
+            raise FormatError(f"{path}: cannot be read as a saved state: {reason}") from error
         saved, start, digest = _parsed(path, whole)
         payload = stack.enter_context(whole[start:])
         if _digest(payload) != digest:

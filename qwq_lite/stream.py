@@ -1,12 +1,15 @@
-"""The events of one reply on their way from the engine's thread to whoever reads them, with `for` or with `async for`."""
+"""The events of one reply on their way from the engine's thread to whoever reads them, with `for` or with `async for`.
+
+The engine holds a `Feed`, the reader a `Stream`: when nobody holds the stream any more, the reply is cancelled.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import queue
-import threading
 from collections.abc import AsyncIterator, Callable, Iterator
+from types import TracebackType
 
 from qwq_lite.errors import QwqError
 from qwq_lite.events import Done, Event
@@ -14,18 +17,32 @@ from qwq_lite.events import Done, Event
 _WAIT_S = 0.25  # Windows does not wake a waiting main thread for Ctrl-C
 
 
-class Stream:
-    """Events in order, the last one `Done`. Leaving the iteration early cancels the reply.
+class Feed:
+    """The engine's end. on_cancel: called once `cancelled` is set, on the thread that cancels, a signal handler's too."""
 
-    on_cancel: called once `cancelled` is set, on the thread that cancels.
+    def __init__(self, on_cancel: Callable[[Feed], None]) -> None:
+        self.cancelled = False
+        self.events: queue.SimpleQueue[Event | QwqError] = queue.SimpleQueue()
+        self.wake: Callable[[], None] = _nobody_waits
+        self._on_cancel = on_cancel
+
+    def put(self, event: Event | QwqError) -> None:
+        self.events.put(event)
+        self.wake()
+
+    def cancel(self) -> None:
+        self.cancelled = True
+        self._on_cancel(self)
+
+
+class Stream:
+    """Events in order, the last one `Done`. Leaving the iteration, the `with` block, or the stream itself cancels the reply.
+
     Raises, while it is iterated: the QwqError that ended the reply.
     """
 
-    def __init__(self, on_cancel: Callable[[Stream], None]) -> None:
-        self.cancelled = threading.Event()
-        self._on_cancel = on_cancel
-        self._events: queue.SimpleQueue[Event | QwqError] = queue.SimpleQueue()
-        self._wake: Callable[[], None] = _nobody_waits
+    def __init__(self, feed: Feed) -> None:
+        self._feed = feed
         self._finished = False
 
     @property
@@ -33,26 +50,24 @@ class Stream:
         """Whether the last event was read."""
         return self._finished
 
-    def put(self, event: Event | QwqError) -> None:
-        self._events.put(event)
-        self._wake()
+    @property
+    def cancelled(self) -> bool:
+        return self._feed.cancelled
 
     def cancel(self) -> None:
         """Stop after the token, or within the graph node, in hand. Any thread; more than once does no harm."""
-        self.cancelled.set()
-        self._on_cancel(self)
+        self._feed.cancel()
 
     def __iter__(self) -> Iterator[Event]:
         try:
             while not self._finished:
                 try:
-                    event = self._events.get(timeout=_WAIT_S)
+                    event = self._feed.events.get(timeout=_WAIT_S)
                 except queue.Empty:
                     continue
                 yield self._checked(event)
         finally:
-            if not self._finished:
-                self.cancel()
+            self._leave()
 
     async def __aiter__(self) -> AsyncIterator[Event]:
         loop, ready = asyncio.get_running_loop(), asyncio.Event()
@@ -61,21 +76,35 @@ class Stream:
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody reads on
                 loop.call_soon_threadsafe(ready.set)
 
-        self._wake = wake
+        self._feed.wake = wake
         try:
             while not self._finished:
                 ready.clear()
                 try:
-                    event = self._events.get_nowait()
+                    event = self._feed.events.get_nowait()
                 except queue.Empty:
                     await ready.wait()
                     continue
                 yield self._checked(event)
         finally:
-            if self._wake is wake:  # another reader may have come since
-                self._wake = _nobody_waits
-            if not self._finished:
-                self.cancel()
+            if self._feed.wake is wake:  # another reader may have come since
+                self._feed.wake = _nobody_waits
+            self._leave()
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._leave()
+
+    def __del__(self) -> None:
+        self._leave()
+
+    def _leave(self) -> None:
+        if not self._finished:
+            self._feed.cancel()
 
     def _checked(self, event: Event | QwqError) -> Event:
         self._finished = isinstance(event, QwqError | Done)

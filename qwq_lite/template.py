@@ -28,7 +28,18 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace, missing
 
 from qwq_lite import sandbox
-from qwq_lite.budget import CURRENT, FIELD, MAX_INT, SCALARS, TIME_LIMIT_S, Budget, budget_now, cost
+from qwq_lite.budget import (
+    CURRENT,
+    FIELD,
+    MAX_INT,
+    SCALARS,
+    TIME_LIMIT_S,
+    Budget,
+    budget_now,
+    checked_key,
+    cost,
+    text_of,
+)
 from qwq_lite.errors import TemplateError
 
 MAX_SOURCE = 64 * 1024  # characters; the longest that a model is known to ship has 17,000
@@ -198,7 +209,7 @@ class _Generation(Extension):
 @pass_context
 def _output(context: Context, value: Any) -> str:
     """A value that is printed. It takes the context because Jinja would otherwise run it on constants while it compiles."""
-    text = sandbox.text_of(value)
+    text = text_of(value)
     budget_now().grow(cost(text))
     return text
 
@@ -224,7 +235,7 @@ class _Sandbox(ImmutableSandboxedEnvironment):
 
     code_generator_class = _Generator
     intercepted_binops = frozenset(ImmutableSandboxedEnvironment.default_binop_table)
-    key = staticmethod(sandbox.checked_key)
+    key = staticmethod(checked_key)
     cut = staticmethod(sandbox.cut)
     weighed = staticmethod(sandbox.weighed)
     joined = staticmethod(sandbox.joined)
@@ -259,7 +270,7 @@ class _Sandbox(ImmutableSandboxedEnvironment):
     def getitem(self, obj: Any, argument: Any) -> Any:
         if not isinstance(argument, SCALARS):  # a message about a missing element spells its name
             return self.undefined(f"{type(argument).__name__} is undefined as a key, which is text or a number")
-        name: Any = sandbox.checked_key(argument)
+        name: Any = checked_key(argument)
         if isinstance(obj, Mapping | str | list | tuple | range):
             try:
                 return obj[name]

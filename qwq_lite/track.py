@@ -87,11 +87,10 @@ class Track:
 
     def _kept(self, events: tuple[Event, ...]) -> tuple[Event, ...]:
         for event in events:
-            if isinstance(event, Thinking):
-                self._sent_thinking += len(event.text)
-            elif isinstance(event, Answer):
+            if isinstance(event, Answer):
                 self._sent_answer += len(event.text)
-            else:
-                continue
-            self._texts[type(event)].append(event.text)
+                self._texts[Answer].append(event.text)
+            elif isinstance(event, Thinking):
+                self._sent_thinking += len(event.text)
+                self._texts[Thinking].append(event.text)
         return events

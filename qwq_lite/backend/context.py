@@ -11,7 +11,7 @@ import ctypes
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +30,7 @@ KV_TYPES = {
     "q4_0": GGMLQuantizationType.Q4_0,
 }
 _ABORTED, _FULL = 2, 1
+_ROWS_KEPT = 64
 
 
 @dataclass(frozen=True)
@@ -49,8 +50,7 @@ class ContextSettings:
     type_v: str = "f16"
 
 
-@dataclass(frozen=True)
-class Entry:
+class Entry(NamedTuple):
     """One token of a batch: its place in its sequence, and whether its row of logits is wanted."""
 
     token: int
@@ -97,6 +97,8 @@ class Context:
         # A recurrent state stands for all its tokens: no prefix of it can be kept.
         self.can_cut = not (api.llama_model_is_recurrent(model.pointer) or api.llama_model_is_hybrid(model.pointer))
         self._batch = _Batch(api, settings.n_batch)
+        self._logits = native.symbol("llama_get_logits_ith", ctypes.c_void_p, [ctypes.c_void_p, ctypes.c_int32])
+        self._rows: dict[int, Row] = {}
 
     @property
     def n_ctx(self) -> int:
@@ -110,9 +112,10 @@ class Context:
         """
         if not 0 < len(entries) <= self.settings.n_batch:
             raise EngineError(f"a batch of {len(entries)} tokens, 1 to {self.settings.n_batch} are allowed")
-        for entry in entries:
-            if not 0 <= entry.token < self.n_vocab or not 0 <= entry.sequence < self.settings.n_seq_max:
-                raise EngineError(f"token {entry.token} of sequence {entry.sequence} is out of range")
+        n_vocab, n_seq_max = self.n_vocab, self.settings.n_seq_max
+        for token, _, sequence, _ in entries:
+            if not 0 <= token < n_vocab or not 0 <= sequence < n_seq_max:
+                raise EngineError(f"token {token} of sequence {sequence} is out of range")
         code = self._api.llama_decode(self.pointer, self._batch.filled(entries))
         if code == _ABORTED:
             raise Aborted
@@ -123,11 +126,14 @@ class Context:
 
     def row(self, index: int) -> Row:
         """Logits of the batch's entry `index`. Shape (n_vocab,): a view that the next decode overwrites."""
-        pointer = self._api.llama_get_logits_ith(self.pointer, index)
-        if not pointer:
+        address = self._logits(self.pointer, index)
+        if not address:
             raise EngineError(f"entry {index} of the last batch has no logits")
-        address = ctypes.addressof(pointer.contents)
-        row: Row = np.ctypeslib.as_array((ctypes.c_float * self.n_vocab).from_address(address))
+        row = self._rows.get(address)
+        if row is None:  # the buffer seldom moves, and an array over it costs more than a draw's bookkeeping
+            if len(self._rows) > _ROWS_KEPT:
+                self._rows.clear()
+            row = self._rows[address] = np.ctypeslib.as_array((ctypes.c_float * self.n_vocab).from_address(address))
         return row
 
     def remove(self, sequence: int, start: int) -> None:
@@ -159,13 +165,20 @@ class Context:
     def state_from(self, sequence: int, buffer: memoryview) -> None:
         """Give a sequence the state that `state_into` wrote, from a buffer that is known to be whole.
 
-        Raises: CacheFull when there is no room; EngineError when llama.cpp refuses it (another model or KV type).
+        llama.cpp checks no lengths there: the caller has checked a digest.
+        Raises: EngineError when llama.cpp refuses it: no room, another model or KV type.
         """
-        # What llama.cpp reads is the only place where lengths are not checked by it: the caller checks a digest.
         read = self._api.llama_state_seq_set_data(self.pointer, _array_over(buffer), len(buffer), sequence)
         if read != len(buffer):
             self._api.llama_memory_seq_rm(self._memory, sequence, -1, -1)
-            raise CacheFull(f"llama.cpp does not take the saved state: {native.last_lines() or 'no room in the cache'}")
+            raise EngineError(
+                f"llama.cpp does not take the saved state: {native.last_lines() or 'no room in the cache'}"
+            )
+
+    def n_positions(self, sequence: int) -> int:
+        """How many positions of a sequence the cache holds, from 0 on."""
+        last: int = self._api.llama_memory_seq_pos_max(self._memory, sequence)
+        return last + 1
 
     def abort(self, stop: bool) -> None:
         """From any thread: let a running decode end within a graph node (CPU), or lift that again."""
@@ -191,9 +204,8 @@ class _Batch:
         self._struct = api.llama_batch(0, self._token, None, self._pos, self._n_seq, self._seq_pointers, self._output)
 
     def filled(self, entries: Sequence[Entry]) -> Any:
-        for i, entry in enumerate(entries):
-            self._token[i], self._pos[i] = entry.token, entry.position
-            self._seq[i], self._output[i] = entry.sequence, entry.output
+        for i, (token, position, sequence, output) in enumerate(entries):
+            self._token[i], self._pos[i], self._seq[i], self._output[i] = token, position, sequence, output
         self._struct.n_tokens = len(entries)
         return self._struct
 

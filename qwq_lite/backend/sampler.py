@@ -19,15 +19,16 @@ from qwq_lite.sampling import Sampling
 
 Row = npt.NDArray[np.float32]
 
+_CHAINS_KEPT = 8  # without top_k a chain comes to hold 1.8 MB at QwQ's vocabulary
 _CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])  # llama_token_data
 
 
 class Sampler:
-    """Chains for the settings that occur, and the array of candidates they work on. One thread's own."""
+    """Chains for the settings used last, and the array of candidates they work on. One thread's own."""
 
     def __init__(self, n_vocab: int) -> None:
         self._api = native.engine()
-        self._chains: dict[Sampling, Any] = {}
+        self._chains: dict[Sampling, Any] = {}  # the one that was longest out of use first
         self._ids = np.arange(n_vocab, dtype=np.int32)
         self._candidates = np.empty(n_vocab, _CANDIDATE)
         self._data = ctypes.cast(self._candidates.ctypes.data, ctypes.POINTER(self._api.llama_token_data))
@@ -48,20 +49,27 @@ class Sampler:
         return token
 
     def _chain(self, settings: Sampling) -> Any:
-        if settings not in self._chains:
-            api = self._api
-            chain = api.llama_sampler_chain_init(api.llama_sampler_chain_default_params())
-            stages: list[tuple[bool, Callable[[], Any]]] = [
-                (settings.top_k > 0, lambda: api.llama_sampler_init_top_k(settings.top_k)),
-                (settings.top_p < 1, lambda: api.llama_sampler_init_top_p(settings.top_p, 1)),
-                (settings.min_p > 0, lambda: api.llama_sampler_init_min_p(settings.min_p, 1)),
-                (settings.temperature != 1, lambda: api.llama_sampler_init_temp(settings.temperature)),
-            ]
-            for wanted, make in stages:
-                if wanted:
-                    api.llama_sampler_chain_add(chain, make())
-            self._chains[settings] = chain
-        return self._chains[settings]
+        chain = self._chains.pop(settings, None)
+        if chain is None:
+            chain = self._made(settings)
+            if len(self._chains) >= _CHAINS_KEPT:
+                self._api.llama_sampler_free(self._chains.pop(next(iter(self._chains))))
+        self._chains[settings] = chain
+        return chain
+
+    def _made(self, settings: Sampling) -> Any:
+        api = self._api
+        chain = api.llama_sampler_chain_init(api.llama_sampler_chain_default_params())
+        stages: list[tuple[bool, Callable[[], Any]]] = [
+            (settings.top_k > 0, lambda: api.llama_sampler_init_top_k(settings.top_k)),
+            (settings.top_p < 1, lambda: api.llama_sampler_init_top_p(settings.top_p, 1)),
+            (settings.min_p > 0, lambda: api.llama_sampler_init_min_p(settings.min_p, 1)),
+            (settings.temperature != 1, lambda: api.llama_sampler_init_temp(settings.temperature)),
+        ]
+        for wanted, make in stages:
+            if wanted:
+                api.llama_sampler_chain_add(chain, make())
+        return chain
 
     def close(self) -> None:
         for chain in self._chains.values():

@@ -35,6 +35,7 @@ class Vocab:
         self.adds_bos = bool(self._api.llama_vocab_get_add_bos(self._vocab))
         self.bos: int = self._api.llama_vocab_bos(self._vocab)
         self.end_tokens = frozenset(token for token in range(self.n_tokens) if self._ends(token))
+        self._pieces: list[bytes | None] = [None] * self.n_tokens  # None until it is asked for
 
     def _ends(self, token: int) -> bool:
         if not self._api.llama_vocab_is_eog(self._vocab, token):
@@ -74,10 +75,12 @@ class Vocab:
         """The bytes that a token adds to a text; none for control tokens, which are not text."""
         if not 0 <= token < self.n_tokens:  # llama.cpp would end the process
             raise EngineError(f"token {token} is not one of the vocabulary's {self.n_tokens}")
-        return self._piece(token)
+        piece = self._pieces[token]
+        if piece is None:  # two threads may both ask llama.cpp: they get the same
+            piece = self._pieces[token] = self._read_piece(token)
+        return piece
 
-    @functools.lru_cache(maxsize=1 << 16)  # noqa: B019 - as many entries as tokens, gone with the vocabulary
-    def _piece(self, token: int) -> bytes:
+    def _read_piece(self, token: int) -> bytes:
         if self._is_control(token):
             return b""
         buffer = ctypes.create_string_buffer(256)

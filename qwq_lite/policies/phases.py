@@ -32,4 +32,7 @@ class Phases:
             return Verdict(True, turn=Turn("answer", mute=True))
         if taken.token == self.think_open and not written:
             return Verdict(False, turn=Turn("thinking", mute=True))
-        return Verdict(written or bool(taken.text.strip("\n")))
+        return _WRITTEN if written or taken.text.strip("\n") else _NOTHING_YET
+
+
+_WRITTEN, _NOTHING_YET = Verdict(True), Verdict(False)  # made once: they are the word on nearly every token

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -59,10 +60,20 @@ class Stops:
             tail = tail.lstrip("\n")
         # As if characters came one by one: what is complete first ends the answer, the longer of two that end together.
         found = [(place + len(text), place) for text in self.texts if (place := tail.find(text)) >= 0]
-        kept = Seen(tail[-max(map(len, self.texts)) :], seen.at_start and not tail)
+        kept = Seen(tail[-self._longest :], seen.at_start and not tail)
         return kept, len(tail) - min(found)[1] if found else 0
+
+    @functools.cached_property
+    def _beginnings(self) -> frozenset[str]:
+        return frozenset(text[:n] for text in self.texts for n in range(1, len(text)))
+
+    @functools.cached_property
+    def _longest(self) -> int:
+        return max(map(len, self.texts))
 
     def _unfinished(self, tail: str) -> int:
         """Length of the longest end of `tail` that begins a stop text."""
-        longest = min(len(tail), max(map(len, self.texts)) - 1)
-        return next((n for n in range(longest, 0, -1) if any(text.startswith(tail[-n:]) for text in self.texts)), 0)
+        for n in range(min(len(tail), self._longest - 1), 0, -1):
+            if tail[-n:] in self._beginnings:
+                return n
+        return 0

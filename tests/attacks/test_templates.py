@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from qwq_lite import budget, sandbox
+from qwq_lite import budget, template
 from qwq_lite.budget import Budget
 from qwq_lite.errors import TemplateError
 from qwq_lite.template import Template
@@ -255,7 +255,7 @@ def test_memory_that_runs_out_is_a_template_error(monkeypatch: pytest.MonkeyPatc
         raise MemoryError
 
     compiled = Template("{{ 1 }}")
-    monkeypatch.setattr(sandbox, "text_of", exhaust)
+    monkeypatch.setattr(template, "text_of", exhaust)
     with pytest.raises(TemplateError, match="MemoryError"):
         compiled.render({})
 

@@ -66,6 +66,26 @@ def test_data_sync_rename_sync_of_the_folder(tmp_path: Path, monkeypatch: pytest
     assert [name for name in calls if name != "rename"] == ["pwrite", "fsync", "replace", "fsync"]
 
 
+@pytest.mark.parametrize("place", ["final", "temporary"])
+@pytest.mark.parametrize("kind", ["folder", "pipe", "link to a folder", "link to a pipe"])
+def test_a_name_that_is_no_files_is_refused_and_left_as_it_is(kind: str, place: str, tmp_path: Path) -> None:
+    if "pipe" in kind and not hasattr(os, "mkfifo"):
+        pytest.skip("no pipes with a name")
+    final = tmp_path / "out.gguf"
+    name = {"final": final, "temporary": output.temporary_name(final)}[place]
+    target = tmp_path / "target" if "link" in kind else name
+    if "pipe" in kind:
+        os.mkfifo(target)
+    else:
+        target.mkdir()
+    if target != name:
+        name.symlink_to(target)
+    before = name.lstat().st_ino, sorted(tmp_path.iterdir())
+    with pytest.raises(OutputError, match=name.name), output.output_file(final, 8):
+        pytest.fail("the block was entered")
+    assert (name.lstat().st_ino, sorted(tmp_path.iterdir())) == before
+
+
 def test_a_failure_leaves_nothing_and_the_old_file(tmp_path: Path) -> None:
     final = tmp_path / "out.gguf"
     final.write_bytes(b"old")

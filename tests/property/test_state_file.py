@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import itertools
 import json
 import os
 import re
+import socket
 import stat
 import sys
 import threading
@@ -204,6 +206,37 @@ def test_a_file_that_is_not_there_or_is_a_folder_is_refused(tmp_path: Path) -> N
         read(tmp_path)
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="no pipes with a name, no /dev")
+@pytest.mark.parametrize("kind", ["pipe", "socket", "device"])
+def test_what_is_no_regular_file_is_refused_at_once(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # a socket's name must be short
+    path = Path("state")
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    else:
+        with socket.socket(socket.AF_UNIX) as server:
+            server.bind(str(path))
+    found: list[BaseException] = []
+
+    def ask() -> None:
+        for call in (read, write):
+            try:
+                call(path)
+            except (FormatError, OutputError) as error:
+                found.append(error)
+
+    thread = threading.Thread(target=ask, daemon=True)  # one that waits would wait for ever
+    before = path.lstat()
+    thread.start()
+    thread.join(10)
+    assert [type(error) for error in found] == [FormatError, OutputError]
+    assert all(str(error).startswith("state: ") and "a pipe or a socket" in str(error) for error in found)
+    assert list(tmp_path.iterdir()) == [tmp_path / "state"]
+    assert path.lstat() == before, "nothing was put in its place"
+
+
 @pytest.mark.parametrize("kind", [ValueError, OSError])
 def test_an_error_of_whoever_reads_is_his_own(kind: type[Exception], tmp_path: Path) -> None:
     path = write(tmp_path / "state")
@@ -327,13 +360,34 @@ def test_a_folder_that_does_not_take_it_is_an_output_error(tmp_path: Path) -> No
 
 
 def test_a_disk_that_is_full_is_an_output_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(file: files.RandomAccessFile, size_bytes: int) -> None:
+    def full(file: files.RandomAccessFile, size_bytes: int, *, claim: bool) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(files.RandomAccessFile, "allocate", full)
     with pytest.raises(OutputError, match="the disk is full"):
         write(tmp_path / "state")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="its C library claims")
+def test_a_full_disk_is_heard_before_the_mapping_is_filled_where_the_system_cannot_claim_space(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A write into a mapped page that finds no room ends the process."""
+    room, really = 3 << 20, os.pwrite
+
+    def pwrite(fd: int, data: memoryview, offset: int) -> int:
+        if offset + len(data) > room:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return really(fd, data, offset)
+
+    monkeypatch.delattr(os, "posix_fallocate", raising=False)
+    monkeypatch.setattr(files, "_claimed_by_macos", lambda fd, size_bytes: False)
+    monkeypatch.setattr(os, "pwrite", pwrite)
+    with pytest.raises(OutputError, match="the disk is full"):
+        state_file.write(tmp_path / "state", SAVED, 4 << 20, lambda payload: pytest.fail("was filled"))
+    assert list(tmp_path.iterdir()) == []
+    assert read(write(tmp_path / "state", payload=bytes(2 << 20))) == (SAVED, bytes(2 << 20))
 
 
 def test_of_two_who_write_at_once_the_second_is_refused_and_the_first_one_ends_well(tmp_path: Path) -> None:

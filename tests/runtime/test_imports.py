@@ -15,81 +15,81 @@ import qwq_lite
 from qwq_lite.backend import native
 
 ROOT = Path(__file__).resolve().parents[2]
-# From the ground up: a module imports only modules that stand before it.
-ROOMS = [
-    "_version",
-    "errors",
-    "files",
-    "output",
-    "gguf_header",
-    "normalization",
-    "sampling",
-    "catalog",
-    "shape",
-    "recipe",
-    "hardware",
-    "diagnosis",
-    "backend",
-    "budget",
-    "sandbox",
-    "template",
-    "prompt",
-    "events",
-    "history",
-    "stream",
-    "model",
-    "generation",
-    "policies",
-    "track",
-    "state_file",
-    "sequences",
-    "scheduler",
-    "chat",
-    "local",
-    "cli",
-    "__main__",
-]
-BACKEND = ["native", "kernels", "vocab", "model", "context", "sampler", "devices"]
-CONVERT_MAY_IMPORT = {"errors", "files", "output", "catalog", "shape", "recipe", "gguf_header", "backend.kernels"}
-CONVERT_MAY_IMPORT |= {
-    "normalization",
-    "backend",
-    "_version",
-}  # `from qwq_lite.backend import kernels` names the folder
+DESIGN = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
+FOLDERS = {"qwq_lite": ROOT / "qwq_lite", "qwq_convert": ROOT / "convert" / "qwq_convert"}
 
 
-def imports(path: Path, package: str) -> Iterator[str]:
-    """Dotted names below `package` that a file imports, at any depth of its code but under TYPE_CHECKING too."""
+def table(header: str) -> list[tuple[str, int]]:
+    """Rooms and their numbers, from the rows of docs/design.md below a header."""
+    rows = DESIGN.split(f"| | {header} |", maxsplit=1)[1].split("\n\n", maxsplit=1)[0].splitlines()[2:]
+    cells = [row.split("|")[1:3] for row in rows]
+    return [(name, int(number)) for number, names in cells for name in re.findall(r"`([^`]+)`", names)]
+
+
+TABLES = {"qwq_lite": table("room"), "qwq_convert": table("room of qwq_convert")}
+MODULES = [(package, path) for package, folder in FOLDERS.items() for path in sorted(folder.rglob("*.py"))]
+
+
+def dotted(package: str, path: Path) -> str:
+    """A file's name below its package, as an import says it; `__init__` for the package's own file."""
+    parts = path.relative_to(FOLDERS[package]).with_suffix("").parts
+    return ".".join(parts[:-1] if len(parts) > 1 and parts[-1] == "__init__" else parts)
+
+
+def room(package: str, name: str) -> str | None:
+    """The room of a module, or None for a folder that is no room but has a room for each of its files."""
+    rooms = dict(TABLES[package])
+    top = name.split(".", maxsplit=1)[0]
+    if f"{top}/" in rooms:
+        return f"{top}/"
+    return name if name in rooms else None
+
+
+def imports(package: str, path: Path, of: str) -> Iterator[str]:
+    """Modules below the package `of` that a file imports, at any depth of its code, and under TYPE_CHECKING too."""
+    known = {dotted(of, file) for owner, file in MODULES if owner == of}
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
-            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        if isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                above = [package, *path.relative_to(FOLDERS[package]).parts]
+                base = ".".join([*above[: -node.level], *([base] if base else [])])
+            names = [f"{base}.{alias.name}" for alias in node.names]
         elif isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         else:
             continue
-        for name in names:
-            if name.startswith(f"{package}."):
-                yield name.removeprefix(f"{package}.")
+        for name in names:  # of `from a.b import c`, c may be a module or something in one
+            first, *parts = name.split(".")
+            if first == of:
+                found = [".".join(parts[:n]) for n in range(len(parts), 0, -1)]
+                yield next((module for module in found if module in known), "__init__")
 
 
-def room(name: str) -> str:
-    return name.split(".", maxsplit=1)[0]
+@pytest.mark.parametrize("package", TABLES)
+def test_every_module_stands_in_the_table_once(package: str) -> None:
+    listed = [name for name, _ in TABLES[package]]
+    assert len(listed) == len(set(listed))
+    used = set()
+    for path in [path for owner, path in MODULES if owner == package]:
+        mine = room(package, dotted(package, path))
+        if mine is None:
+            assert path.name == "__init__.py", f"{path.name} is not in the table"
+            assert len(ast.parse(path.read_text(encoding="utf-8")).body) == 1, f"{path} has more than its docstring"
+        else:
+            used.add(mine)
+    assert used == set(listed), "the table has a room that there is not"
 
 
-def test_every_module_has_a_place() -> None:
-    found = {path.stem for path in (ROOT / "qwq_lite").glob("*.py")} - {"__init__"}
-    assert found <= set(ROOMS), f"not in the order: {found - set(ROOMS)}"
-
-
-@pytest.mark.parametrize("module", ROOMS)
-def test_imports_run_upward(module: str) -> None:
-    allowed = set(ROOMS[: ROOMS.index(module)])
-    single = ROOT / "qwq_lite" / f"{module}.py"
-    files = [single] if single.exists() else sorted((ROOT / "qwq_lite" / module).glob("*.py"))
-    assert files
-    for file in files:
-        wrong = {name for name in map(room, imports(file, "qwq_lite")) if name in ROOMS} - allowed - {module}
-        assert not wrong, f"{file.name} imports {wrong}"
+@pytest.mark.parametrize(
+    ("package", "path"), MODULES, ids=lambda value: value.stem if isinstance(value, Path) else value
+)
+def test_imports_run_upward(package: str, path: Path) -> None:
+    numbers, mine = dict(TABLES[package]), room(package, dotted(package, path))
+    for name in imports(package, path, package):
+        other = room(package, name)
+        if other is not None and other != mine:
+            assert mine is not None and numbers[other] < numbers[mine], f"{mine} imports {name}"
 
 
 def test_only_the_backend_imports_llama_cpp() -> None:
@@ -98,12 +98,17 @@ def test_only_the_backend_imports_llama_cpp() -> None:
         assert not names or path.parent.name == "backend", path
 
 
-def test_the_converter_knows_little_of_the_runtime() -> None:
-    for path in ROOT.glob("convert/qwq_convert/*.py"):
-        modules = {
-            name for name in imports(path, "qwq_lite") if (ROOT / "qwq_lite" / f"{name.replace('.', '/')}.py").exists()
-        }
-        assert modules <= CONVERT_MAY_IMPORT, f"{path.name}: {modules - CONVERT_MAY_IMPORT}"
+def test_the_converter_imports_what_the_page_says() -> None:
+    sentence = re.search(r"^`qwq_convert` imports from `qwq_lite` only ([^.]+(?:\.\w[^.]*)*)\. ", DESIGN, re.MULTILINE)
+    assert sentence
+    paths = [path for package, path in MODULES if package == "qwq_convert"]
+    found = {name for path in paths for name in imports("qwq_convert", path, "qwq_lite")}
+    assert found == set(re.findall(r"`([^`]+)`", sentence[1]))
+
+
+def test_the_runtime_does_not_import_the_converter() -> None:
+    for path in [path for package, path in MODULES if package == "qwq_lite"]:
+        assert not [*imports("qwq_lite", path, "qwq_convert")], path
 
 
 def test_no_module_level_import_of_one_system_only() -> None:

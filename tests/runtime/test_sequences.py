@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import pytest
 
+from qwq_lite import sessions
 from qwq_lite.backend.context import Context, ContextSettings, Row
 from qwq_lite.backend.model import LoadedModel
 from qwq_lite.backend.sampler import Sampler
-from qwq_lite.errors import FormatError
+from qwq_lite.errors import EngineError, FormatError
 from qwq_lite.sampling import Sampling, draw_seed
 from qwq_lite.sequences import Part, Sequence, Sequences
 
+T = TypeVar("T")
 N_CTX = 512
 SEED = 7
 PROMPT = [1000 + 37 * n for n in range(90)]
@@ -65,6 +68,15 @@ class Engine:
         left = self.all.rewind(sequence, n_tokens)
         if left:
             self.decode(sequence, left)
+
+    def call(self, job: Callable[[Sequences], T]) -> T:
+        return job(self.all)
+
+    def save(self, session: str, path: Path, fingerprint: str = "m", extra: dict[str, Any] | None = None) -> None:
+        sessions.save(self.call, session, path, fingerprint, extra or {})
+
+    def restore(self, session: str, path: Path, fingerprint: str = "m") -> dict[str, Any]:
+        return sessions.restore(self.call, session, path, fingerprint)
 
     def close(self) -> None:
         self.sampler.close()
@@ -191,11 +203,11 @@ def test_a_saved_session_goes_on_with_the_same_bits(engine: Engine, weights: Loa
     engine.back(sequence, len(PROMPT) + 6)
     engine.all.done(sequence)
     file = tmp_path / "chat.state"
-    engine.all.save("chat", file, "this model", {"messages": ["你好"]})
+    engine.save("chat", file, "this model", {"messages": ["你好"]})
     if os.name == "posix":
         assert file.stat().st_mode & 0o777 == 0o600
     other = Engine(weights, engine.context.settings.type_k)
-    assert other.all.restore("later", file, "this model") == {"messages": ["你好"]}
+    assert other.restore("later", file, "this model") == {"messages": ["你好"]}
     resumed = other.prompt("later", PROMPT + tokens[:6])
     assert other.n_decoded == 1, "the last token, for its row"
     again, rows_again = other.go_on(resumed, 6)
@@ -210,45 +222,78 @@ def test_a_shared_prefix_is_saved_whole(engine: Engine, tmp_path: Path) -> None:
     expected, _ = engine.go_on(fork, 4)
     engine.back(fork, 55)
     engine.all.done(fork)
-    engine.all.save("b", tmp_path / "b.state", "m", {})
+    engine.save("b", tmp_path / "b.state", "m", {})
     for session in ("a", "b"):
         engine.all.release(session)
-    engine.all.restore("c", tmp_path / "b.state", "m")
+    engine.restore("c", tmp_path / "b.state", "m")
     assert engine.go_on(engine.prompt("c", [*PROMPT[:50], *OTHER[:5]]), 4)[0] == expected
 
 
 def test_a_session_without_a_place_in_the_cache_is_saved_without_tokens(engine: Engine, tmp_path: Path) -> None:
-    engine.all.save("never asked", tmp_path / "empty.state", "m", {"n": 1})
-    assert engine.all.restore("x", tmp_path / "empty.state", "m") == {"n": 1}
+    engine.save("never asked", tmp_path / "empty.state", "m", {"n": 1})
+    assert engine.restore("x", tmp_path / "empty.state", "m") == {"n": 1}
 
 
 def test_another_models_state_is_refused(engine: Engine, tmp_path: Path) -> None:
     engine.all.done(engine.prompt("a", PROMPT))
-    engine.all.save("a", tmp_path / "a.state", "one", {})
+    engine.save("a", tmp_path / "a.state", "one", {})
     with pytest.raises(FormatError, match=r"a\.state: was saved by another model"):
-        engine.all.restore("b", tmp_path / "a.state", "two")
+        engine.restore("b", tmp_path / "a.state", "two")
 
 
 def test_a_damaged_state_never_reaches_llama_cpp(engine: Engine, tmp_path: Path) -> None:
     engine.all.done(engine.prompt("a", PROMPT))
     file = tmp_path / "a.state"
-    engine.all.save("a", file, "m", {})
+    engine.save("a", file, "m", {})
     whole = file.read_bytes()
     for damaged in (whole[:-1], whole[: len(whole) // 2], whole[:10], b"", _flipped(whole, len(whole) // 2)):
         file.write_bytes(damaged)
         with pytest.raises(FormatError, match=r"a\.state"):
-            engine.all.restore("b", file, "m")
+            engine.restore("b", file, "m")
     assert engine.all.place("b", PROMPT).tokens == PROMPT, "shared from a, which nothing has touched"
 
 
 def test_a_state_larger_than_the_context_is_refused(weights: LoadedModel, engine: Engine, tmp_path: Path) -> None:
     engine.all.done(engine.prompt("a", [100 + n for n in range(400)]))
-    engine.all.save("a", tmp_path / "a.state", "m", {})
+    engine.save("a", tmp_path / "a.state", "m", {})
     small = Engine(weights, engine.context.settings.type_k, n_ctx=256)
     with pytest.raises(FormatError, match=r"a\.state: holds 400 tokens, the context 256"):
-        small.all.restore("a", tmp_path / "a.state", "m")
+        small.restore("a", tmp_path / "a.state", "m")
     small.close()
 
 
 def _flipped(data: bytes, place: int) -> bytes:
     return data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :]
+
+
+def test_a_state_that_llama_cpp_refuses_is_an_error_and_costs_no_other_session_its_place(
+    engine: Engine, weights: LoadedModel, tmp_path: Path
+) -> None:
+    engine.all.done(engine.prompt("a", PROMPT))
+    engine.save("a", tmp_path / "a.state")
+    other = Engine(weights, "q8_0" if engine.context.settings.type_k == "f16" else "f16")
+    other.all.done(other.prompt("b", OTHER))
+    with pytest.raises(EngineError, match="does not take the saved state"):
+        other.restore("c", tmp_path / "a.state")
+    assert other.all.place("b", OTHER).tokens == OTHER
+    other.close()
+
+
+def test_a_session_that_changes_while_it_is_saved_is_saved_again_as_it_is_then(engine: Engine, tmp_path: Path) -> None:
+    sequence = engine.prompt("a", PROMPT)
+    times = iter(range(3))
+
+    def call(job: Callable[[Sequences], T]) -> T:
+        done = job(engine.all)
+        if next(times) == 0:  # between the question for its size and the copy
+            engine.go_on(sequence, 1)
+        return done
+
+    with pytest.raises(StopIteration):  # the second copy is the fourth call
+        sessions.save(call, "a", tmp_path / "a.state", "m", {})
+    times = iter(range(9))
+    sessions.save(call, "a", tmp_path / "a.state", "m", {})
+    engine.all.release("a")
+    engine.all.done(sequence)
+    engine.restore("b", tmp_path / "a.state")
+    assert len(engine.all.place("b", [*PROMPT, *range(9)]).tokens) >= len(PROMPT)

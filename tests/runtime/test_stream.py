@@ -13,7 +13,7 @@ import pytest
 
 from qwq_lite.errors import EngineError, QwqError
 from qwq_lite.events import Answer, Done, Event, Notice, Reply, Thinking
-from qwq_lite.stream import Stream, in_thread
+from qwq_lite.stream import Feed, Stream, in_thread
 
 WAIT_S = 30  # nothing here takes as long; a test that would hang fails instead
 DONE = Done(Reply("a", "t", "stop"))
@@ -26,19 +26,24 @@ class Cancels:
     """Streams of which it is known who cancelled them, and on which thread."""
 
     def __init__(self) -> None:
-        self.streams: list[Stream] = []
+        self.feeds: list[Feed] = []
         self.threads: list[int] = []
 
     def stream(self, *events: Event | QwqError) -> Stream:
-        stream = Stream(self._note)
+        feed = Feed(self._note)
         for event in events:
-            stream.put(event)
-        return stream
+            feed.put(event)
+        return Stream(feed)
 
-    def _note(self, stream: Stream) -> None:
-        assert stream.cancelled.is_set(), "whoever is told must find it set"
-        self.streams.append(stream)
+    def _note(self, feed: Feed) -> None:
+        assert feed.cancelled, "whoever is told must find it set"
+        self.feeds.append(feed)
         self.threads.append(threading.get_ident())
+
+
+def feed_of(stream: Stream) -> Feed:
+    """The engine's end of a stream."""
+    return stream._feed
 
 
 @pytest.fixture
@@ -86,7 +91,7 @@ def test_for_reads_the_events_in_order_and_ends_with_done(cancels: Cancels) -> N
     assert not stream.finished
     assert list(stream) == EVENTS
     assert stream.finished
-    assert not cancels.streams
+    assert not cancels.feeds
 
 
 def test_for_waits_for_events_of_another_thread(cancels: Cancels) -> None:
@@ -97,7 +102,7 @@ def test_for_waits_for_events_of_another_thread(cancels: Cancels) -> None:
         asked.wait(WAIT_S)
         threading.Event().wait(0.4)
         for event in EVENTS:
-            stream.put(event)
+            feed_of(stream).put(event)
 
     with thread(engine):
         asked.set()
@@ -110,7 +115,7 @@ def test_many_events_of_another_thread_keep_their_order(cancels: Cancels) -> Non
 
     def engine() -> None:
         for event in events:
-            stream.put(event)
+            feed_of(stream).put(event)
 
     with thread(engine):
         assert list(stream) == events
@@ -123,7 +128,7 @@ def test_for_raises_the_error_that_ended_the_reply_after_what_came_before(cancel
     with pytest.raises(EngineError, match="the device is gone"):
         next(events)
     assert stream.finished
-    assert not cancels.streams
+    assert not cancels.feeds
 
 
 @pytest.mark.parametrize("last", [DONE, EngineError("no")])
@@ -133,15 +138,15 @@ def test_a_stream_that_has_ended_has_no_more_events(last: Done | EngineError, ca
         list(stream)
     assert list(stream) == []
     assert run(lambda: read(stream)) == []
-    assert not cancels.streams
+    assert not cancels.feeds
 
 
 def test_leaving_a_for_cancels(cancels: Cancels) -> None:
     stream = cancels.stream(*EVENTS)
     for _ in stream:
         break
-    assert stream.cancelled.is_set()
-    assert (cancels.streams, cancels.threads) == ([stream], [threading.get_ident()])
+    assert stream.cancelled
+    assert (cancels.feeds, cancels.threads) == ([feed_of(stream)], [threading.get_ident()])
 
 
 def test_an_error_in_the_body_of_a_for_cancels(cancels: Cancels) -> None:
@@ -149,14 +154,14 @@ def test_an_error_in_the_body_of_a_for_cancels(cancels: Cancels) -> None:
     with pytest.raises(ZeroDivisionError):
         for _ in stream:
             raise ZeroDivisionError
-    assert cancels.streams == [stream]
+    assert cancels.feeds == [feed_of(stream)]
 
 
 def test_leaving_a_for_at_its_last_event_does_not_cancel(cancels: Cancels) -> None:
     for event in cancels.stream(*EVENTS):
         if isinstance(event, Done):
             break
-    assert not cancels.streams
+    assert not cancels.feeds
 
 
 def test_a_reply_that_was_left_can_be_read_to_its_end(cancels: Cancels) -> None:
@@ -182,7 +187,7 @@ def test_async_for_reads_the_events_in_order_and_ends_with_done(cancels: Cancels
     stream = cancels.stream(*EVENTS)
     assert run(lambda: read(stream)) == EVENTS
     assert stream.finished
-    assert not cancels.streams
+    assert not cancels.feeds
 
 
 def test_async_for_raises_the_error_that_ended_the_reply_after_what_came_before(cancels: Cancels) -> None:
@@ -195,7 +200,7 @@ def test_async_for_raises_the_error_that_ended_the_reply_after_what_came_before(
     with pytest.raises(EngineError, match="the device is gone"):
         run(main)
     assert seen == [Answer("a")]
-    assert not cancels.streams
+    assert not cancels.feeds
 
 
 def test_each_event_wakes_a_reader_that_waits(cancels: Cancels) -> None:
@@ -205,7 +210,7 @@ def test_each_event_wakes_a_reader_that_waits(cancels: Cancels) -> None:
     def engine() -> None:
         for event in EVENTS:
             assert turns.acquire(timeout=WAIT_S)
-            stream.put(event)
+            feed_of(stream).put(event)
 
     async def main() -> list[Event]:
         seen: list[Event] = []
@@ -229,7 +234,7 @@ def test_events_from_before_while_and_after_the_reader_waits_keep_their_order(ca
 
     def engine() -> None:
         for event in events:
-            stream.put(event)
+            feed_of(stream).put(event)
 
     async def main() -> list[Event]:
         reading = aiter(stream)
@@ -249,10 +254,10 @@ def test_two_streams_are_read_side_by_side_in_one_loop(cancels: Cancels) -> None
         readers = [asyncio.ensure_future(read(stream)) for stream in (first, second)]
         await asyncio.sleep(0)
         for event in EVENTS:
-            second.put(event)
+            feed_of(second).put(event)
         await readers[1]
         for event in EVENTS:
-            first.put(event)
+            feed_of(first).put(event)
         return [await reader for reader in readers]
 
     assert run(main) == [EVENTS, EVENTS]
@@ -264,10 +269,10 @@ def test_leaving_an_async_for_cancels_as_soon_as_the_loop_gets_to_it(cancels: Ca
     async def main() -> None:
         async for _ in stream:
             break
-        await until(stream.cancelled.is_set)
+        await until(lambda: stream.cancelled)
 
     run(main)
-    assert cancels.streams == [stream]
+    assert cancels.feeds == [feed_of(stream)]
 
 
 def test_leaving_an_async_for_cancels_also_when_the_loop_ends_with_it(cancels: Cancels) -> None:
@@ -278,7 +283,7 @@ def test_leaving_an_async_for_cancels_also_when_the_loop_ends_with_it(cancels: C
             break
 
     run(main)
-    assert cancels.streams == [stream]
+    assert cancels.feeds == [feed_of(stream)]
 
 
 def test_an_error_in_the_body_of_an_async_for_cancels(cancels: Cancels) -> None:
@@ -291,7 +296,7 @@ def test_an_error_in_the_body_of_an_async_for_cancels(cancels: Cancels) -> None:
     with pytest.raises(ZeroDivisionError):
         run(main)
     gc.collect()  # the error's traceback held the iterator
-    assert cancels.streams == [stream]
+    assert cancels.feeds == [feed_of(stream)]
 
 
 def test_leaving_an_async_for_at_its_last_event_does_not_cancel(cancels: Cancels) -> None:
@@ -303,7 +308,7 @@ def test_leaving_an_async_for_at_its_last_event_does_not_cancel(cancels: Cancels
                 break
 
     run(main)
-    assert not cancels.streams
+    assert not cancels.feeds
 
 
 def test_cancelling_a_task_that_waits_for_an_event_cancels_before_it_ends(cancels: Cancels) -> None:
@@ -316,7 +321,7 @@ def test_cancelling_a_task_that_waits_for_an_event_cancels_before_it_ends(cancel
         reader.cancel()
         with pytest.raises(asyncio.CancelledError):
             await reader
-        assert cancels.streams == [stream]
+        assert cancels.feeds == [feed_of(stream)]
 
     run(main)
 
@@ -335,10 +340,10 @@ def test_cancelling_a_task_that_is_busy_with_an_event_cancels(cancels: Cancels) 
         with pytest.raises(asyncio.CancelledError):
             await reader
         del reader
-        await until(stream.cancelled.is_set)
+        await until(lambda: stream.cancelled)
 
     run(main)
-    assert cancels.streams == [stream]
+    assert cancels.feeds == [feed_of(stream)]
 
 
 def test_cancelling_one_task_leaves_another_ones_stream_alone(cancels: Cancels) -> None:
@@ -350,11 +355,11 @@ def test_cancelling_one_task_leaves_another_ones_stream_alone(cancels: Cancels) 
         readers[0].cancel()
         await asyncio.sleep(0)
         for event in EVENTS:
-            second.put(event)
+            feed_of(second).put(event)
         return await readers[1]
 
     assert run(main) == EVENTS
-    assert cancels.streams == [first]
+    assert cancels.feeds == [feed_of(first)]
 
 
 def test_a_reply_that_was_left_can_be_read_on_in_the_same_loop(cancels: Cancels) -> None:
@@ -365,10 +370,10 @@ def test_a_reply_that_was_left_can_be_read_on_in_the_same_loop(cancels: Cancels)
         async for _ in stream:
             break
         reader = asyncio.ensure_future(read(stream))
-        await until(stream.cancelled.is_set)
+        await until(lambda: stream.cancelled)
         for _ in range(5):
             await asyncio.sleep(0)
-        stream.put(DONE)
+        feed_of(stream).put(DONE)
         await until(reader.done)
         return reader.result()
 
@@ -396,7 +401,7 @@ def test_a_loop_that_was_closed_does_not_stop_the_engine(cancels: Cancels) -> No
         assert loop.run_until_complete(anext(reading)) == Answer("a")
     finally:
         loop.close()
-    with thread(lambda: stream.put(DONE)):
+    with thread(lambda: feed_of(stream).put(DONE)):
         pass
     assert list(stream) == [DONE]
 
@@ -404,9 +409,9 @@ def test_a_loop_that_was_closed_does_not_stop_the_engine(cancels: Cancels) -> No
 def test_nobody_needs_to_read(cancels: Cancels) -> None:
     stream = cancels.stream()
     for event in EVENTS:
-        stream.put(event)
+        feed_of(stream).put(event)
     assert not stream.finished
-    assert not cancels.streams
+    assert not cancels.feeds
 
 
 # a stream that is made on another thread
@@ -424,7 +429,7 @@ def test_in_thread_gives_the_stream_that_was_made_elsewhere(cancels: Cancels) ->
 
     assert run(main) == EVENTS
     assert threads != [threading.get_ident()]
-    assert not cancels.streams
+    assert not cancels.feeds
 
 
 def test_in_thread_raises_what_making_raised() -> None:
@@ -463,9 +468,9 @@ def test_a_task_that_is_cancelled_while_its_stream_is_made_cancels_that_stream(c
         asking.cancel()
         with pytest.raises(asyncio.CancelledError):
             await asking
-        assert not cancels.streams
+        assert not cancels.feeds
         make.go.set()
-        while not cancels.streams:
+        while not cancels.feeds:
             await asyncio.sleep(0.001)
 
     run(main)
@@ -482,7 +487,7 @@ def test_a_loop_that_ends_while_a_stream_is_made_cancels_that_stream(cancels: Ca
         make.go.set()
 
     run(main)
-    assert len(cancels.streams) == 1
+    assert len(cancels.feeds) == 1
 
 
 @pytest.mark.parametrize("n_rounds", range(5))
@@ -504,10 +509,10 @@ def test_a_task_that_is_cancelled_about_when_its_stream_is_there_has_it_or_cance
         if asking.cancel():
             with pytest.raises(asyncio.CancelledError):
                 await asking
-            await until(stream.cancelled.is_set)
+            await until(lambda: stream.cancelled)
         else:
             assert await asking is stream
-            assert not cancels.streams
+            assert not cancels.feeds
 
     run(main)
 
@@ -529,3 +534,20 @@ def test_an_error_that_comes_after_the_task_was_cancelled_is_nobodys() -> None:
     run(main)
     gc.collect()
     assert complaints == []
+
+
+def test_a_stream_that_nobody_holds_any_more_is_cancelled(cancels: Cancels) -> None:
+    stream = cancels.stream(Answer("a"))
+    feed = feed_of(stream)
+    del stream
+    gc.collect()
+    assert cancels.feeds == [feed]
+
+
+def test_a_with_block_that_is_left_cancels_and_one_that_read_all_does_not(cancels: Cancels) -> None:
+    with cancels.stream(Answer("a"), DONE) as stream:
+        assert list(stream) == [Answer("a"), DONE]
+    assert not cancels.feeds
+    with pytest.raises(ZeroDivisionError), cancels.stream(Answer("a")) as left:
+        raise ZeroDivisionError
+    assert cancels.feeds[-1] is feed_of(left)
