@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import weakref
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from types import TracebackType
 from typing import Any, Protocol
 
@@ -23,7 +23,7 @@ class Chat:
     """Messages of one conversation. A reply's thought is not sent back: only its answer becomes a message.
 
     What the model computed for it stays in the cache while there is room, so the next turn prefills only what is new. One
-    reply at a time: before it has ended, was left or cancelled, another question is a UsageError.
+    reply at a time: another question cancels the reply in hand, which then is no part of the conversation.
     """
 
     def __init__(self, model: Engine, system: str | None = None, *, messages: Sequence[Message] = ()) -> None:
@@ -32,9 +32,8 @@ class Chat:
         self._messages: list[Message] = [*([{"role": "system", "content": system}] if system else []), *messages]
         self._n_left_out = 0  # messages after the system prompt that no longer fit; they go on not being sent
         self._asked: tuple[list[Message], str] | None = None  # what the last question followed, and the question
-        self._running: Stream | None = None
-        self._busy = False
-        self._cancelled = False
+        self._running: Callable[[], Stream | None] = lambda: None  # weakly, so that a stream that is dropped is left
+        self._beginning: object | None = None  # the question whose prompt is being made
         weakref.finalize(self, model.release_session, self._session).atexit = False
 
     @property
@@ -42,30 +41,33 @@ class Chat:
         """All of them, those that no longer fit the context too."""
         return tuple(self._messages)
 
-    def stream(self, text: str, **options: Any) -> Iterator[Event]:
-        """Events of the reply to `text`, the last one Done. Leaving the iteration cancels.
+    def stream(self, text: str, **options: Any) -> Stream:
+        """Events of the reply to `text`, the last one Done. It begins at once; leaving the iteration cancels it.
 
-        Both become part of the conversation when the reply is done. One that was left, that failed, or that was cancelled
-        before its answer began does not.
-        Options as in `model.Options`. Raises: QwqError.
+        Question and answer become part of the conversation when Done is read: not of one that was left, that failed, or
+        that was cancelled before its answer began.
+        Options as in `model.Options`. Raises: QwqError, here or while it is iterated.
         """
-        return self._replying(self._messages, text, options)
+        return self._reply(self._messages, text, options)
 
     async def astream(self, text: str, **options: Any) -> AsyncIterator[Event]:
         """As `stream`, for `async for`; a task that is cancelled cancels the reply."""
-        past = self._begin(self._messages, text)
-        running: Stream | None = None
+        past, beginning = list(self._messages), self._begin(text)
+        made = await self._model.agenerate(self._sent(past, text), session=self._session, **options)
+        running = self._begun(beginning, made, past, text)
         try:
-            running = self._begun(await self._model.agenerate(self._sent(past, text), session=self._session, **options))
             async for event in running:
-                self._keep(past, text, event)
                 yield event
-        finally:
-            self._end(running)
+        finally:  # an asynchronous iterator that is left ends late: this is sooner
+            if not running.finished:
+                running.cancel()
 
     def ask(self, text: str, **options: Any) -> Reply:
         """The whole reply to `text`. Options as in `model.Options`. Raises: QwqError."""
-        return _reply(self.stream(text, **options))
+        for event in self.stream(text, **options):
+            if isinstance(event, Done):
+                return event.reply
+        raise AssertionError("a stream ends with Done")
 
     async def aask(self, text: str, **options: Any) -> Reply:
         """As `ask`, without holding up the event loop."""
@@ -74,15 +76,16 @@ class Chat:
                 return event.reply
         raise AssertionError("a stream ends with Done")
 
-    def retry(self, **options: Any) -> Iterator[Event]:
+    def retry(self, **options: Any) -> Stream:
         """Another reply to the last question, in the place of one that is there. Decodes nothing of the prompt again.
 
-        The question that was asked last, also where its reply was left. Until the new reply is done the old one stands.
+        The question that was asked last, also where its reply was left. The old reply stands until the new one is done, and
+        stays when that is cancelled.
         Raises: UsageError when nothing was asked yet; QwqError.
         """
         if self._asked is None:
             raise UsageError("there is no question to retry; ask something first")
-        return self._replying(*self._asked, options)
+        return self._reply(*self._asked, options)
 
     def fork(self) -> Chat:
         """A second conversation with the same past. Nothing is computed again: the past is shared in the cache."""
@@ -93,8 +96,8 @@ class Chat:
 
     def cancel(self) -> None:
         """Stop the reply in hand; its events end with Done and the text so far. Any thread may call, a signal handler too."""
-        self._cancelled = True
-        running = self._running
+        self._beginning = None
+        running = self._running()
         if running is not None:
             running.cancel()
 
@@ -124,52 +127,43 @@ class Chat:
             chat._asked = chat._messages[:last], chat._messages[last]["content"]
         return chat
 
-    def _replying(self, past: list[Message], text: str, options: dict[str, Any]) -> Iterator[Event]:
-        past = self._begin(past, text)
-        running: Stream | None = None
-        try:
-            running = self._begun(self._model.generate(self._sent(past, text), session=self._session, **options))
-            for event in running:
-                self._keep(past, text, event)
-                yield event
-        finally:
-            self._end(running)
+    def _reply(self, past: list[Message], text: str, options: dict[str, Any]) -> Stream:
+        past, beginning = list(past), self._begin(text)
+        made = self._model.generate(self._sent(past, text), session=self._session, **options)
+        return self._begun(beginning, made, past, text)
 
-    def _begin(self, past: list[Message], text: str) -> list[Message]:
-        if self._busy and not self._cancelled:
-            raise UsageError("a reply of this conversation is under way; read it to its end, leave it, or cancel it")
-        self._busy, self._cancelled = True, False
-        self._asked = list(past), text
-        return list(past)
+    def _begin(self, text: str) -> object:
+        if not isinstance(text, str):
+            raise UsageError(f"the question is {text!r}, a text is expected; for messages there is Model.generate")
+        self.cancel()
+        self._beginning = beginning = object()
+        return beginning
 
-    def _begun(self, running: Stream) -> Stream:
-        self._running = running
-        if self._cancelled:  # while the prompt was being made
+    def _begun(self, beginning: object, running: Stream, past: list[Message], text: str) -> Stream:
+        if self._beginning is not beginning:  # cancelled while the prompt was being made
             running.cancel()
-        return running
+        self._running = latest = weakref.ref(running)
+        self._asked = past, text
 
-    def _end(self, running: Stream | None) -> None:
-        if running is not None and not running.finished:  # an asynchronous iterator that is left ends late
-            running.cancel()
-        if self._running is running:  # not when it was cancelled, and the next one has begun
-            self._running, self._busy = None, False
+        def seen(event: Event) -> None:
+            if isinstance(event, Done) and self._running is latest:
+                self._keep(past, text, event.reply)
+
+        return running.watch(seen)
 
     def _sent(self, past: list[Message], text: str) -> list[Message]:
         lead = n_leading(past)
         return [*past[:lead], *past[lead + self._n_left_out :], {"role": "user", "content": text}]
 
-    def _keep(self, past: list[Message], text: str, event: Event) -> None:
-        if isinstance(event, Done) and (event.reply.answer or event.reply.finish_reason != "cancelled"):
-            self._n_left_out += event.reply.stats.n_dropped
-            answer = {"role": "assistant", "content": event.reply.answer}
-            self._messages = [*past, {"role": "user", "content": text}, answer]
-
-
-def _reply(events: Iterator[Event]) -> Reply:
-    for event in events:
-        if isinstance(event, Done):
-            return event.reply
-    raise AssertionError("a stream ends with Done")
+    def _keep(self, past: list[Message], text: str, reply: Reply) -> None:
+        if reply.finish_reason == "cancelled" and (not reply.answer or len(self._messages) > len(past)):
+            return
+        self._n_left_out += reply.stats.n_dropped
+        self._messages = [
+            *past,
+            {"role": "user", "content": text},
+            {"role": "assistant", "content": reply.answer},
+        ]
 
 
 class Model(Engine, Protocol):
@@ -185,9 +179,9 @@ class Model(Engine, Protocol):
     ) -> None:
         self.unload()
 
-    def chat(self, system: str | None = None) -> Chat:
-        """A conversation, empty but for the system prompt."""
-        return Chat(self, system)
+    def chat(self, system: str | None = None, *, messages: Sequence[Message] = ()) -> Chat:
+        """A conversation: the system prompt, and messages of an earlier one where they are given."""
+        return Chat(self, system, messages=messages)
 
     def ask(self, text: str, system: str | None = None, **options: Any) -> Reply:
         """One answer to one question. Options as in `model.Options`."""

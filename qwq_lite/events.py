@@ -33,9 +33,13 @@ class Answer:
 
 @dataclass(frozen=True)
 class Notice:
-    """Something the user should know, in one line."""
+    """Something the user should know, in one line.
+
+    kind: "left-out" (messages that no longer fit), "full" (the context), "rewound" (a part of the thought no longer counts).
+    """
 
     text: str
+    kind: Literal["left-out", "full", "rewound"]
 
 
 @dataclass(frozen=True)

@@ -66,5 +66,5 @@ def _turns(messages: Sequence[Message]) -> tuple[int, list[int]]:
 def _too_long(n_prompt: int, n_ctx: int, room: int) -> str:
     return (
         f"the prompt has {n_prompt} tokens, the context {n_ctx}, of which {room} are kept for the reply;"
-        " shorten it, start a new chat, or choose a larger context (--ctx)"
+        " shorten it, start a new chat, or choose a larger n_ctx (--ctx)"
     )

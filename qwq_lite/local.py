@@ -22,6 +22,7 @@ from qwq_lite.errors import EngineClosed, TemplateError, UsageError
 from qwq_lite.events import Progress
 from qwq_lite.generation import Begin, Policy
 from qwq_lite.model import Options, Prompt
+from qwq_lite.model import options as model_options
 from qwq_lite.policies import arranged
 from qwq_lite.policies.phases import Phases
 from qwq_lite.policies.stops import Stops
@@ -64,7 +65,7 @@ def load(
     header = gguf_header.read(file)
     geometry = shape.from_header(header)
     settings = ContextSettings(
-        n_ctx=_checked("n_ctx", min(geometry.n_ctx_train, DEFAULT_N_CTX) if n_ctx is None else n_ctx, 1, 1 << 24),
+        n_ctx=_checked("n_ctx", min(geometry.n_ctx_train, DEFAULT_N_CTX) if n_ctx is None else n_ctx, 256, 1 << 24),
         n_threads=_checked("n_threads", default_threads() if n_threads is None else n_threads, 1, 512),
         type_k=_kv_type("type_k", type_k or "f16"),
         type_v=_kv_type("type_v", type_v or "f16"),
@@ -135,7 +136,7 @@ class LocalModel(Model):
         Raises: UsageError, TemplateError, EngineError, ContextFull, EngineClosed.
         """
         with self._inside():
-            return self._submit(prompt, session, _options(options))
+            return self._submit(prompt, session, model_options(options))
 
     async def agenerate(self, prompt: Prompt, *, session: Hashable = None, **options: Any) -> Stream:
         """As `generate`; the prompt is made on another thread, and the stream is read with `async for`."""
@@ -147,7 +148,7 @@ class LocalModel(Model):
         special = self._vocab.special
         opened, closed = (special.get(tag) for tag in prompt.THINK_TAGS)
         policies: tuple[Policy, ...] = arranged(
-            [Phases(opened, closed), Stops(self._vocab.end_tokens, tuple(options.stop), options.max_tokens)]
+            [Phases(opened, closed), Stops(self._vocab.end_tokens, tuple(options.stop or ()), options.max_tokens)]
         )
         # The template ended the prompt with <think>\n.
         thinking = templated and opened is not None and opened in tokens[-3:]
@@ -181,7 +182,10 @@ class LocalModel(Model):
             return template.encode(self._vocab, messages, self._form, **extra)
 
         messages: Sequence[Message] = given  # type: ignore[assignment] # what is left of the union
-        return (*history.fitted(messages, encode, self.n_ctx, options.max_tokens, options.when_full), True)
+        for message in messages:
+            if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
+                raise UsageError(f"a message is {message!r}; a dict with a role and a content is expected")
+        return (*history.fitted(messages, encode, self.n_ctx, options.max_tokens, options.when_full or "drop"), True)
 
     def save_session(self, session: Hashable, path: str | os.PathLike[str], extra: dict[str, Any]) -> None:
         """Write a session's tokens and what the cache holds of it, and `extra`, JSON of the caller's own.
@@ -252,16 +256,9 @@ class LocalModel(Model):
 
 
 def _checked(name: str, value: int, low: int, high: int) -> int:
-    if not low <= value <= high:
-        raise UsageError(f"{name} is {value}, a number from {low} to {high} is allowed")
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise UsageError(f"{name} is {value!r}, a whole number from {low} to {high} is allowed")
     return value
-
-
-def _options(given: dict[str, Any]) -> Options:
-    try:
-        return Options(**given)
-    except TypeError as error:  # an option that there is not
-        raise UsageError(f"{str(error).removeprefix('Options.__init__() ')}; see model.Options") from error
 
 
 def _fingerprint(header: gguf_header.Header, settings: ContextSettings) -> str:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import Any, Protocol, get_args
 
 from qwq_lite.errors import UsageError
@@ -33,12 +33,12 @@ class Options:
     top_k: int | None = None
     top_p: float | None = None
     min_p: float | None = None
-    stop: Sequence[str] = ()
-    tools: Sequence[Any] = ()
-    when_full: WhenFull = "drop"
+    stop: Sequence[str] | None = None
+    tools: Sequence[Mapping[str, Any]] | None = None
+    when_full: WhenFull | None = None
 
     def __post_init__(self) -> None:
-        whole = {"seed": (0, 1 << 64), "max_tokens": (1, 1 << 31), "top_k": (0, 1 << 20)}
+        whole = {"seed": (0, (1 << 64) - 1), "max_tokens": (1, (1 << 31) - 1), "top_k": (0, 1 << 20)}
         for name, (low, high) in whole.items():
             value = getattr(self, name)
             if value is not None and (
@@ -49,10 +49,29 @@ class Options:
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int | float) or isinstance(value, bool)):
                 raise UsageError(f"{name} is {value!r}, a number is allowed")
-        if isinstance(self.stop, str) or not all(isinstance(text, str) and text for text in self.stop):
+        if self.stop is not None and not _all(self.stop, str):
             raise UsageError(f"stop is {self.stop!r}; a list of texts is allowed, none of them empty")
-        if self.when_full not in get_args(WhenFull):
+        if self.tools is not None and not _all(self.tools, Mapping):
+            raise UsageError(
+                f"tools is {self.tools!r}; a list of JSON schemas is allowed, each a dict that is not empty"
+            )
+        if self.when_full not in (None, *get_args(WhenFull)):
             raise UsageError(f"when_full is {self.when_full!r}; {' and '.join(get_args(WhenFull))} are allowed")
+
+
+def options(given: Mapping[str, Any]) -> Options:
+    """Options by name. Raises: UsageError for one that there is not, or a value that cannot be meant."""
+    known = [field.name for field in fields(Options)]
+    for name in given:
+        if name not in known:
+            raise UsageError(f"there is no option {name!r}; known are {', '.join(known)}")
+    return Options(**given)
+
+
+def _all(values: object, kind: type) -> bool:
+    return (
+        isinstance(values, Sequence) and not isinstance(values, str) and all(isinstance(v, kind) and v for v in values)
+    )
 
 
 class Engine(Protocol):

@@ -60,7 +60,7 @@ class Scheduler:
         self, model: LoadedModel, context: Context, *, prefill_chunk: int = PREFILL_CHUNK, n_active: int = N_ACTIVE
     ) -> None:
         self._model, self._context, self._n_ctx = model, context, context.n_ctx
-        self._prefill_chunk, self._n_active = prefill_chunk, n_active
+        self._prefill_chunk, self._n_active = min(prefill_chunk, context.n_batch), n_active
         self._sequences = Sequences(context)
         self._sampler = Sampler(model.vocab.n_tokens)
         self._inbox: queue.SimpleQueue[_Waiting | _Job | None] = queue.SimpleQueue()
@@ -80,7 +80,7 @@ class Scheduler:
         if len(request.prompt) >= self._n_ctx:
             raise ContextFull(
                 f"the prompt has {len(request.prompt)} tokens, the context {self._n_ctx};"
-                " shorten it, start a new chat, or choose a larger context (--ctx)"
+                " shorten it, start a new chat, or choose a larger n_ctx (--ctx)"
             )
         feed = Feed(self._interrupt)
         self._send(_Waiting(feed, request))
@@ -183,7 +183,8 @@ class Scheduler:
             feed.put(
                 Notice(
                     f"the oldest {request.n_dropped} messages no longer fit the context of {self._n_ctx} tokens and were"
-                    " left out; --ctx sets a larger one"
+                    " left out; a larger n_ctx (--ctx) keeps more",
+                    "left-out",
                 )
             )
         feed.put(Progress("prefill", reply.n_reused, len(request.prompt)))
@@ -283,7 +284,10 @@ class Scheduler:
                 reply.feed.put(event)
         if reason == "context":
             reply.feed.put(
-                Notice(f"the context of {self._n_ctx} tokens is full, the answer ends here; --ctx sets a larger one")
+                Notice(
+                    f"the context of {self._n_ctx} tokens is full, the answer ends here; n_ctx (--ctx) sets a larger one",
+                    "full",
+                )
             )
         self._retire(reply)
         reply.feed.put(Done(Reply(reply.track.answer, reply.track.thinking, reason, reply.stats())))

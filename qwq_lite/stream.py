@@ -38,12 +38,19 @@ class Feed:
 class Stream:
     """Events in order, the last one `Done`. Leaving the iteration, the `with` block, or the stream itself cancels the reply.
 
+    The reply is under way from the start, whether it is read or not.
     Raises, while it is iterated: the QwqError that ended the reply.
     """
 
     def __init__(self, feed: Feed) -> None:
         self._feed = feed
         self._finished = False
+        self._watch: Callable[[Event], None] | None = None
+
+    def watch(self, seen: Callable[[Event], None]) -> Stream:
+        """Let `seen` have each event before the reader has it, on the reader's thread."""
+        self._watch = seen
+        return self
 
     @property
     def finished(self) -> bool:
@@ -110,6 +117,8 @@ class Stream:
         self._finished = isinstance(event, QwqError | Done)
         if isinstance(event, QwqError):
             raise event
+        if self._watch is not None:
+            self._watch(event)
         return event
 
 

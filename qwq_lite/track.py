@@ -78,7 +78,9 @@ class Track:
         self._begin, self.tokens, self._state, self._texts = begin, tokens, state, texts
         self._sent_thinking, self._sent_answer = len(thinking), len(answer)
         why = f": {rewind.why}" if rewind.why else ""
-        notice = (Notice(f"the last {lost} characters of the thought no longer count{why}"),) if lost > 0 else ()
+        notice = (
+            (Notice(f"the last {lost} characters of the thought no longer count{why}", "rewound"),) if lost > 0 else ()
+        )
         return (*notice, *(event for event in unsent if event.text))
 
     def flush(self) -> tuple[Event, ...]:

@@ -55,6 +55,7 @@ class EmptyContext(Context):
         self.pointer = self._memory = None
         self._logits, self._rows = (lambda context, index: self._row.ctypes.data), {}
         self._stop = ctypes.create_string_buffer(2)
+        self.n_batch = settings.n_batch
         self._batch = _Batch(native.engine(), settings.n_batch)
 
     def _sweep(self) -> int:

@@ -96,7 +96,8 @@ class Context:
         self._memory = api.llama_get_memory(self.pointer)
         # A recurrent state stands for all its tokens: no prefix of it can be kept.
         self.can_cut = not (api.llama_model_is_recurrent(model.pointer) or api.llama_model_is_hybrid(model.pointer))
-        self._batch = _Batch(api, settings.n_batch)
+        self.n_batch: int = api.llama_n_batch(self.pointer)  # no more than the context that was asked for
+        self._batch = _Batch(api, self.n_batch)
         self._logits = native.symbol("llama_get_logits_ith", ctypes.c_void_p, [ctypes.c_void_p, ctypes.c_int32])
         self._rows: dict[int, Row] = {}
 
@@ -110,8 +111,8 @@ class Context:
 
         Raises: Aborted; CacheFull; EngineError when llama.cpp fails.
         """
-        if not 0 < len(entries) <= self.settings.n_batch:
-            raise EngineError(f"a batch of {len(entries)} tokens, 1 to {self.settings.n_batch} are allowed")
+        if not 0 < len(entries) <= self.n_batch:
+            raise EngineError(f"a batch of {len(entries)} tokens, 1 to {self.n_batch} are allowed")
         n_vocab, n_seq_max = self.n_vocab, self.settings.n_seq_max
         for token, _, sequence, _ in entries:
             if not 0 <= token < n_vocab or not 0 <= sequence < n_seq_max:

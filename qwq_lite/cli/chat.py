@@ -14,6 +14,7 @@ from qwq_lite.chat import Chat
 from qwq_lite.cli import console
 from qwq_lite.errors import EngineClosed, EngineError, TemplateError, UsageError
 from qwq_lite.events import Answer, Done, Notice, Progress, Reply, Thinking
+from qwq_lite.model import options as check_options
 
 _PROMPT = "> "
 
@@ -72,6 +73,7 @@ def command(
     """
     from qwq_lite.local import load
 
+    check_options(options)  # before a large file is loaded
     question = sys.stdin.read() if prompt == "-" else prompt
     if question is not None and not question.strip():
         raise UsageError("--prompt is empty; give it a question, or leave it out to converse")

@@ -304,7 +304,7 @@ def test_what_stands_and_was_not_shown_yet_is_shown_by_a_rewind() -> None:
 def test_a_rewind_without_a_reason_says_only_how_much() -> None:
     track = track_of()
     take(track, A, B)
-    assert track.rewind(Rewind(1)) == (Notice("the last 2 characters of the thought no longer count"),)
+    assert track.rewind(Rewind(1)) == (Notice("the last 2 characters of the thought no longer count", "rewound"),)
 
 
 def test_a_rewind_within_a_character_brings_its_bytes_back() -> None:
@@ -337,7 +337,7 @@ def test_a_rewind_across_the_closing_tag_is_a_thought_again() -> None:
 def test_a_replacement_for_a_character_that_the_closing_tag_cut_no_longer_counts_after_a_rewind() -> None:
     track = track_of(Phases(OPEN, CLOSE))
     assert take(track, A, HEAD, CLOSE) == [Thinking("a"), Thinking("\ufffd")]
-    assert track.rewind(Rewind(2)) == (Notice("the last 1 characters of the thought no longer count"),)
+    assert track.rewind(Rewind(2)) == (Notice("the last 1 characters of the thought no longer count", "rewound"),)
     assert take(track, REST, CLOSE) == [Thinking("人")]
     assert track.thinking == "a人"
 

@@ -103,8 +103,8 @@ class Caller:
 
     def stream_two(self) -> None:
         (text, seed), (other, other_seed) = self.picked(), self.picked()
-        first = self.model.chat().stream(text, **options(seed))
-        second = self.model.chat().stream(other, **options(other_seed))
+        first = iter(self.model.chat().stream(text, **options(seed)))
+        second = iter(self.model.chat().stream(other, **options(other_seed)))
         next(first), next(second)
         for events, key in ((second, (other, other_seed)), (first, (text, seed))):
             for event in events:

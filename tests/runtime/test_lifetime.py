@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import os
 import signal
@@ -136,16 +137,59 @@ def test_a_seed_gives_the_same_reply_whatever_became_of_the_question_before(demo
         assert (again.reply.answer, again.reply.stats.n_prefilled) == (expected, 0)
 
 
-def test_a_chat_gives_one_reply_at_a_time(model: qwq_lite.Model) -> None:
+def test_another_question_cancels_the_reply_in_hand(model: qwq_lite.Model) -> None:
     chat = model.chat()
-    events = chat.stream(QUESTION, max_tokens=300)
-    next(events)
-    with pytest.raises(qwq_lite.UsageError, match="under way"):
-        chat.ask("Hi")
-    chat.cancel()
+    first = chat.stream(QUESTION, max_tokens=300)
     assert chat.ask("Hi", max_tokens=2).finish_reason in ("length", "stop")
-    list(events)  # what is left of the one that was cancelled
+    assert [event.reply.finish_reason for event in first if isinstance(event, qwq_lite.Done)] == ["cancelled"]
     assert [message["content"] for message in chat.messages if message["role"] == "user"] == ["Hi"]
+
+
+def test_a_question_after_one_that_was_left_is_answered(model: qwq_lite.Model) -> None:
+    async def leave_and_ask() -> qwq_lite.Reply:
+        async for event in chat.astream(QUESTION):
+            if not isinstance(event, qwq_lite.Progress):
+                break
+        return await chat.aask("Hi", max_tokens=2)
+
+    chat = model.chat()
+    for event in (named := chat.stream(QUESTION)):
+        if not isinstance(event, qwq_lite.Progress):
+            break
+    assert chat.ask("Hi", max_tokens=2).stats.n_generated
+    assert named.cancelled
+    assert asyncio.run(leave_and_ask()).stats.n_generated
+    assert len(chat.messages) == 4
+
+
+def test_a_stop_before_the_first_event_is_not_lost(model: qwq_lite.Model) -> None:
+    chat = model.chat()
+    stream = chat.stream(QUESTION)
+    chat.cancel()
+    (done,) = [event for event in stream if isinstance(event, qwq_lite.Done)]
+    assert done.reply.finish_reason == "cancelled"
+
+
+def test_a_chat_goes_on_from_messages_that_were_kept_elsewhere(model: qwq_lite.Model) -> None:
+    past = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+    chat = model.chat("Be brief.", messages=past)
+    chat.ask("And?", max_tokens=1)
+    assert [message["role"] for message in chat.messages] == ["system", "user", "assistant", "user", "assistant"]
+
+
+@pytest.mark.parametrize("text", [None, b"Hi", ["Hi"]])
+def test_a_question_that_is_no_text_is_a_usage_error(model: qwq_lite.Model, text: Any) -> None:
+    with pytest.raises(qwq_lite.UsageError, match="a text is expected"):
+        model.ask(text)
+
+
+def test_the_smallest_context_takes_prompts_up_to_its_end(tiny_gguf: Path) -> None:
+    with pytest.raises(qwq_lite.UsageError, match="n_ctx"):
+        qwq_lite.load(tiny_gguf, n_ctx=100)
+    with qwq_lite.load(tiny_gguf, n_ctx=256, n_threads=1) as loaded:
+        tokens = loaded.tokenize("x" * 250)
+        (done,) = [e for e in loaded.generate(tokens, max_tokens=3) if isinstance(e, qwq_lite.Done)]
+        assert done.reply.stats.n_prefilled == 250
 
 
 def test_a_reply_that_is_cancelled_before_its_answer_is_not_kept(model: qwq_lite.Model) -> None:
@@ -166,10 +210,12 @@ def test_retry_keeps_the_old_reply_until_the_new_one_is_there(model: qwq_lite.Mo
     chat.ask("Hi", seed=1, max_tokens=8)
     before = chat.messages
     events = chat.retry(seed=2, max_tokens=8)
-    next(events)
     assert chat.messages == before
     assert chat.fork().messages == before
+    chat.cancel()
     list(events)
+    assert chat.messages == before, "one that is cancelled replaces nothing"
+    list(chat.retry(seed=3, max_tokens=8))
     assert len(chat.messages) == 2
 
 

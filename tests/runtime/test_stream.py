@@ -17,7 +17,7 @@ from qwq_lite.stream import Feed, Stream, in_thread
 
 WAIT_S = 30  # nothing here takes as long; a test that would hang fails instead
 DONE = Done(Reply("a", "t", "stop"))
-EVENTS: list[Event] = [Thinking("t"), Notice("n"), Answer("a"), DONE]
+EVENTS: list[Event] = [Thinking("t"), Notice("n", "full"), Answer("a"), DONE]
 
 T = TypeVar("T")
 
