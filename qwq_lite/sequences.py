@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from qwq_lite.backend.context import CacheFull, Context, Entry, Row
 from qwq_lite.errors import EngineError
@@ -44,8 +45,7 @@ class Sequence:
         self.last_use = 0
 
 
-@dataclass
-class Part:
+class Part(NamedTuple):
     """A sequence's share of a batch: the tokens that come next in it, and whether the row after them is wanted."""
 
     sequence: Sequence

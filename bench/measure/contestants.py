@@ -66,6 +66,7 @@ class Clock:
     """
 
     name: ClassVar[str] = "clock"
+    constrains: ClassVar[bool] = False
 
     def __init__(self, n_turns: int = 0, turn: int = 1) -> None:
         self.rows: list[Stamp] = []

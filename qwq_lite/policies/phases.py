@@ -20,6 +20,7 @@ class Phases:
     think_open: int | None = None
     think_close: int | None = None
     name: ClassVar[str] = "phases"
+    constrains: ClassVar[bool] = False
 
     def start(self, begin: Begin) -> bool:
         return False

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 from qwq_lite.generation import Begin, Draw, Stop, Taken, Verdict
 
 
-@dataclass(frozen=True)
-class Seen:
+class Seen(NamedTuple):
     """End of the answer's text, as far as a stop text may begin in it; empty until its first character that is shown."""
 
     tail: str = ""
@@ -29,6 +28,7 @@ class Stops:
     texts: tuple[str, ...] = ()
     max_tokens: int | None = None
     name: ClassVar[str] = "stops"
+    constrains: ClassVar[bool] = False
 
     def start(self, begin: Begin) -> Seen:
         return Seen()

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -32,6 +31,7 @@ class Invented:
     """
 
     name: str = "invented"
+    constrains: ClassVar[bool] = True
     action: Action = None
     hold: int = 0
     turn: Turn | None = None
@@ -44,7 +44,7 @@ class Invented:
 
     def constrain(self, state: int, draw: Draw) -> Draw:
         self.draws.append((self.name, state, draw))
-        return dataclasses.replace(draw, banned=draw.banned | self.bans)
+        return draw._replace(banned=draw.banned | self.bans)
 
     def observe(self, state: int, taken: Taken) -> Verdict:
         self.seen.append((self.name, taken))
@@ -116,7 +116,7 @@ def test_a_policy_may_change_every_part_of_a_draw() -> None:
 def test_each_policy_is_asked_with_its_own_state() -> None:
     policies = (Invented("a"), Invented("b"))
     state = generation.start(policies, Begin())
-    state = dataclasses.replace(state, policies=(5, 7))
+    state = state._replace(policies=(5, 7))
     generation.constrain(policies, state, SAMPLING)
     assert [policy.draws[0][:2] for policy in policies] == [("a", 5), ("b", 7)]
     assert generation.advance(policies, state, 0, b"").state.policies == (6, 8)
@@ -144,7 +144,7 @@ def test_the_first_end_or_rewind_wins_and_forced_tokens_queue_up_in_order(
 ) -> None:
     """What was forced already comes first, less the token in hand."""
     _, policies = recorded(**{str(i): action for i, action in enumerate(actions)})
-    before = dataclasses.replace(generation.start(policies, Begin()), forced=tuple(queued))
+    before = generation.start(policies, Begin())._replace(forced=tuple(queued))
     step = generation.advance(policies, before, 9, b"x")
     assert step.action == next((action for action in actions if isinstance(action, Stop | Rewind)), None)
     added = [token for action in actions if isinstance(action, Force) for token in action.tokens]

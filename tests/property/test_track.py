@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import hashlib
 import re
 from collections.abc import Iterable
@@ -60,6 +59,7 @@ class Loops(Silent):
     back: int = 1
     most: int = 2
     name: ClassVar[str] = "loops"
+    constrains: ClassVar[bool] = True
 
     def start(self, begin: Begin) -> tuple[int | None, int]:
         return (0 if begin.phase == "thinking" else None), len(begin.rewinds)
@@ -81,6 +81,7 @@ class Forces(Silent):
     """Lets other tokens follow FORCE; once a rewind was made, other ones."""
 
     name: ClassVar[str] = "forces"
+    constrains: ClassVar[bool] = True
 
     def start(self, begin: Begin) -> tuple[int, ...]:
         return (A, HEAD, REST) if not begin.rewinds else (B,)
@@ -95,6 +96,7 @@ class Holds(Silent):
 
     most: int = 3
     name: ClassVar[str] = "holds"
+    constrains: ClassVar[bool] = True
 
     def start(self, begin: Begin) -> None:
         return None
@@ -108,6 +110,7 @@ class Waits(Silent):
     """Shows nothing until a rewind was made, and all at once then: what stands may be more than was shown."""
 
     name: ClassVar[str] = "waits"
+    constrains: ClassVar[bool] = True
 
     def start(self, begin: Begin) -> bool:
         return bool(begin.rewinds)
@@ -121,6 +124,7 @@ class Hashes(Silent):
     """Remembers all that it was ever told, so that a state that differs anywhere in its history differs here."""
 
     name: ClassVar[str] = "hashes"
+    constrains: ClassVar[bool] = True
 
     def start(self, begin: Begin) -> tuple[int, str]:
         return 0, repr(begin)
@@ -264,7 +268,7 @@ def test_after_a_rewind_a_thought_goes_on_as_if_the_rest_had_never_been(
     take(rewound, *more)
     take(straight, *tokens[:n_tokens], *more)
     assert (rewound.thinking, rewound.answer, rewound.tokens) == (straight.thinking, straight.answer, straight.tokens)
-    assert dataclasses.replace(rewound.state, bans={}) == straight.state
+    assert rewound.state._replace(bans={}) == straight.state
 
 
 def test_a_policy_rewinds_and_says_what_no_longer_counts_and_why() -> None:
@@ -433,6 +437,4 @@ def test_an_end_token_is_counted() -> None:
     events, action = track.take(END)
     assert isinstance(action, Stop)
     assert (events, track.n_taken, track.tokens) == ((), 1, [END])
-    assert track.state == dataclasses.replace(
-        generation.start((), Begin("thinking")), n_tokens=1, policies=track.state.policies
-    )
+    assert track.state == generation.start((), Begin("thinking"))._replace(n_tokens=1, policies=track.state.policies)

@@ -8,11 +8,13 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+import psutil
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -148,6 +150,14 @@ class Conversation:
         while not condition():
             self._events.get(timeout=WAIT_S / 4)
 
+    def interrupt_at_prompt(self) -> None:
+        """Ctrl-C while a line is read. The sign is written before: a signal between the two would wait for the next key."""
+        asleep = 0
+        while asleep < 5:
+            asleep = asleep + 1 if psutil.Process(self.process.pid).status() == psutil.STATUS_SLEEPING else 0
+            time.sleep(0.01)
+        self.process.send_signal(signal.SIGINT)
+
 
 @contextmanager
 def conversation(model: Path, *arguments: str) -> Iterator[Conversation]:
@@ -189,10 +199,9 @@ def test_ctrl_c_at_the_prompt_ends_nothing(demo_gguf: Path) -> None:
         talk.wait_for(lambda: "Ctrl-D" in talk.said["err"])
         talk.type("Hello\n")
         talk.wait_for(lambda: talk.said["err"].count("\n> ") == 2)
-        talk.process.send_signal(signal.SIGINT)
-        talk.wait_for(
-            lambda: talk.said["err"].count("\n> ") == 3
-        )  # what is typed before would be dropped with the line
+        talk.interrupt_at_prompt()
+        # What is typed before that would be dropped with the line.
+        talk.wait_for(lambda: talk.said["err"].count("\n> ") == 3)
         talk.type("Hello again\n")
         talk.wait_for(lambda: talk.said["err"].count("tok/s") == 2)
         talk.type("\x04")

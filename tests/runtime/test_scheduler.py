@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
@@ -110,6 +111,7 @@ class RewindsOnce:
     n: int
     keep: int
     name: str = "rewinds"
+    constrains: ClassVar[bool] = True
 
     def start(self, begin: Begin) -> tuple[bool, tuple[int, ...]]:
         return bool(begin.rewinds), ()
@@ -148,6 +150,7 @@ class ForcesAfter:
     n: int
     tokens: tuple[int, ...]
     name: str = "forces"
+    constrains: ClassVar[bool] = True
 
     def start(self, begin: Begin) -> None: ...
 
