@@ -32,6 +32,14 @@ MAX_DIMS = 4
 MAX_NAME_BYTES = 63  # GGML_MAX_NAME less its terminator
 MAX_KEY_BYTES = 65_535
 
+# Room for any model known, and a bound on memory: a changed byte in a length must not read a file of 20 GB as one text.
+MAX_HEADER_BYTES = 1 << 28
+MAX_ELEMENTS = (
+    1 << 22
+)  # of all arrays together; the largest vocabularies have 1.4 million with merges, scores and types
+MAX_KEYS = 1 << 16
+MAX_TENSORS = 1 << 17
+
 _SCALARS = {
     GGUFValueType.UINT8: "B",
     GGUFValueType.INT8: "b",
@@ -101,14 +109,16 @@ class _Cursor:
     """Typed reads that end in a FormatError that names file and place, never in a short read."""
 
     def __init__(self, file: BinaryIO, path: Path, file_bytes: int) -> None:
-        self._file, self._path, self._left = file, path, file_bytes
+        self._file, self._path, self._left = file, path, min(file_bytes, MAX_HEADER_BYTES)
+        self._elements_left = MAX_ELEMENTS
 
     def error(self, message: str) -> FormatError:
-        return FormatError(f"{self._path}: {message}; the file is damaged or no GGUF model, fetch or convert it again")
+        shown = message if len(message) <= 500 else f"{message[:500]}…"  # a key may have 65,535 bytes
+        return FormatError(f"{self._path}: {shown}; the file is damaged or no GGUF model, fetch or convert it again")
 
     def take(self, n_bytes: int, what: str) -> bytes:
         if n_bytes > self._left:
-            raise self.error(f"{what} needs {n_bytes} bytes, the file has {self._left} left")
+            raise self.error(f"{what} needs {n_bytes} bytes, the header has room for {self._left}")
         self._left -= n_bytes
         data = self._file.read(n_bytes)
         if len(data) != n_bytes:
@@ -119,11 +129,19 @@ class _Cursor:
         value: int = struct.unpack("<" + code, self.take(struct.calcsize("<" + code), what))[0]
         return value
 
-    def count(self, unit_bytes: int, what: str) -> int:
+    def count(self, unit_bytes: int, what: str, limit: int | None = None) -> int:
         """A length whose elements, at `unit_bytes` each at least, must still fit in the file."""
         value = self.number("Q", what)
         if value * unit_bytes > self._left:
-            raise self.error(f"{what} is {value}, more than the file can hold")
+            raise self.error(f"{what} is {value}, more than the header can hold")
+        if limit is not None and value > limit:
+            raise self.error(f"{what} is {value}, {limit} are allowed")
+        return value
+
+    def elements(self, unit_bytes: int, key: str) -> int:
+        """The length of an array."""
+        value = self.count(unit_bytes, f"length of {key}", self._elements_left)
+        self._elements_left -= value
         return value
 
     def string(self, what: str, limit: int | None = None) -> str:
@@ -142,9 +160,9 @@ class _Cursor:
         if element == GGUFValueType.ARRAY:
             raise self.error(f"{key} is an array of arrays, which GGUF readers do not accept")
         if element == GGUFValueType.STRING:
-            return [self.string(key) for _ in range(self.count(8, f"length of {key}"))]
+            return [self.string(key) for _ in range(self.elements(8, key))]
         width = struct.calcsize(_SCALARS[element])
-        return list(self._scalars(element, self.count(width, f"length of {key}"), key))
+        return list(self._scalars(element, self.elements(width, key), key))
 
     def _value_type(self, key: str) -> GGUFValueType:
         raw = self.number("I", f"type of {key}")
@@ -183,8 +201,8 @@ def _read(path: Path) -> Header:
         version = cursor.number("I", "the version")
         if version not in (2, 3):
             raise cursor.error(f"version {version}, 2 and 3 are known")
-        n_tensors = cursor.count(8 + 4 + 8 + 4 + 8, "the number of tensors")
-        n_keys = cursor.count(8 + 4 + 1, "the number of keys")
+        n_tensors = cursor.count(8 + 4 + 8 + 4 + 8, "the number of tensors", MAX_TENSORS)
+        n_keys = cursor.count(8 + 4 + 1, "the number of keys", MAX_KEYS)
         keys = _read_keys(cursor, n_keys)
         infos = _read_tensor_infos(cursor, n_tensors)
         end = file.tell()

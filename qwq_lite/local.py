@@ -13,16 +13,18 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from qwq_lite import catalog, gguf_header, history, normalization, prompt, sampling, sessions, shape
+from qwq_lite import catalog, gguf_header, history, normalization, planning, prompt, sampling, sessions
 from qwq_lite.backend import devices
-from qwq_lite.backend.context import KV_TYPES, Context, ContextSettings
+from qwq_lite.backend.context import Context, ContextSettings
 from qwq_lite.backend.model import ALL_LAYERS, LoadedModel
 from qwq_lite.chat import Model
 from qwq_lite.errors import EngineClosed, TemplateError, UsageError
 from qwq_lite.events import Progress
 from qwq_lite.generation import Begin, Policy
+from qwq_lite.memory import KV_TYPES
 from qwq_lite.model import Options, Prompt
 from qwq_lite.model import options as model_options
+from qwq_lite.plan import RunPlan, Wishes
 from qwq_lite.policies import arranged
 from qwq_lite.policies.phases import Phases
 from qwq_lite.policies.stops import Stops
@@ -30,8 +32,6 @@ from qwq_lite.prompt import ChatTemplate, Message
 from qwq_lite.scheduler import PREFILL_CHUNK, Request, Scheduler
 from qwq_lite.stream import Stream, in_thread
 
-DEFAULT_N_CTX = 8192
-_N_SESSIONS = 4  # conversations that stay in the cache side by side
 _GPU_PREFILL_CHUNK = 512  # a GPU is slow on small batches; it takes tenths of a second for this one
 
 
@@ -41,7 +41,9 @@ def load(
     n_ctx: int | None = None,
     type_k: str | None = None,
     type_v: str | None = None,
-    n_gpu_layers: int = ALL_LAYERS,
+    n_gpu_layers: int | None = None,
+    plan: RunPlan | None = None,
+    memory: int | None = None,
     n_threads: int | None = None,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> LocalModel:
@@ -49,13 +51,17 @@ def load(
 
     Args:
         model: the file.
-        n_ctx: tokens of context, shared by all conversations; default the model's own, at most 8,192.
-        type_k, type_v: type of the KV cache: f16, bf16, q8_0, q4_0; default f16. q8_0 halves its size. Give both the same.
-        n_gpu_layers: layers on the GPU where there is one; default all.
+        n_ctx: tokens of context, shared by all conversations; default what the plan finds room for, at most the model's own
+            and 32,768.
+        type_k, type_v: type of the KV cache: f16, bf16, q8_0, q4_0; default f16, or q8_0 where it must. Give both the same.
+        n_gpu_layers: layers on the GPU where there is one, -1 for all; default as many as fit.
+        plan: what `planning` found before, instead of a plan of its own; the other arguments are then left out.
+        memory: bytes to use, of the GPU where there is one, else of main memory; default what is free.
         n_threads: default one core less than there are, which stays with the desktop.
         on_progress: called with load progress, on this thread.
 
-    Raises: FormatError for a file that is no GGUF model; EngineError when llama.cpp cannot load it; UsageError.
+    Raises: FormatError for a file that is no GGUF model; PlanError when nothing fits the memory; EngineError when llama.cpp
+    cannot load it; UsageError.
 
     Example:
         with qwq_lite.load("QwQ-32B-Preview-Q4_K_M.gguf") as model:
@@ -63,15 +69,23 @@ def load(
     """
     file = Path(model)
     header = gguf_header.read(file)
-    geometry = shape.from_header(header)
+    if plan is None:
+        wishes = Wishes(
+            None if n_ctx is None else _checked("n_ctx", n_ctx, 256, 1 << 24),
+            None if type_k is None else _kv_type("type_k", type_k),
+            None if type_v is None else _kv_type("type_v", type_v),
+            None if n_gpu_layers is None else _checked("n_gpu_layers", n_gpu_layers, ALL_LAYERS, 1 << 20),
+        )
+        plan = planning.plan_header(header, planning.room_here(devices.report(), memory), wishes)
+    choice = plan.choice
     settings = ContextSettings(
-        n_ctx=_checked("n_ctx", min(geometry.n_ctx_train, DEFAULT_N_CTX) if n_ctx is None else n_ctx, 256, 1 << 24),
+        n_ctx=choice.n_ctx,
         n_threads=_checked("n_threads", default_threads() if n_threads is None else n_threads, 1, 512),
-        type_k=_kv_type("type_k", type_k or "f16"),
-        type_v=_kv_type("type_v", type_v or "f16"),
-        n_seq_max=_N_SESSIONS,
+        n_ubatch=choice.n_ubatch,
+        n_seq_max=choice.n_seq_max,
+        type_k=choice.type_k,
+        type_v=choice.type_v,
     )
-    _checked("n_gpu_layers", n_gpu_layers, ALL_LAYERS, 1 << 20)
 
     def report(share: float) -> None:
         if on_progress is not None:
@@ -80,14 +94,14 @@ def load(
     types = header.keys.get("tokenizer.ggml.token_type")
     weights = LoadedModel(
         file,
-        n_gpu_layers=n_gpu_layers,
+        n_gpu_layers=choice.n_gpu_layers,
         token_types=[kind for kind in types if isinstance(kind, int)] if isinstance(types, list) else None,
         on_progress=report,
     )
     context = None
     try:
         context = Context(weights, settings)
-        return LocalModel(header, weights, context, n_gpu_layers)
+        return LocalModel(header, weights, context, plan)
     except BaseException:
         if context is not None:
             context.close()
@@ -105,9 +119,8 @@ def default_threads() -> int:
 class LocalModel(Model):
     """A loaded model. Made by `load`; used as a context manager, or freed with `unload`."""
 
-    def __init__(
-        self, header: gguf_header.Header, weights: LoadedModel, context: Context, n_gpu_layers: int = ALL_LAYERS
-    ) -> None:
+    def __init__(self, header: gguf_header.Header, weights: LoadedModel, context: Context, plan: RunPlan) -> None:
+        self.plan = plan
         self._header, self._weights = header, weights
         self._vocab = weights.vocab
         source = header.text("tokenizer.chat_template") or self._fallback_template()
@@ -116,7 +129,7 @@ class LocalModel(Model):
         self._known = catalog.find(header.text("general.name"), header.text("general.basename"), header.path.name)
         self.n_ctx = context.n_ctx
         self._fingerprint = _fingerprint(header, context.settings)
-        on_gpu = n_gpu_layers != 0 and bool(devices.report().gpus)
+        on_gpu = plan.choice.n_gpu_layers != 0 and plan.room.gpu is not None
         self._scheduler = Scheduler(weights, context, prefill_chunk=_GPU_PREFILL_CHUNK if on_gpu else PREFILL_CHUNK)
         self._callers: list[int] = []  # threads that are inside, for nobody may tokenize while the model is freed
         self._changed = threading.Condition()

@@ -7,6 +7,7 @@ in `rope_parameters`. Reading the old places only would give llama.cpp's default
 from __future__ import annotations
 
 import math
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,15 @@ from qwq_lite.errors import CheckpointError, FormatError, QwqError
 from qwq_lite.gguf_header import Header
 
 MAX_LAYERS = 512  # LLAMA_MAX_LAYERS
+MAX_EXPERTS = 1024  # LLAMA_MAX_EXPERTS
 MAX_DIM = 1 << 24  # far above any model, far below what overflows a product of two
+ROPE_SCALING_TYPES = ("none", "linear", "yarn", "longrope")
+
+# Architectures whose graph asserts one size for keys, values and rotary positions (src/models/*.cpp). In others, gemma
+# or phi for example, the three differ lawfully.
+_ONE_HEAD_SIZE = frozenset({"llama", "mistral3", "qwen2", "qwen2moe", "qwen3", "qwen3moe"})
+_WITHOUT_HEADS = frozenset({"arwkv7", "mamba", "mamba2", "rwkv6", "rwkv6qwen2", "rwkv7"})  # llm_arch_is_recurrent
+_HEADS_FILL_EMBEDDING = frozenset({"qwen2", "qwen2moe"})  # the query has n_embd rows whatever key_length says
 
 
 @dataclass(frozen=True)
@@ -66,7 +75,7 @@ class _Fields:
         if value is None:
             raise self.fail(name, f"is missing, an integer from 1 to {high} is expected")
         if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= high:
-            raise self.fail(name, f"is {value!r}, an integer from 1 to {high} is expected")
+            raise self.fail(name, f"is {reprlib.repr(value)}, an integer from 1 to {high} is expected")
         return value
 
     def real(self, name: str, low: float, high: float, default: float | None = None) -> float:
@@ -79,7 +88,7 @@ class _Fields:
             or not low <= value <= high
             or not math.isfinite(value)
         ):
-            raise self.fail(name, f"is {value!r}, a number from {low:g} to {high:g} is expected")
+            raise self.fail(name, f"is {reprlib.repr(value)}, a number from {low:g} to {high:g} is expected")
         return float(value)
 
 
@@ -168,7 +177,9 @@ def _rope_scaling(rope: Mapping[str, Any], path: Path) -> RopeScaling | None:
 def from_header(header: Header) -> ModelShape:
     """Shape of a text model in GGUF, any architecture with the usual keys.
 
+    What llama.cpp asserts of a header, and would end the process for, is checked here.
     Raises: FormatError naming file and key.
+    Source: llama.cpp src/llama-model.cpp (load_hparams), src/llama-vocab.cpp (impl::load), src/models
     """
     arch = header.text("general.architecture")
     if arch is None:
@@ -176,24 +187,102 @@ def from_header(header: Header) -> ModelShape:
     prefix = f"{arch}."
     short = {key.removeprefix(prefix): value for key, value in header.keys.items() if key.startswith(prefix)}
     fields = _Fields(short, f"{header.path} ({arch}.*)", FormatError)
-    n_embd = fields.integer("embedding_length")
-    n_head = _first(short, "attention.head_count") or n_embd
+    n_layer, n_embd = fields.integer("block_count", high=MAX_LAYERS), fields.integer("embedding_length")
+    heads = _first(short, "attention.head_count")
+    if heads is None and arch not in _WITHOUT_HEADS:  # llama.cpp divides by it
+        found = reprlib.repr(short["attention.head_count"]) if "attention.head_count" in short else "missing"
+        raise fields.fail("attention.head_count", f"is {found}, a number above 0 is expected")
+    n_head = heads or n_embd
+    n_head_kv = _first(short, "attention.head_count_kv") or n_head
+    head = fields.integer("attention.key_length", default=max(1, n_embd // n_head), high=1 << 16)
+    if arch in _ONE_HEAD_SIZE:
+        _check_heads(fields, short, arch, n_embd, n_head, n_head_kv, head)
+    _check_experts(fields, short, arch, n_layer)
+    _check_rope_and_norm(fields, short)
     tokens = header.keys.get("tokenizer.ggml.tokens")
+    if isinstance(tokens, list):
+        _check_tokens(tokens, header.path)
     embedding = next((tensor for tensor in header.tensors if tensor.name == "token_embd.weight"), None)
     rows = embedding.shape[-1] if embedding else len(tokens) if isinstance(tokens, list) else 0
     return ModelShape(
         arch=arch,
-        n_layer=fields.integer("block_count", high=MAX_LAYERS),
+        n_layer=n_layer,
         n_embd=n_embd,
         n_ff=_first(short, "feed_forward_length") or 0,
         n_head=n_head,
-        n_head_kv=_first(short, "attention.head_count_kv") or n_head,
-        n_embd_head=fields.integer("attention.key_length", default=max(1, n_embd // n_head), high=1 << 16),
+        n_head_kv=n_head_kv,
+        n_embd_head=head,
         n_vocab=rows,
         n_ctx_train=fields.integer("context_length", high=1 << 30),
         rms_norm_eps=fields.real("attention.layer_norm_rms_epsilon", 1e-12, 1.0, default=1e-5),
         rope_freq_base=fields.real("rope.freq_base", 1.0, 1e12, default=10_000.0),
     )
+
+
+def _check_heads(
+    fields: _Fields, short: Mapping[str, Any], arch: str, n_embd: int, n_head: int, n_head_kv: int, head: int
+) -> None:
+    """Heads of one size for keys, values and positions, the same number in every layer."""
+    for name in ("attention.head_count", "attention.head_count_kv"):
+        value = short.get(name, n_head)
+        if isinstance(value, list) and value and min(value) == max(value):
+            value = value[0]
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise fields.fail(name, f"is {reprlib.repr(value)}, one number above 0 is expected for all layers")
+    if n_head % n_head_kv:
+        raise fields.fail("attention.head_count", f"is {n_head}, which does not divide by head_count_kv {n_head_kv}")
+    if n_embd % n_head and ("attention.key_length" not in short or arch in _HEADS_FILL_EMBEDDING):
+        raise fields.fail("embedding_length", f"is {n_embd}, which does not divide by head_count {n_head}")
+    if arch in _HEADS_FILL_EMBEDDING and head * n_head != n_embd:
+        raise fields.fail(
+            "attention.key_length", f"is {head}, {n_embd // n_head} is expected ({n_embd} / {n_head} heads)"
+        )
+    if head % 2:
+        raise fields.fail("attention.key_length", f"is {head}, rotary positions need an even number")
+    for name, default in (("attention.value_length", n_embd // n_head), ("rope.dimension_count", head)):
+        size = fields.integer(name, default=max(1, default))
+        if size != head:
+            raise fields.fail(name, f"is {size}, {head} is expected: the size of a head's keys")
+
+
+def _check_rope_and_norm(fields: _Fields, short: Mapping[str, Any]) -> None:
+    """The name of the rope scaling, and the epsilon of models whose norm is not RMS."""
+    scaling = short.get("rope.scaling.type", "linear")
+    if scaling not in ROPE_SCALING_TYPES:
+        raise fields.fail("rope.scaling.type", f"is {reprlib.repr(scaling)}; known are {', '.join(ROPE_SCALING_TYPES)}")
+    fields.real("attention.layer_norm_epsilon", 0.0, 1.0, default=0.0)
+
+
+def _check_experts(fields: _Fields, short: Mapping[str, Any], arch: str, n_layer: int) -> None:
+    """Experts, their groups and the extra prediction layers, in the numbers that llama.cpp asserts for any model."""
+    extra = _first(short, "nextn_predict_layers") or 0
+    if extra > n_layer:
+        raise fields.fail("nextn_predict_layers", f"is {extra}, at most block_count {n_layer} is expected")
+    experts, used = _first(short, "expert_count") or 0, _first(short, "expert_used_count") or 0
+    groups, groups_used = _first(short, "expert_group_count") or 0, _first(short, "expert_group_used_count") or 0
+    if experts <= 1 and arch in ("hunyuan-dense", "hunyuan_vl"):
+        experts = used = 0  # as llama.cpp reads them
+    if experts > MAX_EXPERTS:
+        raise fields.fail("expert_count", f"is {experts}, at most {MAX_EXPERTS} is expected")
+    if used > experts or (experts and not used):
+        raise fields.fail("expert_used_count", f"is {used} of {experts} experts")
+    if groups and groups >= experts:
+        raise fields.fail("expert_group_count", f"is {groups}, fewer than expert_count {experts} are expected")
+    if groups > 1 and (experts % groups or not 0 < groups_used < groups):
+        raise fields.fail("expert_group_count", f"is {groups}, of which {groups_used} are used, for {experts} experts")
+
+
+def _check_tokens(tokens: list[Any], path: Path) -> None:
+    """No two tokens with one text. llama.cpp reads a text up to its first NUL, and names an empty one by its id."""
+    ids: dict[str, int] = {}
+    for i, token in enumerate(tokens):
+        text = (token.partition("\0")[0] if isinstance(token, str) else "") or f"[EMPTY_{i}]"
+        first = ids.setdefault(text, i)
+        if first != i:
+            raise FormatError(
+                f"{path}: tokenizer.ggml.tokens holds {reprlib.repr(text)} twice, as tokens {first} and {i}; "
+                "each token needs a text of its own: convert the model again"
+            )
 
 
 def _first(short: Mapping[str, Any], name: str) -> int | None:

@@ -15,20 +15,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from gguf.constants import GGMLQuantizationType
 
 from qwq_lite.backend import native
 from qwq_lite.backend.model import LoadedModel
 from qwq_lite.errors import EngineError
+from qwq_lite.memory import KV_TYPES
 
 Row = npt.NDArray[np.float32]
 
-KV_TYPES = {
-    "f16": GGMLQuantizationType.F16,
-    "bf16": GGMLQuantizationType.BF16,
-    "q8_0": GGMLQuantizationType.Q8_0,
-    "q4_0": GGMLQuantizationType.Q4_0,
-}
 _ABORTED, _FULL = 2, 1
 _ROWS_KEPT = 64
 

@@ -21,6 +21,7 @@ class LoadedModel:
         path: the file; its header has been validated by gguf_header.read.
         n_gpu_layers: layers kept on the GPU, ALL_LAYERS for all; without a GPU it says nothing.
         vocab_only: no weights, for tokenizing.
+        repack: copy weights on the CPU into a layout that its kernels like better, as anonymous memory.
         token_types: the file's tokenizer.ggml.token_type, for Vocab.
         on_progress: called with 0…1 while weights are read, on the calling thread.
 
@@ -33,6 +34,7 @@ class LoadedModel:
         *,
         n_gpu_layers: int = ALL_LAYERS,
         vocab_only: bool = False,
+        repack: bool = True,
         token_types: Sequence[int] | None = None,
         on_progress: Callable[[float], None] | None = None,
     ) -> None:
@@ -41,6 +43,7 @@ class LoadedModel:
         params = api.llama_model_default_params()
         params.n_gpu_layers = n_gpu_layers
         params.vocab_only = vocab_only
+        params.use_extra_bufts = repack
         if on_progress is not None:
             report = on_progress
 

@@ -6,7 +6,7 @@ import contextlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -16,6 +16,9 @@ from qwq_lite.errors import EngineClosed, EngineError, TemplateError, UsageError
 from qwq_lite.events import Answer, Done, Notice, Progress, Reply, Thinking
 from qwq_lite.model import options as check_options
 
+if TYPE_CHECKING:
+    from qwq_lite.local import LocalModel
+
 _PROMPT = "> "
 
 
@@ -24,12 +27,12 @@ _PROMPT = "> "
 @click.option("-p", "--prompt", help="Ask this, print the answer and end. `-` reads it from standard input.")
 @click.option("-s", "--system", help="System prompt.")
 @click.option(
-    "--ctx", "n_ctx", type=click.IntRange(256), help="Context in tokens.  [default: the model's, at most 8192]"
+    "--ctx", "n_ctx", type=click.IntRange(256, 1 << 24), help="Context in tokens.  [default: what fits, at most 32768]"
 )
-@click.option("--type-k", default="f16", show_default=True, help="Type of the K cache: f16, bf16, q8_0, q4_0.")
-@click.option("--type-v", default="f16", show_default=True, help="Type of the V cache.")
+@click.option("--type-k", help="Type of the K cache: f16, bf16, q8_0, q4_0.  [default: f16, or q8_0 where it must]")
+@click.option("--type-v", help="Type of the V cache.  [default: that of the K cache]")
 @click.option(
-    "--gpu-layers", "n_gpu_layers", type=click.IntRange(-1), default=-1, help="Layers on the GPU.  [default: all]"
+    "--gpu-layers", "n_gpu_layers", type=click.IntRange(-1), help="Layers on the GPU.  [default: as many as fit]"
 )
 @click.option(
     "--threads", "n_threads", type=click.IntRange(1), help="CPU threads.  [default: one core less than there are]"
@@ -57,9 +60,9 @@ def command(
     prompt: str | None,
     system: str | None,
     n_ctx: int | None,
-    type_k: str,
-    type_v: str,
-    n_gpu_layers: int,
+    type_k: str | None,
+    type_v: str | None,
+    n_gpu_layers: int | None,
     n_threads: int | None,
     **options: Any,
 ) -> None:
@@ -77,7 +80,7 @@ def command(
     question = sys.stdin.read() if prompt == "-" else prompt
     if question is not None and not question.strip():
         raise UsageError("--prompt is empty; give it a question, or leave it out to converse")
-    if type_k.lower() != type_v.lower():
+    if type_k and type_v and type_k.lower() != type_v.lower():
         console.warn("--type-k and --type-v differ: CUDA builds then compute attention on the CPU, many times slower")
     with _load_bar() as bar:
         loaded = load(
@@ -90,7 +93,7 @@ def command(
             on_progress=bar,
         )
     with loaded:
-        _say_where(n_gpu_layers)
+        _say_where(loaded)
         chat = loaded.chat(system)
         with console.Interrupts(chat.cancel) as interrupts:
             if question is not None:
@@ -110,7 +113,7 @@ def _converse(chat: Chat, interrupts: console.Interrupts, options: dict[str, Any
             console.warn(console.one_line(str(error)))
 
 
-def _say_where(n_gpu_layers: int) -> None:
+def _say_where(model: LocalModel) -> None:
     """The device that answers; and loudly, the GPU that could and does not."""
     from qwq_lite import diagnosis
     from qwq_lite.backend import devices
@@ -118,9 +121,9 @@ def _say_where(n_gpu_layers: int) -> None:
     engine = devices.report()
     for finding in diagnosis.unusable_gpu(diagnosis.look(Path.cwd()), engine):
         console.warn(f"{finding.text}\nTo mend it: {finding.command}")
-    used = engine.gpus if n_gpu_layers else ()
+    used = engine.gpus if model.plan.choice.n_gpu_layers else ()
     names = ", ".join(f"{device.name} ({device.description})" for device in used or engine.devices[-1:])
-    console.note(f"running on {names}")
+    console.note(f"running on {names}: {model.plan.line()}")
 
 
 def _questions(interrupts: console.Interrupts) -> Iterator[str]:

@@ -254,6 +254,6 @@ def test_nothing_to_ask_is_usage(typed: str, demo_gguf: Path) -> None:
 
 
 def test_unequal_cache_types_are_warned_of(demo_gguf: Path) -> None:
-    done = chat(demo_gguf, "--type-k", "q8_0", "-p", "Hi", "-n", "2")
+    done = chat(demo_gguf, "--type-k", "q8_0", "--type-v", "f16", "-p", "Hi", "-n", "2")
     assert done.returncode == 0
     assert "--type-v" in done.stderr

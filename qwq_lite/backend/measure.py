@@ -1,0 +1,183 @@
+"""llama.cpp's own count of every buffer, without allocating one: asked in a one-shot child, which may die of the question.
+
+Loads a file, or a ghost of one, with `no_alloc`; only metadata is read. The rows come from `llama_get_memory_breakdown`, which
+the library exports as a C++ symbol that returns a std::map by value. Its nodes are read where the standard library is known
+(libstdc++ on Linux), and their sum must be llama_model_size; elsewhere there is no measurement, and formulas stand in.
+Source: llama.cpp src/llama-ext.h, src/llama-context.cpp (memory_breakdown); libstdc++ bits/stl_tree.h
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from qwq_lite.backend import native
+from qwq_lite.errors import EngineError, PlanError
+from qwq_lite.memory import KV_TYPES, Buffers, Choice, Footprint
+
+_TIMEOUT_S = 120
+_BREAKDOWN = "_Z26llama_get_memory_breakdownPK13llama_context"
+_NOT_HERE = 3  # the child's exit status: this build cannot be asked, and nothing is wrong
+
+
+def measure(path: Path, choices: Sequence[Choice]) -> list[Footprint] | None:
+    """Buffers of each choice as llama.cpp counts them on this machine's devices; None where this build cannot be asked.
+
+    Raises: PlanError with the engine's last lines when it ends over the question.
+    """
+    code = f"import sys; sys.path[:] = {sys.path!r}; from qwq_lite.backend.measure import _answer; _answer()"
+    question = json.dumps({"path": str(path), "choices": [asdict(choice) for choice in choices]})
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            input=question,
+            capture_output=True,
+            text=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=_TIMEOUT_S,
+            check=False,
+            # ggml's backtrace of an abort comes after the reason, hides it and may wait for a debugger.
+            env={**os.environ, "GGML_NO_BACKTRACE": "1"},
+        )
+    except subprocess.TimeoutExpired as error:
+        raise PlanError(f"{path}: llama.cpp did not say within {_TIMEOUT_S} s what it takes") from error
+    if done.returncode == _NOT_HERE:
+        return None
+    if done.returncode:
+        said = " | ".join(done.stderr.strip().splitlines()[-3:]) or "it said nothing"
+        raise PlanError(f"{path}: llama.cpp ended over it ({done.returncode}): {said}; the file may be damaged")
+    try:
+        return [_footprint(row) for row in json.loads(done.stdout.splitlines()[-1])]
+    except (IndexError, ValueError, KeyError, TypeError) as error:
+        raise PlanError(f"{path}: llama.cpp's count cannot be read: {error!r}") from error
+
+
+def _footprint(row: dict[str, Any]) -> Footprint:
+    return Footprint(
+        {name: Buffers(**buffers) for name, buffers in row["devices"].items()}, "measured", row["n_splits"]
+    )
+
+
+def _answer() -> None:
+    """The child: a question on stdin, one line of JSON on stdout."""
+    question = json.loads(sys.stdin.read())
+    lines: list[str] = []
+    api = native.engine()
+    callback = api.llama_log_callback(
+        lambda _level, text, _user: lines.append((text or b"").decode("utf-8", "replace"))
+    )
+    api.llama_log_set(callback, ctypes.c_void_p(0))
+    try:
+        found = list(_counted(api, question["path"], [Choice(**choice) for choice in question["choices"]], lines))
+    except _NotHere:
+        sys.exit(_NOT_HERE)
+    except EngineError as error:
+        print(error, "".join(lines[-8:]), file=sys.stderr)
+        sys.exit(1)
+    print(json.dumps(found))
+
+
+def _counted(api: Any, path: str, choices: list[Choice], lines: list[str]) -> Iterator[dict[str, Any]]:
+    models: dict[tuple[int, bool], Any] = {}
+    for choice in choices:
+        key = (choice.n_gpu_layers, choice.repack)
+        if key not in models:
+            params = api.llama_model_default_params()
+            params.no_alloc, params.load_mode = True, 0  # LLAMA_LOAD_MODE_NONE: any other aborts
+            params.n_gpu_layers, params.use_extra_bufts = choice.n_gpu_layers, choice.repack
+            models[key] = api.llama_model_load_from_file(os.fsencode(path), params)
+        model = models[key]
+        if not model:
+            raise EngineError("it cannot be loaded: ")
+        lines.clear()
+        context = api.llama_init_from_model(model, _context_params(api, choice))
+        if not context:
+            raise EngineError(f"no context of {choice.n_ctx} tokens: ")
+        rows = _breakdown(context)
+        if sum(weights for _, weights, _, _ in rows) != api.llama_model_size(model):
+            raise _NotHere
+        yield {"devices": _by_device(rows, lines), "n_splits": _number(lines, r"splits = (\d+)")}
+        api.llama_free(context)
+
+
+def _context_params(api: Any, choice: Choice) -> Any:
+    params = api.llama_context_default_params()
+    params.n_ctx, params.n_batch, params.n_ubatch = choice.n_ctx, max(512, choice.n_ubatch), choice.n_ubatch
+    params.n_seq_max, params.n_outputs_max = choice.n_seq_max, choice.n_outputs_max
+    params.type_k, params.type_v = int(KV_TYPES[choice.type_k]), int(KV_TYPES[choice.type_v])
+    params.flash_attn_type = api.LLAMA_FLASH_ATTN_TYPE_AUTO
+    params.kv_unified = True
+    return params
+
+
+def _by_device(rows: list[tuple[str, int, int, int]], lines: list[str]) -> dict[str, dict[str, int]]:
+    """Buffer types joined by where they lie: CPU, CPU_REPACK and a GPU's pinned host memory are all the host's."""
+    devices: dict[str, dict[str, int]] = {}
+    for name, weights, kv, compute in rows:
+        host = name.startswith("CPU") or name.endswith("_Host")
+        found = devices.setdefault(
+            "CPU" if host else name, {"weights": 0, "kv": 0, "compute": 0, "mapped": 0, "reclaimable": 0}
+        )
+        found["weights"] += weights
+        found["kv"] += kv
+        found["compute"] += compute
+        if name == "CPU":
+            found["mapped"] += weights
+        if name == "CPU_REPACK":
+            found["reclaimable"] += weights
+    # The rows of logits are in none of the breakdown's columns, only in the log.
+    outputs = re.findall(r"(\S+)\s+output buffer size =\s+([\d.]+) MiB", "".join(lines))
+    if outputs and "CPU" in devices:
+        devices["CPU"]["compute"] += sum(round(float(size) * (1 << 20)) for _, size in outputs)
+    return devices
+
+
+def _number(lines: list[str], pattern: str) -> int | None:
+    found = re.findall(pattern, "".join(lines))
+    return int(found[-1]) if found else None
+
+
+class _NotHere(Exception):
+    """This build's breakdown cannot be read."""
+
+
+def _breakdown(context: Any) -> list[tuple[str, int, int, int]]:
+    """(buffer type, weights, KV, compute) in bytes.
+
+    std::map in libstdc++: 8 bytes of comparator, then the header node (colour, parent = root, left, right) and the count. A node:
+    colour, parent, left, right, then the pair: the key, a pointer, and three size_t.
+    """
+    if not sys.platform.startswith("linux"):
+        raise _NotHere
+    try:
+        call = native.symbol(_BREAKDOWN, ctypes.c_void_p, [ctypes.c_void_p, ctypes.c_void_p])
+        name = native.symbol("ggml_backend_buft_name", ctypes.c_char_p, [ctypes.c_void_p])
+    except EngineError as error:
+        raise _NotHere from error
+    result = (ctypes.c_uint64 * 8)()
+    call(ctypes.addressof(result), context)
+    root, count = result[2], result[5]
+    rows: list[tuple[str, int, int, int]] = []
+
+    def walk(address: int) -> None:
+        if address and len(rows) <= count:
+            node = (ctypes.c_uint64 * 8).from_address(address)
+            walk(node[2])
+            rows.append((name(node[4]).decode(), node[5], node[6], node[7]))
+            walk(node[3])
+
+    if not 0 < count < 100:
+        raise _NotHere
+    walk(root)
+    if len(rows) != count:
+        raise _NotHere
+    return rows

@@ -1,0 +1,383 @@
+"""qwq-lite plan: what it prints, what it says in one line, and that the commands it advises work."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qwq_lite import catalog, machines
+from qwq_lite.cli import commands, console
+from qwq_lite.memory import KV_TYPES
+from tests.checkpoints import write_random_checkpoint
+
+COMMAND = [sys.executable, "-c", "from qwq_lite.cli import main; main()"]
+WAIT_S = 120
+KEYS = {
+    "model", "weight_type", "on", "choice", "source", "devices", "reclaimable", "decode_tok_s_estimate", "refused",
+    "next_best", "next",
+}  # fmt: skip
+COLUMNS = {"weights", "kv", "compute", "backend", "total", "limit", "free"}
+CHOICES = {"n_ctx", "type_k", "type_v", "n_ubatch", "n_gpu_layers", "n_seq_max", "n_outputs_max", "repack"}
+QWQ_3090 = ("qwq-32b-preview", "--machine", "rtx-3090")
+
+
+@dataclass(frozen=True)
+class Done:
+    status: int
+    out: str
+    err: str
+
+
+class Runner:
+    """The command line in this process: with --machine nothing of it needs llama.cpp."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+        self._monkeypatch, self._capsys = monkeypatch, capsys
+
+    def __call__(self, *arguments: str | Path, command: str = "plan") -> Done:
+        self._monkeypatch.setattr(sys, "argv", ["qwq-lite", command, *map(str, arguments)])
+        status = 0
+        try:
+            console.run(commands)
+        except SystemExit as end:
+            assert isinstance(end.code, int)
+            status = end.code
+        said = self._capsys.readouterr()
+        return Done(status, said.out, said.err)
+
+    def json(self, *arguments: str | Path) -> dict[str, Any]:
+        done = self(*arguments, "--json")
+        assert (done.status, done.err) == (0, "")
+        found: dict[str, Any] = json.loads(done.out)
+        return found
+
+
+@pytest.fixture
+def plan(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Runner:
+    return Runner(monkeypatch, capsys)
+
+
+def assert_one_line(done: Done, status: int) -> str:
+    assert done.status == status
+    assert done.out == ""
+    assert len(done.err.splitlines()) == 1
+    assert done.err.startswith("qwq-lite: ")
+    return done.err
+
+
+# What it prints
+
+
+def test_the_text_has_a_table_the_refusals_and_the_next_step(plan: Runner) -> None:
+    done = plan(*QWQ_3090)
+    assert (done.status, done.err) == (0, "")
+    assert "\x1b" not in done.out
+    lines = done.out.splitlines()
+    assert "qwq-32b-preview, Q4_K_M" in lines[0]
+    assert "32,768 tokens, q8_0 KV" in lines[1]
+    (head,) = (line for line in lines if "weights" in line)
+    assert re.findall(r"\w+", head) == ["GiB", "weights", "KV", "compute", "backend", "total", "of", "free"]
+    (gpu,), (host,) = ([line for line in lines if re.match(rf"\W*{name} ", line)] for name in ("CUDA0", "CPU"))
+    for row in (gpu, host):
+        weights, kv, compute, backend, total, limit, free = map(float, re.findall(r"-?\d+\.\d\d", row))
+        assert total == pytest.approx(weights + kv + compute + backend, abs=0.03)
+        assert free == pytest.approx(limit - total, abs=0.02)
+        assert free >= 0
+    assert any(line.startswith("Refused: ") and "f16" in line and "GiB too much for CUDA0" in line for line in lines)
+    assert any(line.startswith("Also fits: ") for line in lines)
+    assert any(line.startswith("Estimate: ") and "tok/s" in line for line in lines)
+    assert lines[-1].startswith("Next: ")
+    assert "qwq-lite convert" in lines[-1]
+    assert "-q Q4_K_M" in lines[-1]
+
+
+def test_it_runs_as_a_process_and_prints_nothing_but_text() -> None:
+    done = subprocess.run(
+        [*COMMAND, "plan", *QWQ_3090], capture_output=True, encoding="utf-8", timeout=WAIT_S, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "\x1b" not in done.stdout
+    assert "Next: " in done.stdout
+
+
+def test_a_slow_machine_is_warned_of_first(plan: Runner) -> None:
+    done = plan("qwq-32b", "--machine", "rtx-3090", "--gpu-layers", "0", "--ctx", "16384", "--type-k", "q8_0")
+    assert done.status == 0
+    assert "Slow: " not in done.out  # 3.8 tok/s: 7 minutes for a typical answer
+    slower = plan("qwq-32b", "-q", "Q8_0", "--machine", "desktop-64gb")
+    first, second = slower.out.splitlines()[:2]
+    assert first.startswith("Slow: ")
+    faster = second.split("qwq-lite plan ")[1]
+    assert plan(faster, "--machine", "desktop-64gb").status == 0
+
+
+@pytest.mark.parametrize("machine", ["rtx-3090", "rtx-3060-12gb", "m3-max-36gb", "laptop-32gb"])
+def test_json_has_its_keys_and_adds_up(machine: str, plan: Runner) -> None:
+    found = plan.json("qwq-32b-preview", "--machine", machine)
+    assert found.keys() >= KEYS
+    assert found["choice"].keys() >= CHOICES
+    assert (found["model"], found["weight_type"], found["source"]) == ("qwq-32b-preview", "Q4_K_M", "formula")
+    assert "by table" in found["on"]
+    for row in found["devices"].values():
+        assert row.keys() == COLUMNS
+        assert all(isinstance(value, int) for value in row.values())
+        assert row["total"] == row["weights"] + row["kv"] + row["compute"] + row["backend"]
+        assert row["free"] == row["limit"] - row["total"] >= 0
+    assert sum(row["weights"] for row in found["devices"].values()) == pytest.approx(19.85e9, rel=0.001)
+    assert found["decode_tok_s_estimate"] > 0
+    assert all(isinstance(line, str) for line in (*found["refused"], *found["next_best"], found["next"]))
+
+
+def test_text_and_json_say_the_same(plan: Runner) -> None:
+    found, lines = plan.json(*QWQ_3090), plan(*QWQ_3090).out.splitlines()
+    assert [line.removeprefix("Refused: ") for line in lines if line.startswith("Refused: ")] == found["refused"]
+    assert [line.removeprefix("Also fits: ") for line in lines if line.startswith("Also fits: ")] == found["next_best"]
+    assert lines[-1] == f"Next: {found['next']}"
+
+
+# What the user gives
+
+
+def test_what_is_given_is_what_is_planned(plan: Runner) -> None:
+    asked = ("--ctx", "5000", "--type-k", "Q8_0", "--type-v", "q4_0", "--gpu-layers", "40", "-q", "q4_k_m")
+    choice = plan.json(*QWQ_3090, *asked)["choice"]
+    assert [choice[name] for name in ("n_ctx", "type_k", "type_v", "n_gpu_layers")] == [5000, "q8_0", "q4_0", 40]
+
+
+def test_a_larger_weight_type_falls_to_the_next_that_fits(plan: Runner) -> None:
+    found = plan.json("deepseek-r1-distill-qwen-7b", "-q", "F16", "--machine", "laptop-16gb")
+    assert found["weight_type"] == "Q8_0"
+    assert found["refused"][0].startswith("F16")
+
+
+@pytest.mark.parametrize(("memory", "limit"), [("24GiB", 24 << 30), ("24gb", 24 * 10**9), ("22.5 GiB", 45 << 29)])
+def test_a_budget_is_the_gpus(memory: str, limit: int, plan: Runner) -> None:
+    found = plan.json(*QWQ_3090, "--memory", memory)
+    assert found["devices"]["CUDA0"]["limit"] == limit
+    assert plan.json(*QWQ_3090, "--memory", memory, "--reserve", "1GiB")["devices"]["CUDA0"]["limit"] == limit - (
+        1 << 30
+    )
+
+
+def test_a_budget_is_the_hosts_where_there_is_no_gpu(plan: Runner) -> None:
+    found = plan.json("qwq-32b", "--machine", "laptop-16gb", "--memory", "30GiB", "--reserve", "512MiB")
+    assert found["devices"]["CPU"]["limit"] == (59 << 29)
+
+
+@pytest.mark.parametrize("name", ["--memory", "--reserve"])
+@pytest.mark.parametrize("text", ["", "much", "24i", "-5", "24 TiB", "1e9", "24GiB!", "nan"])
+def test_a_budget_that_is_no_size_is_one_line_with_an_example(name: str, text: str, plan: Runner) -> None:
+    said = assert_one_line(plan(*QWQ_3090, f"{name}={text}"), 2)
+    assert name in said
+    assert repr(text) in said
+    assert "24GiB" in said
+
+
+def test_a_budget_beyond_any_number_is_one_line(plan: Runner) -> None:
+    assert_one_line(plan(*QWQ_3090, "--memory", "9" * 400 + "GiB"), 2)
+
+
+def test_an_unknown_machine_is_one_line_with_the_names(plan: Runner) -> None:
+    said = assert_one_line(plan("qwq-32b", "--machine", "rtx-9999"), 2)
+    assert "'rtx-9999'" in said
+    assert all(machine.name in said for machine in machines.MACHINES)
+
+
+@pytest.mark.parametrize("model", ["qwq-33b", "missing.gguf", "Qwen/QwQ-32B"])
+def test_an_unknown_model_is_one_line_with_the_names(model: str, plan: Runner) -> None:
+    said = assert_one_line(plan(model, "--machine", "rtx-3090"), 2)
+    assert repr(model) in said
+    assert all(name in said for name in catalog.GEOMETRIES)
+
+
+@pytest.mark.parametrize("option", ["--type-k", "--type-v"])
+def test_an_unknown_cache_type_is_one_line_with_the_names(option: str, plan: Runner) -> None:
+    said = assert_one_line(plan(*QWQ_3090, option, "f17"), 2)
+    assert f"{option} is 'f17'" in said
+    assert all(name in said for name in KV_TYPES)
+
+
+def test_an_unknown_weight_type_is_one_line_with_the_names(plan: Runner) -> None:
+    said = assert_one_line(plan(*QWQ_3090, "-q", "Q9"), 2)
+    assert "'Q9'" in said
+    assert "Q4_K_M" in said
+
+
+@pytest.mark.parametrize("option", [("--ctx", "255"), ("--ctx", "many"), ("--gpu-layers", "-2")])
+def test_a_number_out_of_range_is_usage(option: tuple[str, str], plan: Runner) -> None:
+    done = plan(*QWQ_3090, *option)
+    assert (done.status, done.out) == (2, "")
+    assert option[0] in done.err
+
+
+# Nothing fits
+
+
+def advised(said: str) -> list[str]:
+    """The arguments of the command after "what fits:"."""
+    words = shlex.split(said.split("what fits: ")[1])
+    assert words[:2] == ["qwq-lite", "plan"]
+    return words[2:]
+
+
+@pytest.mark.parametrize("machine", ["laptop-16gb", "m1-16gb"])
+def test_nothing_fits_is_one_line_with_a_command_that_works(machine: str, plan: Runner) -> None:
+    said = assert_one_line(plan("qwq-32b", "--machine", machine), 1)
+    assert "GiB too much for " in said
+    arguments = advised(said)
+    assert machine in arguments
+    done = plan(*arguments)
+    assert (done.status, done.err) == (0, "")
+
+
+def test_a_machine_for_which_nothing_is_small_enough_gets_no_command(plan: Runner) -> None:
+    said = assert_one_line(plan("qwq-32b", "--machine", "laptop-16gb", "--memory", "512MiB"), 1)
+    assert "GiB too much for the host" in said
+    assert "what fits" not in said
+
+
+@pytest.mark.parametrize("budget", [("--memory", "6GiB"), ("--reserve", "6GiB")])
+def test_the_command_that_works_is_for_the_same_budget(budget: tuple[str, str], plan: Runner) -> None:
+    arguments = advised(assert_one_line(plan("qwq-32b", "--machine", "laptop-16gb", *budget), 1))
+    assert list(budget) == arguments[-2:] or f"{budget[0]}={budget[1]}" in arguments
+    assert plan(*arguments).status == 0
+
+
+def test_what_fits_is_not_what_did_not(plan: Runner) -> None:
+    arguments = advised(assert_one_line(plan("qwq-32b-preview", "--machine", "laptop-32gb", "--ctx", "131072"), 1))
+    assert "qwq-32b-preview" not in arguments or "--ctx" in arguments
+
+
+# Folders and files
+
+
+def test_a_checkpoint_is_planned_without_its_weights(tmp_path: Path, plan: Runner) -> None:
+    folder = write_random_checkpoint(tmp_path / "model")
+    before = plan.json(folder, "--machine", "rtx-3090")
+    for shard in folder.glob("*.safetensors"):
+        shard.unlink()
+    assert plan.json(folder, "--machine", "rtx-3090") == before
+    assert before["model"] == str(folder)
+    assert before["choice"]["n_ctx"] == 4096
+    assert before["choice"]["n_gpu_layers"] == 3
+
+
+def weights(found: dict[str, Any]) -> int:
+    return sum(row["weights"] for row in found["devices"].values())
+
+
+def test_a_tied_checkpoint_has_one_table_less(tmp_path: Path, plan: Runner) -> None:
+    """The index decides where there is one, config.json where there is none: llama.cpp keeps an lm_head that exists."""
+    sizes = {}
+    for name, tied, shards, says in (
+        ("untied", False, 2, False),
+        ("untied, one file", False, 1, False),
+        ("tied", True, 2, True),
+        ("tied, one file", True, 1, True),
+        ("says tied, has lm_head", False, 2, True),
+    ):
+        folder = write_random_checkpoint(
+            tmp_path / name, tied=tied, shards=shards, overrides={"tie_word_embeddings": says}
+        )
+        sizes[name] = weights(plan.json(folder, "-q", "F16", "--machine", "laptop-16gb"))
+    untied, tied_size = sizes["untied"], sizes["tied"]
+    assert untied - tied_size == 320 * 256 * 2
+    assert sizes == {
+        "untied": untied,
+        "untied, one file": untied,
+        "tied": tied_size,
+        "tied, one file": tied_size,
+        "says tied, has lm_head": untied,
+    }
+
+
+def test_a_checkpoint_takes_what_its_file_will(tiny_gguf: Path, tmp_path: Path, plan: Runner) -> None:
+    folder = write_random_checkpoint(tmp_path / "model")
+    by_folder = plan.json(folder, "-q", "F16", "--machine", "rtx-3090")
+    by_file = plan.json(tiny_gguf, "--machine", "rtx-3090")
+    assert by_file["devices"] == by_folder["devices"]
+    assert by_file["choice"] == by_folder["choice"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("config.json", "{"),
+        ("config.json", "[]"),
+        ("config.json", "{}"),
+        ("model.safetensors.index.json", "{"),
+        ("model.safetensors.index.json", "[]"),
+        ("model.safetensors.index.json", "{}"),
+        pytest.param(
+            "model.safetensors.index.json",
+            '{"weight_map": 5}',
+        ),
+    ],
+)
+def test_a_damaged_checkpoint_is_one_line(name: str, content: str, tmp_path: Path, plan: Runner) -> None:
+    folder = write_random_checkpoint(tmp_path / "model")
+    (folder / name).write_text(content, "utf-8")
+    assert str(folder) in assert_one_line(plan(folder, "--machine", "rtx-3090"), 1)
+
+
+def test_a_checkpoint_of_another_family_is_one_line(tmp_path: Path, plan: Runner) -> None:
+    other = {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
+    folder = write_random_checkpoint(tmp_path / "model", overrides=other)
+    assert_one_line(plan(folder, "--machine", "rtx-3090"), 1)
+
+
+def test_an_empty_folder_is_one_line(tmp_path: Path, plan: Runner) -> None:
+    assert str(tmp_path) in assert_one_line(plan(tmp_path, "--machine", "rtx-3090"), 1)
+
+
+def test_a_file_has_its_weight_type(tiny_gguf: Path, plan: Runner) -> None:
+    said = assert_one_line(plan(tiny_gguf, "-q", "Q4_K_M", "--machine", "rtx-3090"), 2)
+    assert str(tiny_gguf) in said
+    assert "-q" in said
+
+
+def test_a_damaged_file_is_one_line(tmp_path: Path, plan: Runner) -> None:
+    path = tmp_path / "model.gguf"
+    path.write_bytes(b"GGUF\3\0\0\0" + b"\xff" * 100)
+    assert str(path) in assert_one_line(plan(path, "--machine", "rtx-3090"), 1)
+
+
+def test_the_next_step_of_a_file_is_a_chat_that_works(tiny_gguf: Path) -> None:
+    """On this machine: llama.cpp's own count, and a command that takes what was planned."""
+    done = subprocess.run(
+        [*COMMAND, "plan", str(tiny_gguf), "--json"], capture_output=True, encoding="utf-8", timeout=WAIT_S, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["source"] in ("measured", "formula")
+    assert all(row["free"] >= 0 for row in found["devices"].values())
+    words = shlex.split(found["next"])
+    assert words[:2] == ["qwq-lite", "chat"]
+    ran = subprocess.run(
+        [*COMMAND, *words[1:], "-p", "Hi", "-n", "2", "--seed", "1"],
+        capture_output=True,
+        encoding="utf-8",
+        timeout=WAIT_S,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr
+
+
+def test_the_next_step_survives_a_path_with_a_space(tiny_gguf: Path, tmp_path: Path, plan: Runner) -> None:
+    path = tmp_path / "my model.gguf"
+    shutil.copyfile(tiny_gguf, path)
+    assert str(path) in shlex.split(plan.json(path, "--machine", "rtx-3090")["next"])
+
+
+def test_a_context_above_32_bits_is_not_planned_as_a_short_one(tiny_gguf: Path, plan: Runner) -> None:
+    done = plan(tiny_gguf, "--ctx", str((1 << 32) + 256))
+    assert done.status in (1, 2)
