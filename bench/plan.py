@@ -16,7 +16,8 @@ The demo model reads a prompt that fills a micro-batch, the large geometries onl
 
     python bench/plan.py [--quick] [--limit-gib 8]
 
-Prints one row for each setting and ends with one JSON line. Exit status 1 where a bound is missed.
+Prints one row for each setting and ends with one JSON line. `resident` is the whole process, and less than the total where
+parts of a buffer were never touched. Exit status 1 where a bound is missed.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from qwq_convert.pipeline import convert  # noqa: E402
-from qwq_lite import gguf_header, ghost, memory, shape  # noqa: E402
+from qwq_lite import gguf_header, ghost, local, memory, shape  # noqa: E402
 from qwq_lite.backend import native  # noqa: E402
 from qwq_lite.backend.context import Context, ContextSettings, Entry  # noqa: E402
 from qwq_lite.backend.measure import _breakdown, measure  # noqa: E402
@@ -122,7 +123,7 @@ def used(model: LoadedModel, choice: Choice, n_prompt: int, model_bytes: int) ->
     native.LOG.last.clear()
     settings = ContextSettings(
         choice.n_ctx,
-        n_threads=psutil.cpu_count(logical=False) or 1,
+        n_threads=local.default_threads(),  # all cores would wait for each other on a busy machine
         n_ubatch=choice.n_ubatch,
         n_seq_max=choice.n_seq_max,
         type_k=choice.type_k,
@@ -166,6 +167,8 @@ def qwq(n_layer: int, n_vocab: int = 152_064) -> ModelShape:
 
 def files(folder: Path, quick: bool) -> Generator[tuple[str, Path, int], None, None]:
     """(name, file, tokens of its prompt); a file is there until the next one is asked for."""
+    if not DEMO.is_dir():
+        print(f"{DEMO}: is not there, left out; it is made by: make demo", file=sys.stderr)
     for kind in TYPES:
         path = folder / "model.gguf"
         if DEMO.is_dir():
@@ -208,14 +211,24 @@ class Table:
         self.n_rows = 0
         print(
             "| file | n_ctx | KV | weights MiB | KV MiB | compute MiB: measured | real | total MiB: measured | real | formula"
+            " | resident |"
         )
-        print("|" + "---|" * 10)
+        print("|" + "---|" * 11)
 
     def add(self, name: str, choice: Choice, measured: Footprint, real: Allocated, formula: Footprint) -> None:
         compute = sum(buffers.compute for buffers in measured.devices.values())
-        numbers = (real.weights, real.kv, compute, real.compute, measured.total, real.total, formula.total)
+        numbers = (
+            real.weights,
+            real.kv,
+            compute,
+            real.compute,
+            measured.total,
+            real.total,
+            formula.total,
+            real.resident,
+        )
         row = " | ".join(f"{number / MIB:.2f}" for number in numbers)
-        print(f"| {name} | {choice.n_ctx} | {choice.type_k} | {row}", flush=True)
+        print(f"| {name} | {choice.n_ctx} | {choice.type_k} | {row} |", flush=True)
         for key, value in deviations(measured, real, formula).items():
             self.worst[key] = max(self.worst[key], value)
         self.faults += [f"{name}, {choice.n_ctx} tokens, {choice.type_k}: {fault.strip()}" for fault in real.faults]
@@ -258,6 +271,7 @@ def main() -> int:
     options = parser.parse_args()
     figures: dict[str, Any] = {}
     left_out: list[str] = []
+    limit = min(options.limit_gib * GIB, psutil.virtual_memory().available - GIB)
     start = time.perf_counter()
     with (
         tempfile.TemporaryDirectory(prefix="qwq-lite-") as name,
@@ -270,7 +284,7 @@ def main() -> int:
             geometry = shape.from_header(header)
             choices = [Choice(n_ctx, cache, cache, n_seq_max=N_SEQ) for n_ctx in CONTEXTS for cache in CACHES]
             pairs = list(zip(choices, question(path, choices, figures), strict=True))
-            fits = [(choice, found) for choice, found in pairs if found.total < options.limit_gib * GIB]
+            fits = [(choice, found) for choice, found in pairs if found.total < limit]
             left_out += [
                 f"{label}, {choice.n_ctx}, {choice.type_k}" for choice, found in pairs if (choice, found) not in fits
             ]

@@ -27,6 +27,7 @@ MOST_CTX = 32_768  # what QwQ was trained for without rope scaling; longer conte
 LEAST_CTX = 8_192
 _STEP = 256
 _UBATCHES = (512, 256, 128)
+_OTHERS = 2
 _MOST_REASONS = 4  # in a row, of choices that differ in one number
 TYPICAL_TOKENS, LONG_TOKENS = 1_700, 4_400  # of 72 real outputs: the median, and what 90 % stay below
 GIB = 1 << 30
@@ -148,23 +149,30 @@ def search(candidates: Sequence[Candidate], room: Room, wishes: Wishes, count: C
     nearest: list[RunPlan] = []
     for candidate in candidates:
         caches = _caches(wishes)
-        for choices in _stages(candidate, room, wishes, caches):
-            plans = [
-                RunPlan(candidate, choice, footprint, room)
-                for choice, footprint in zip(choices, count(candidate, choices), strict=True)
-            ]
+        stages = _stages(candidate, room, wishes, caches)
+        for choices in stages:
+            plans = _plans(candidate, choices, room, count)
             found = [plan for plan in plans if _objection(plan, plans[0]) is None]
             before = plans[: plans.index(found[0])] if found else plans
             refused += _shortened([f"{plan.line()}: {_objection(plan, plans[0])}" for plan in before], candidate.label)
             if any(_leaves_its_device(plan, plans[0]) for plan in plans):
                 caches[:] = caches[:1]
-            nearest = [min([*nearest, *plans], key=lambda plan: sum(n_bytes for _, n_bytes in plan.shortages()))]
+            short = [plan for plan in plans if plan.shortages()]
+            nearest = sorted([*nearest, *short], key=lambda plan: sum(n_bytes for _, n_bytes in plan.shortages()))[:1]
             if found:
                 best = _widest(found[0], candidate, room, wishes, count)
-                others = tuple(plan for plan in found[1:] if plan.choice != best.choice)[:2]
-                return dataclasses.replace(best, refused=tuple(refused), next_best=others)
-    last = nearest[0]
-    raise PlanError(f"nothing fits; the nearest was {last.candidate.label}, {last.line()}: {_objection(last, last)}")
+                others = [plan for plan in found[1:] if plan.choice != best.choice]
+                if len(others) < _OTHERS:
+                    more = _plans(candidate, next(stages, []), room, count)
+                    others += [plan for plan in more if _objection(plan, plans[0]) is None]
+                return dataclasses.replace(best, refused=tuple(refused), next_best=tuple(others[:_OTHERS]))
+    last = f"the nearest was {nearest[0].candidate.label}, {nearest[0].line()}: " if nearest else ""
+    raise PlanError(f"nothing fits; {last}{_objection(nearest[0], nearest[0]) if nearest else refused[-1]}")
+
+
+def _plans(candidate: Candidate, choices: Sequence[Choice], room: Room, count: Count) -> list[RunPlan]:
+    counted = count(candidate, choices) if choices else []
+    return [RunPlan(candidate, choice, footprint, room) for choice, footprint in zip(choices, counted, strict=True)]
 
 
 def _objection(plan: RunPlan, reference: RunPlan) -> str | None:
@@ -220,8 +228,10 @@ def _stages(candidate: Candidate, room: Room, wishes: Wishes, caches: list[tuple
     layers = 0 if room.gpu is None else all_layers if wishes.n_gpu_layers is None else wishes.n_gpu_layers
     layers = all_layers if layers < 0 else layers
     full = [Choice(n_ctx, *cache, n_gpu_layers=layers) for cache in caches]
-    small = [Choice(n_ctx, *caches[-1], n_ubatch=n, n_gpu_layers=layers) for n in _UBATCHES[1:]]
-    yield full + small
+    last = caches[-1]
+    yield full + [Choice(n_ctx, *last, n_ubatch=n, n_gpu_layers=layers) for n in _UBATCHES[1:]]
+    if caches[-1] != last:  # quantized K and V are no choice on this device
+        yield [Choice(n_ctx, *caches[-1], n_ubatch=n, n_gpu_layers=layers) for n in _UBATCHES[1:]]
     least = n_ctx if wishes.n_ctx else min(n_ctx, LEAST_CTX)
     if least < n_ctx:
         yield [Choice(least, *caches[-1], n_ubatch=_UBATCHES[-1], n_gpu_layers=layers)]

@@ -206,6 +206,8 @@ def _limited(room: Room, memory_bytes: int | None, reserve_bytes: int) -> Room:
     # A budget that is given is a total: opening the device comes out of it too.
     backend = next((b for word, b in _BACKENDS.items() if room.gpu.startswith(word)), None)
     overhead = machines.OVERHEADS[backend].total_bytes if backend else room.gpu_overhead
+    if room.unified:  # one memory: the budget holds for both sides of it
+        room = replace(room, unified=min(room.unified, memory_bytes - reserve_bytes))
     return replace(room, gpu_bytes=memory_bytes - reserve_bytes, gpu_overhead=overhead)
 
 
