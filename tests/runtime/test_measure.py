@@ -14,7 +14,9 @@ from gguf.constants import GGUFValueType
 from bench.plan import BOUNDS, allocated, deviations, qwq
 from qwq_lite import gguf_header, ghost, memory, shape
 from qwq_lite.backend import measure as backend
+from qwq_lite.backend.context import Context, ContextSettings, Entry
 from qwq_lite.backend.measure import measure
+from qwq_lite.backend.model import LoadedModel
 from qwq_lite.errors import PlanError
 from qwq_lite.memory import Choice
 from qwq_lite.recipe import FILE_TYPES, file_type
@@ -47,6 +49,39 @@ def test_the_count_is_what_a_real_load_takes(fixture: str, request: pytest.Fixtu
         assert {key: value for key, value in off.items() if value > BOUNDS[key]} == {}, choice
         if list(found.devices) == ["CPU"]:
             assert (found.host.weights, found.host.kv) == (real.weights, real.kv)
+
+
+@on_linux
+def test_the_count_holds_where_the_engine_maps_the_file(demo_gguf: Path) -> None:
+    """A load as the engine makes it; what llama.cpp then says of weights is the span of the file."""
+    counted = measure(demo_gguf, [Choice(1024, "q8_0", "q8_0")])
+    assert counted is not None
+    weights = LoadedModel(demo_gguf, n_gpu_layers=0)
+    context = Context(weights, ContextSettings(1024, 1, n_seq_max=4, type_k="q8_0", type_v="q8_0"))
+    context.decode([Entry(n, n, 0, n == 63) for n in range(64)])
+    rows = backend._breakdown(context.pointer)
+    outputs = memory.output_bytes(shape.from_header(gguf_header.read(demo_gguf)), 4)
+    context.close()
+    weights.close()
+    devices = counted[0].devices.values()
+    assert sum(buffers.kv for buffers in devices) == sum(kv for _, _, kv, _ in rows)
+    compute = sum(compute for _, _, _, compute in rows)
+    assert sum(buffers.compute for buffers in devices) == pytest.approx(compute + outputs, rel=0.01)
+
+
+@on_linux
+def test_a_ghost_of_all_64_layers_is_counted(tmp_path: Path) -> None:
+    geometry = qwq(64)
+    path, infos = tmp_path / "ghost.gguf", ghost.tensors(geometry, file_type("Q4_K_M"))
+    ghost.write(path, geometry, infos)
+    assert path.stat().st_blocks * 512 < 1_000_000
+    choices = [Choice(32_768, "q8_0", "q8_0"), Choice(8_192, repack=False)]
+    counted = measure(path, choices)
+    assert counted is not None
+    for choice, found in zip(choices, counted, strict=True):
+        formula = memory.footprint(geometry, infos, choice).host
+        assert (found.host.weights, found.host.kv) == (formula.weights, formula.kv)
+        assert found.host.compute == pytest.approx(formula.compute, rel=0.01)
 
 
 @on_linux
@@ -93,6 +128,13 @@ def test_a_file_that_llama_cpp_refuses_is_named_with_its_reason(tmp_path: Path) 
     ghost.write(path, SHAPE, TENSORS)
     os.truncate(path, path.stat().st_size - 100_000)
     with pytest.raises(PlanError, match=r"cut\.gguf: .*not within the file bounds"):
+        measure(path, [Choice(256)])
+
+
+def test_a_file_that_lacks_a_tensor_is_named_with_its_reason(tmp_path: Path) -> None:
+    path = tmp_path / "lacking.gguf"
+    ghost.write(path, SHAPE, TENSORS[:-1])
+    with pytest.raises(PlanError, match=r"lacking\.gguf: .*blk\.1\.ffn_up\.weight"):
         measure(path, [Choice(256)])
 
 
