@@ -5,6 +5,7 @@ MODEL is a GGUF file, a checkpoint folder (its config.json and index only), or a
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import tempfile
@@ -25,7 +26,6 @@ from qwq_lite.shape import ModelShape
 DEFAULT_TYPE = "Q4_K_M"
 _ARCHITECTURE = "Qwen2ForCausalLM"
 _SPARE = 0.9  # of a device: below it a formula that is off by a few percent does no harm
-GIB = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -72,13 +72,10 @@ def plan_header(header: gguf_header.Header, room: Room, wishes: Wishes) -> RunPl
     Raises: PlanError when nothing fits.
     """
     candidate = Candidate(header.path.name, shape.from_header(header), header.tensors)
-    try:
+    with contextlib.suppress(PlanError):
         plan = search([candidate], room, wishes, _formula(room))
-    except PlanError:
-        plan = None
-    spare = _SPARE if plan is not None else 0
-    if plan is not None and all(buffers.total + backend <= limit * spare for _, buffers, backend, limit in plan.rows()):
-        return plan
+        if all(buffers.total + backend <= limit * _SPARE for _, buffers, backend, limit in plan.rows()):
+            return plan
     return search([candidate], room, wishes, _measured(header.path, room, []))
 
 
@@ -157,19 +154,17 @@ def _room_of(gpus: tuple[Device, ...]) -> tuple[Room, str]:
     if not gpus:
         return Room(host), "this machine, what is free now"
     gpu = gpus[0]
-    backend: machines.Backend = next((b for word, b in _BACKENDS.items() if gpu.name.startswith(word)), "vulkan")
-    later = machines.OVERHEADS[backend].later_bytes
+    overhead = machines.overhead_of(gpu.name)
     free, unified = gpu.free_bytes, 0
-    if backend == "metal":  # its free figure lacks only this process's own buffers, and macOS lives in the rest
+    if (
+        overhead is machines.OVERHEADS["metal"]
+    ):  # its free figure lacks only this process's own buffers, and macOS lives in the rest
         unified = max(0, host - machines.apple_reserve_bytes(psutil.virtual_memory().total))
         free = min(free, unified)
     if sys.platform == "win32":
         free -= machines.WINDOWS_RESERVE_BYTES
-    room = Room(host, gpu.name, free, later, unified, 0.0, _bandwidth_of(gpu.description))
+    room = Room(host, gpu.name, free, overhead.later_bytes, unified, 0.0, _bandwidth_of(gpu.description))
     return room, f"this machine, what is free now on {gpu.name} ({gpu.description})"
-
-
-_BACKENDS: dict[str, machines.Backend] = {"CUDA": "cuda", "Vulkan": "vulkan", "Metal": "metal", "MTL": "metal"}
 
 
 def _bandwidth_of(description: str) -> float:
@@ -190,7 +185,7 @@ def _known_room(name: str) -> tuple[Room, str]:
     return Room(
         host,
         gpu.name,
-        min(gpu.free_bytes, host) if known.unified else gpu.free_bytes,
+        known.budget_bytes,
         known.overhead.total_bytes,
         host if known.unified else 0,
         known.host_bandwidth_bytes_s,
@@ -204,8 +199,7 @@ def _limited(room: Room, memory_bytes: int | None, reserve_bytes: int) -> Room:
     if memory_bytes is None:
         return replace(room, gpu_bytes=room.gpu_bytes - reserve_bytes)
     # A budget that is given is a total: opening the device comes out of it too.
-    backend = next((b for word, b in _BACKENDS.items() if room.gpu.startswith(word)), None)
-    overhead = machines.OVERHEADS[backend].total_bytes if backend else room.gpu_overhead
+    overhead = machines.overhead_of(room.gpu).total_bytes
     if room.unified:  # one memory: the budget holds for both sides of it
         room = replace(room, unified=min(room.unified, memory_bytes - reserve_bytes))
     return replace(room, gpu_bytes=memory_bytes - reserve_bytes, gpu_overhead=overhead)

@@ -14,8 +14,8 @@ import click
 from qwq_lite import planning
 from qwq_lite.cli import console
 from qwq_lite.errors import PlanError, UsageError
-from qwq_lite.plan import LONG_TOKENS, TYPICAL_TOKENS, RunPlan, Wishes
-from qwq_lite.planning import GIB, Planned
+from qwq_lite.plan import GIB, LONG_TOKENS, TYPICAL_TOKENS, RunPlan, Wishes
+from qwq_lite.planning import Planned
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 1 << 10, "MI": 1 << 20, "GI": 1 << 30}
 _PATIENCE_MIN = 10
@@ -122,7 +122,7 @@ def _show(planned: Planned) -> None:
     for name, row in _rows(plan):
         table.add_row(name, *(f"{value / GIB:.2f}" for value in row))
     out.print(table)
-    click.echo(f"Buffers: {plan.footprint.source}." + (f" Backend: {'table'}." if plan.room.gpu else ""))
+    click.echo(f"Buffers: {plan.footprint.source}." + (" Backend: table." if plan.room.gpu else ""))
     host = plan.footprint.host
     if host.reclaimable:
         click.echo(f"Read once for repacking, and reclaimable: {host.reclaimable / GIB:.2f} GiB.")
