@@ -47,7 +47,7 @@ sys.path.insert(0, str(ROOT))
 from bench.measure.contestants import SAMPLING, STOP_TEXTS, Bare, Contestant, Engine, HighLevel, Stamp  # noqa: E402
 from bench.measure.fakes import N_VOCAB, EmptyContext, StubSampler, empty_model, logits  # noqa: E402
 from bench.measure.figures import Report, alternate, ratios  # noqa: E402
-from qwq_lite import gguf_header, local  # noqa: E402
+from qwq_lite import gguf_header, pace  # noqa: E402
 from qwq_lite.backend import devices  # noqa: E402
 from qwq_lite.backend.context import ContextSettings  # noqa: E402
 from qwq_lite.backend.model import LoadedModel  # noqa: E402
@@ -87,7 +87,7 @@ def main() -> int:
     report = Report()
     measure_own_work(report)
     measure_sampler(report)
-    settings = ContextSettings(n_ctx=N_CTX, n_threads=local.default_threads(), n_seq_max=N_SEQ_MAX)
+    settings = ContextSettings(n_ctx=N_CTX, n_threads=pace.default_threads(), n_seq_max=N_SEQ_MAX)
     with contextlib.closing(model):
         measure_engines(report, model, settings, options)
         measure_beside_busy(report, model, options)
@@ -243,7 +243,7 @@ def report_prefill(report: Report, runs: dict[str, list[Stamp]]) -> None:
 def measure_beside_busy(report: Report, model: LoadedModel, options: Any) -> None:
     """Milliseconds a token of ours while one other process keeps a core busy."""
     note("beside a busy process")
-    counts = {"default_threads": local.default_threads(), "all_cores": psutil.cpu_count(logical=False) or 2}
+    counts = {"default_threads": pace.default_threads(), "all_cores": psutil.cpu_count(logical=False) or 2}
     prompt = model.vocab.tokenize(TEXT, False)[:N_SHORT]
     with contextlib.ExitStack() as stack:
         contestants: dict[str, Callable[[], list[float]]] = {}

@@ -32,7 +32,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Generator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -43,12 +43,13 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from qwq_convert.pipeline import convert  # noqa: E402
-from qwq_lite import gguf_header, ghost, local, memory, shape  # noqa: E402
+from qwq_lite import gguf_header, ghost, memory, pace, shape  # noqa: E402
 from qwq_lite.backend import native  # noqa: E402
 from qwq_lite.backend.context import Context, ContextSettings, Entry  # noqa: E402
-from qwq_lite.backend.measure import _breakdown, measure  # noqa: E402
-from qwq_lite.backend.model import LoadedModel  # noqa: E402
-from qwq_lite.memory import Choice, Footprint  # noqa: E402
+from qwq_lite.backend.measure import _breakdown, as_choice, measure  # noqa: E402
+from qwq_lite.backend.model import LoadedModel, model_params  # noqa: E402
+from qwq_lite.choice import Choice  # noqa: E402
+from qwq_lite.memory import Footprint  # noqa: E402
 from qwq_lite.recipe import FILE_TYPES, file_type  # noqa: E402
 from qwq_lite.shape import ModelShape  # noqa: E402
 
@@ -98,14 +99,11 @@ def allocated(path: Path, choices: Sequence[Choice], n_prompt: int = 8) -> list[
 def answer() -> None:
     """The child: a question on stdin, one line of JSON on stdout."""
     question = json.loads(sys.stdin.read())
-    choices = [Choice(**choice) for choice in question["choices"]]
+    choices = [as_choice(choice) for choice in question["choices"]]
     api = native.engine()
     native.LOG.last = collections.deque()  # the engine keeps the last lines only; here each one counts
-    params = api.llama_model_default_params()
-    params.load_mode = (
-        0  # LLAMA_LOAD_MODE_NONE: with a mapping, llama.cpp's line is the file's span and not what is used
-    )
-    params.n_gpu_layers, params.use_extra_bufts = choices[0].n_gpu_layers, choices[0].repack
+    # With a mapping, llama.cpp's line is the file's span and not what is used.
+    params = model_params(api, replace(choices[0], load_mode="none"))
     path = Path(question["path"])
     pointer = api.llama_model_load_from_file(str(path).encode(), params)
     if not pointer:
@@ -121,15 +119,8 @@ def answer() -> None:
 def used(model: LoadedModel, choice: Choice, n_prompt: int, model_bytes: int) -> Allocated:
     """One context, made by the engine's own class, used and freed."""
     native.LOG.last.clear()
-    settings = ContextSettings(
-        choice.n_ctx,
-        n_threads=local.default_threads(),  # all cores would wait for each other on a busy machine
-        n_ubatch=choice.n_ubatch,
-        n_seq_max=choice.n_seq_max,
-        type_k=choice.type_k,
-        type_v=choice.type_v,
-    )
-    context = Context(model, settings)
+    # All cores would wait for each other on a busy machine.
+    context = Context(model, ContextSettings.of(choice, pace.default_threads()))
     before = _breakdown(context.pointer)
     lines = {"model": model_bytes} | {name: logged(name) for name in ("KV", "compute", "output")}
     work(context, n_prompt)

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     )
     from qwq_lite.events import Answer, Done, Event, Notice, Progress, Reply, Stats, Thinking
     from qwq_lite.local import load
+    from qwq_lite.plan import RunPlan, Wishes
+    from qwq_lite.planning import Planned, plan_model
     from qwq_lite.stream import Stream
 
 _HOMES = {
@@ -51,6 +53,8 @@ _HOMES = {
     ),
     "events": ("Answer", "Done", "Event", "Notice", "Progress", "Reply", "Stats", "Thinking"),
     "local": ("load",),
+    "plan": ("RunPlan", "Wishes"),
+    "planning": ("Planned", "plan_model"),
     "stream": ("Stream",),
 }
 __all__ = [
@@ -67,15 +71,19 @@ __all__ = [
     "Notice",
     "OutputError",
     "PlanError",
+    "Planned",
     "Progress",
     "QwqError",
     "Reply",
+    "RunPlan",
     "Stats",
     "Stream",
     "TemplateError",
     "Thinking",
     "UsageError",
+    "Wishes",
     "load",
+    "plan_model",
 ]
 
 

@@ -44,7 +44,9 @@ class OutputError(QwqError):
 
 
 class PlanError(QwqError):
-    """A choice of memory, context or offload cannot hold."""
+    """A choice of memory, context or offload cannot hold. smaller: a model of the catalogue that would fit."""
+
+    smaller: str | None = None
 
 
 class TemplateError(QwqError):

@@ -35,11 +35,12 @@ class Answer:
 class Notice:
     """Something the user should know, in one line.
 
-    kind: "left-out" (messages that no longer fit), "full" (the context), "rewound" (a part of the thought no longer counts).
+    kind: "left-out" (messages that no longer fit), "full" (the context), "rewound" (a part of the thought no longer counts),
+    "slow" (far below the machine's bandwidth).
     """
 
     text: str
-    kind: Literal["left-out", "full", "rewound"]
+    kind: Literal["left-out", "full", "rewound", "slow"]
 
 
 @dataclass(frozen=True)

@@ -13,15 +13,14 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from qwq_lite import catalog, gguf_header, history, normalization, planning, prompt, sampling, sessions
+from qwq_lite import catalog, gguf_header, history, normalization, pace, planning, prompt, sampling, sessions
 from qwq_lite.backend import devices
 from qwq_lite.backend.context import Context, ContextSettings
-from qwq_lite.backend.model import ALL_LAYERS, LoadedModel
+from qwq_lite.backend.model import LoadedModel
 from qwq_lite.chat import Model
 from qwq_lite.errors import EngineClosed, TemplateError, UsageError
 from qwq_lite.events import Progress
 from qwq_lite.generation import Begin, Policy
-from qwq_lite.memory import KV_TYPES
 from qwq_lite.model import Options, Prompt
 from qwq_lite.model import options as model_options
 from qwq_lite.plan import RunPlan, Wishes
@@ -44,6 +43,7 @@ def load(
     n_gpu_layers: int | None = None,
     plan: RunPlan | None = None,
     memory: int | None = None,
+    host_weights: str | None = None,
     n_threads: int | None = None,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> LocalModel:
@@ -55,8 +55,10 @@ def load(
             and 32,768.
         type_k, type_v: type of the KV cache: f16, bf16, q8_0, q4_0; default f16, or q8_0 where it must. Give both the same.
         n_gpu_layers: layers on the GPU where there is one, -1 for all; default as many as fit.
-        plan: what `planning` found before, instead of a plan of its own; the other arguments are then left out.
+        plan: what `planning` found before, instead of a plan of its own; the arguments above are then left out. Where it no
+            longer fits what is free, another takes its place and `LocalModel.notices` says so.
         memory: bytes to use, of the GPU where there is one, else of main memory; default what is free.
+        host_weights: where weights of host layers lie: mmap (the default), no-repack, pinned or repacked, as `plan` explains.
         n_threads: default one core less than there are, which stays with the desktop.
         on_progress: called with load progress, on this thread.
 
@@ -68,24 +70,15 @@ def load(
             print(model.ask("What is 2+3?").answer)
     """
     file = Path(model)
-    header = gguf_header.read(file)
+    wishes = Wishes(n_ctx, type_k and type_k.lower(), type_v and type_v.lower(), n_gpu_layers, host_weights)
+    threads = _checked("n_threads", pace.default_threads() if n_threads is None else n_threads, 1, 512)
+    header, notice = gguf_header.read(file), None
+    room = planning.room_here(devices.report(), memory)
     if plan is None:
-        wishes = Wishes(
-            None if n_ctx is None else _checked("n_ctx", n_ctx, 256, 1 << 24),
-            None if type_k is None else _kv_type("type_k", type_k),
-            None if type_v is None else _kv_type("type_v", type_v),
-            None if n_gpu_layers is None else _checked("n_gpu_layers", n_gpu_layers, ALL_LAYERS, 1 << 20),
-        )
-        plan = planning.plan_header(header, planning.room_here(devices.report(), memory), wishes)
-    choice = plan.choice
-    settings = ContextSettings(
-        n_ctx=choice.n_ctx,
-        n_threads=_checked("n_threads", default_threads() if n_threads is None else n_threads, 1, 512),
-        n_ubatch=choice.n_ubatch,
-        n_seq_max=choice.n_seq_max,
-        type_k=choice.type_k,
-        type_v=choice.type_v,
-    )
+        plan = planning.plan_header(header, room, wishes)
+    else:
+        plan, notice = planning.adapted(plan, header, room)
+    notices = [*([notice] if notice else []), *planning.remarks(plan.candidate.shape, room, wishes)]
 
     def report(share: float) -> None:
         if on_progress is not None:
@@ -94,14 +87,14 @@ def load(
     types = header.keys.get("tokenizer.ggml.token_type")
     weights = LoadedModel(
         file,
-        n_gpu_layers=choice.n_gpu_layers,
+        plan.choice,
         token_types=[kind for kind in types if isinstance(kind, int)] if isinstance(types, list) else None,
         on_progress=report,
     )
     context = None
     try:
-        context = Context(weights, settings)
-        return LocalModel(header, weights, context, plan)
+        context = Context(weights, ContextSettings.of(plan.choice, threads))
+        return LocalModel(header, weights, context, plan, tuple(notices))
     except BaseException:
         if context is not None:
             context.close()
@@ -109,18 +102,21 @@ def load(
         raise
 
 
-def default_threads() -> int:
-    """Cores less one for the desktop: with all of them, one busy program beside makes decoding 20 times slower."""
-    import psutil
-
-    return max(1, (psutil.cpu_count(logical=False) or os.cpu_count() or 2) - 1)
-
-
 class LocalModel(Model):
-    """A loaded model. Made by `load`; used as a context manager, or freed with `unload`."""
+    """A loaded model. Made by `load`; used as a context manager, or freed with `unload`.
 
-    def __init__(self, header: gguf_header.Header, weights: LoadedModel, context: Context, plan: RunPlan) -> None:
-        self.plan = plan
+    plan: what it runs with. notices: what the user should know of that, one line each.
+    """
+
+    def __init__(
+        self,
+        header: gguf_header.Header,
+        weights: LoadedModel,
+        context: Context,
+        plan: RunPlan,
+        notices: tuple[str, ...] = (),
+    ) -> None:
+        self.plan, self.notices = plan, notices
         self._header, self._weights = header, weights
         self._vocab = weights.vocab
         source = header.text("tokenizer.chat_template") or self._fallback_template()
@@ -129,8 +125,13 @@ class LocalModel(Model):
         self._known = catalog.find(header.text("general.name"), header.text("general.basename"), header.path.name)
         self.n_ctx = context.n_ctx
         self._fingerprint = _fingerprint(header, context.settings)
-        on_gpu = plan.choice.n_gpu_layers != 0 and plan.room.gpu is not None
-        self._scheduler = Scheduler(weights, context, prefill_chunk=_GPU_PREFILL_CHUNK if on_gpu else PREFILL_CHUNK)
+        on_gpu = any(name != "CPU" for name in plan.footprint.devices)
+        self._scheduler = Scheduler(
+            weights,
+            context,
+            prefill_chunk=_GPU_PREFILL_CHUNK if on_gpu else PREFILL_CHUNK,
+            remark=pace.Pace(plan, context.settings.n_threads),
+        )
         self._callers: list[int] = []  # threads that are inside, for nobody may tokenize while the model is freed
         self._changed = threading.Condition()
         self._unloaded = False
@@ -281,9 +282,3 @@ def _fingerprint(header: gguf_header.Header, settings: ContextSettings) -> str:
         digest.update(file.read(header.data_offset))
     digest.update(f"{header.file_bytes}:{settings.type_k}:{settings.type_v}".encode())
     return digest.hexdigest()
-
-
-def _kv_type(name: str, value: str) -> str:
-    if value.lower() not in KV_TYPES:
-        raise UsageError(f"{name} is {value!r}; known are {', '.join(KV_TYPES)}")
-    return value.lower()

@@ -73,11 +73,6 @@ def overhead_of(device: str) -> Overhead:
     return OVERHEADS[prefixes.get(device.lower().rstrip("0123456789"), "cuda")]
 
 
-def later_overhead(device: str) -> int:
-    """Bytes to keep free where this process has read a device's free memory: its context is not in that figure any more."""
-    return overhead_of(device).later_bytes
-
-
 @dataclass(frozen=True)
 class Machine:
     """One machine as its owner names it.
@@ -86,7 +81,7 @@ class Machine:
         driver's tool shows, of a Mac's GPU the working set that Metal recommends; free_bytes is what a program can get of an
         idle device before it has opened it.
     host_bytes: installed main memory. unified: the first device's memory is part of it and must not be counted twice.
-    bandwidth_bytes_s: of the first device; host_bandwidth_bytes_s: of main memory, for layers that stay there.
+    bandwidth_bytes_s: of a GPU, of which several are alike; host_bandwidth_bytes_s: of main memory, for layers that stay there.
     """
 
     name: str
@@ -110,7 +105,7 @@ class Machine:
 
     @property
     def budget_bytes(self) -> int:
-        """What a program may plan with on the first device, overhead included: macOS has its share already, no display has."""
+        """What a program may plan with on each GPU, overhead included: macOS has its share already, no display has."""
         free = self.devices[0].free_bytes
         return min(free, self.host_bytes - apple_reserve_bytes(self.host_bytes)) if self.backend == "metal" else free
 
@@ -146,15 +141,24 @@ def _cpu(total_bytes: int) -> Device:
 
 
 def _cuda(
-    name: str, card: str, total_mib: int, bandwidth_gb_s: float, memory_source: str, bandwidth_source: str
+    name: str,
+    card: str,
+    total_mib: int,
+    bandwidth_gb_s: float,
+    memory_source: str,
+    bandwidth_source: str,
+    n_cards: int = 1,
 ) -> Machine:
     total = total_mib * MIB
-    gpu = Device("CUDA0", f"NVIDIA {card}", "gpu", total, total - int(total * CUDA_HELD_BACK_SHARE))
+    gpus = [
+        Device(f"CUDA{n}", f"NVIDIA {card}", "gpu", total, total - int(total * CUDA_HELD_BACK_SHARE))
+        for n in range(n_cards)
+    ]
     return Machine(
         name,
-        f"{card}, desktop with {HOST_BYTES // GIB} GiB",
+        f"{f'{n_cards} x ' if n_cards > 1 else ''}{card}, desktop with {HOST_BYTES // GIB} GiB",
         "cuda",
-        (gpu, _cpu(HOST_BYTES)),
+        (*gpus, _cpu(HOST_BYTES)),
         HOST_BYTES,
         False,
         int(bandwidth_gb_s * GB_S),
@@ -207,6 +211,14 @@ MACHINES: tuple[Machine, ...] = (
     _cuda(
         "rtx-3090", "GeForce RTX 3090", 24_576, 936, _NVIDIA_SMI,
         "384 bits x 19.5 Gbit/s; fudzilla.com, NVIDIA RTX 30 series specifications",
+    ),
+    _cuda(
+        "2x-rtx-3060-12gb", "GeForce RTX 3060", 12_288, 360, _NVIDIA_UNREAD,
+        "192 bits x 15 Gbit/s; cpu-gpu.alldbin.com", 2,
+    ),
+    _cuda(
+        "2x-rtx-3090", "GeForce RTX 3090", 24_576, 936, _NVIDIA_SMI,
+        "384 bits x 19.5 Gbit/s; fudzilla.com, NVIDIA RTX 30 series specifications", 2,
     ),
     _cuda(
         "rtx-4060-ti-16gb", "GeForce RTX 4060 Ti", 16_380, 288, _NVIDIA_UNREAD,

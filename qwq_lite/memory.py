@@ -7,42 +7,27 @@ has its own count.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from gguf.constants import GGMLQuantizationType
 
+from qwq_lite.choice import KV_TYPES, Choice
 from qwq_lite.gguf_header import TensorInfo, tensor_bytes
 from qwq_lite.shape import ModelShape
 
 Source = Literal["measured", "formula", "table"]
 
-KV_TYPES = {
-    "f16": GGMLQuantizationType.F16,
-    "bf16": GGMLQuantizationType.BF16,
-    "q8_0": GGMLQuantizationType.Q8_0,
-    "q4_0": GGMLQuantizationType.Q4_0,
-}
 _CTX_STEP = 256  # llama.cpp rounds a context up to a multiple of this
-
-
-@dataclass(frozen=True)
-class Choice:
-    """What a plan chooses, in llama.cpp's words.
-
-    n_gpu_layers: the last so many layers, the output counts as one. repack: weights of CPU layers are copied into a layout
-    that its kernels like better.
-    """
-
-    n_ctx: int
-    type_k: str = "f16"
-    type_v: str = "f16"
-    n_ubatch: int = 512
-    n_gpu_layers: int = 0
-    n_seq_max: int = 4
-    n_outputs_max: int = 4
-    repack: bool = True
+_VOCAB_ENTRY_BYTES = 512  # texts, scores, merges and their maps; measured
+_PAGES_AROUND = 128 << 10  # Linux maps 64 KiB around a page that is read, on both sides of a gap; measured
+_PIPELINE_COPIES = 4  # GGML_SCHED_MAX_COPIES: inputs of a graph that several GPUs work on at once
+_EMBEDDING = "token_embd.weight"
+_BLOCK = re.compile(r"blk\.(\d+)\.")
+# What the CPU's kernels want in another layout, on x86 with AVX2; which ones is decided for each processor.
+# Source: ggml-cpu/repack.cpp
+_REPACKED = (GGMLQuantizationType.Q4_0, GGMLQuantizationType.Q4_K, GGMLQuantizationType.IQ4_NL)
 
 
 @dataclass(frozen=True)
@@ -58,6 +43,11 @@ class Buffers:
     @property
     def total(self) -> int:
         return self.weights + self.kv + self.compute
+
+    @property
+    def anonymous(self) -> int:
+        """What the system cannot take back: all but the file's pages."""
+        return self.total - self.mapped
 
 
 @dataclass(frozen=True)
@@ -110,6 +100,15 @@ def compute_bytes(shape: ModelShape, choice: Choice) -> int:
     return max(activations, logits) + mask
 
 
+def gpu_compute_bytes(shape: ModelShape, choice: Choice, *, pipelined: bool) -> int:
+    """The same on a GPU. pipelined: several share all layers, and each keeps copies of a graph's inputs, mask among them.
+
+    Source: llama_context::llama_context (pipeline_parallel), ggml_backend_sched_new; not measured
+    """
+    inputs = choice.n_ubatch * (padded_ctx(choice.n_ctx) * 2 + shape.n_embd * 4)
+    return compute_bytes(shape, choice) + (inputs * (_PIPELINE_COPIES - 1) if pipelined else 0)
+
+
 def flash_pool_bytes(shape: ModelShape, choice: Choice) -> int:
     """What CUDA's flash attention takes beside llama.cpp's count: quantized K and V of one layer as F16, 128 MiB at 32,768.
 
@@ -119,40 +118,84 @@ def flash_pool_bytes(shape: ModelShape, choice: Choice) -> int:
     return n_converted * padded_ctx(choice.n_ctx) * shape.n_head_kv * shape.n_embd_head * 2
 
 
-def footprint(shape: ModelShape, tensors: Iterable[TensorInfo], choice: Choice, gpu: str | None = None) -> Footprint:
-    """All buffers by formula. gpu: the device that takes layers; None keeps all on the host.
+def footprint(shape: ModelShape, tensors: Iterable[TensorInfo], choice: Choice, gpus: Sequence[str] = ()) -> Footprint:
+    """All buffers by formula. gpus: the devices that take layers, in llama.cpp's order; without any, all is on the host.
 
-    token_embd stays on the host even when every layer is on the GPU: only its rows are looked up.
+    token_embd stays on the host even when every layer is on a GPU: only its rows are looked up. A tied model's output is a
+    second copy of it there.
     """
-    n_gpu = min(choice.n_gpu_layers, shape.n_layer + 1) if gpu else 0
-    if choice.n_gpu_layers < 0 and gpu:
-        n_gpu = shape.n_layer + 1
-    on_gpu = on_host = 0
-    for info in tensors:
-        if _on_gpu(info.name, shape.n_layer, n_gpu):
-            on_gpu += info.n_bytes
-        else:
-            on_host += info.n_bytes
-    layers_on_gpu = max(0, n_gpu - 1)  # the output is the first that goes there
+    infos = list(tensors)
+    places = layer_places(shape.n_layer, choice, gpus)
+    weights, n_layers = dict.fromkeys((*gpus, "CPU"), 0), dict.fromkeys((*gpus, "CPU"), 0)
+    for place in places[:-1]:
+        n_layers[place] += 1
+    mapped = repacked = 0
+    for info in infos:
+        place = places[_layer(info.name, shape.n_layer)] if info.name != _EMBEDDING else "CPU"
+        weights[place] += info.n_bytes
+        if place == "CPU":
+            mapped += info.n_bytes
+            repacked += info.n_bytes if _is_repacked(info) else 0
+        if info.name == _EMBEDDING and places[-1] != "CPU" and all(one.name != "output.weight" for one in infos):
+            weights[places[-1]] += info.n_bytes
     kv = kv_cache_bytes(shape, choice.n_ctx, choice.type_k, choice.type_v)
-    kv_gpu = kv * layers_on_gpu // shape.n_layer
-    compute = compute_bytes(shape, choice)
-    output = output_bytes(shape, choice.n_outputs_max)
-    if gpu is None or not n_gpu:
-        return Footprint({"CPU": Buffers(on_host, kv, compute + output, mapped=on_host)}, "formula")
-    host_compute = compute if layers_on_gpu < shape.n_layer else choice.n_ubatch * shape.n_embd * 4
-    return Footprint(
-        {
-            gpu: Buffers(on_gpu, kv_gpu, compute),
-            "CPU": Buffers(on_host, kv - kv_gpu, host_compute + output, mapped=on_host),
-        },
-        "formula",
+    used = [name for name in gpus if name in places]
+    compute = gpu_compute_bytes(shape, choice, pipelined=len(used) > 1 and "CPU" not in places)
+    host_compute = compute if "CPU" in places[:-1] or not used else choice.n_ubatch * shape.n_embd * 4
+    if choice.load_mode == "none":
+        mapped = repacked = 0
+    elif choice.repack and not gpus:
+        mapped -= repacked
+    else:
+        repacked = 0
+    devices = {name: Buffers(weights[name], kv * n_layers[name] // shape.n_layer, compute) for name in used}
+    devices["CPU"] = Buffers(
+        weights["CPU"],
+        kv - sum(buffers.kv for buffers in devices.values()),
+        host_compute + output_bytes(shape, choice.n_outputs_max),
+        mapped,
+        repacked,
     )
+    return Footprint(devices, "formula")
 
 
-def _on_gpu(name: str, n_layer: int, n_gpu: int) -> bool:
-    """llama.cpp gives the GPU the last layers, and the output as one more. Source: llama_model::load_tensors"""
-    match = re.match(r"blk\.(\d+)\.", name)
-    if match:
-        return int(match[1]) >= n_layer + 1 - n_gpu
-    return n_gpu > 0 and name.startswith("output")
+def layer_bytes(shape: ModelShape, tensors: Iterable[TensorInfo], choice: Choice) -> list[int]:
+    """Weights and cache of each layer, where a GPU has them; the last is the output's, of a tied model the embedding again."""
+    kv = kv_cache_bytes(shape, choice.n_ctx, choice.type_k, choice.type_v) // shape.n_layer
+    sizes = [kv] * shape.n_layer + [0]
+    infos = list(tensors)
+    tied = all(info.name != "output.weight" for info in infos)
+    for info in infos:
+        if info.name != _EMBEDDING or tied:
+            sizes[_layer(info.name, shape.n_layer)] += info.n_bytes
+    return sizes
+
+
+def vocab_bytes(shape: ModelShape) -> int:
+    """The vocabulary's tables beside the buffers, on the host."""
+    return shape.n_vocab * _VOCAB_ENTRY_BYTES
+
+
+def host_overhead_bytes(shape: ModelShape, tensors: Iterable[TensorInfo], host: Buffers) -> int:
+    """What the host takes beside the buffers: the vocabulary, and pages of repacked tensors that their neighbours bring in."""
+    n_repacked = sum(_is_repacked(info) for info in tensors) if host.reclaimable else 0
+    return vocab_bytes(shape) + n_repacked * _PAGES_AROUND
+
+
+def layer_places(n_layer: int, choice: Choice, gpus: Sequence[str]) -> list[str]:
+    """Where each layer lies, the output last: the host keeps the first. Source: llama_model::load_tensors"""
+    n_all = n_layer + 1
+    if not gpus:
+        return ["CPU"] * n_all
+    n_gpu = n_all if choice.n_gpu_layers < 0 else min(choice.n_gpu_layers, n_all)
+    split = choice.tensor_split or (n_gpu,)
+    return ["CPU"] * (n_all - n_gpu) + [name for name, n in zip(gpus, split, strict=False) for _ in range(n)]
+
+
+def _is_repacked(info: TensorInfo) -> bool:
+    return info.type in _REPACKED and _BLOCK.match(info.name) is not None
+
+
+def _layer(name: str, n_layer: int) -> int:
+    match = _BLOCK.match(name)
+    return int(match[1]) if match else n_layer

@@ -13,51 +13,104 @@ compute attention over unequal types on the CPU.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
-from qwq_lite.errors import PlanError
+from qwq_lite.choice import KV_TYPES, Choice
+from qwq_lite.errors import PlanError, UsageError
 from qwq_lite.gguf_header import TensorInfo
-from qwq_lite.memory import Buffers, Choice, Footprint, flash_pool_bytes
+from qwq_lite.memory import (
+    Buffers,
+    Footprint,
+    flash_pool_bytes,
+    gpu_compute_bytes,
+    host_overhead_bytes,
+    layer_bytes,
+    layer_places,
+)
 from qwq_lite.shape import ModelShape
 
 MOST_CTX = 32_768  # what QwQ was trained for without rope scaling; longer contexts are asked for
 LEAST_CTX = 8_192
+LEAST_ASKED, MOST_ASKED = 256, 1 << 24
 _STEP = 256
 _UBATCHES = (512, 256, 128)
 _OTHERS = 2
+_ANY = "GPU"
+_HALVINGS = 16
 _MOST_REASONS = 4  # in a row, of choices that differ in one number
 TYPICAL_TOKENS, LONG_TOKENS = 1_700, 4_400  # of 72 real outputs: the median, and what 90 % stay below
+PATIENCE_S = 600  # a longer wait for a typical answer is said first
+ANSWER_TOK_S = TYPICAL_TOKENS / PATIENCE_S
 GIB = 1 << 30
+
+# Where weights of host layers lie. "mmap", the default: pages of the file, which the system may take back and which programs
+# share; without a GPU also copies of what the CPU's kernels want in another layout, "no-repack" goes without these. "pinned":
+# memory of their own, which a GPU reads directly when prefill sends the weights there. "repacked": memory of their own in the
+# layout of the CPU's kernels, which no GPU reads.
+HOST_WEIGHTS: dict[str, dict[str, Any]] = {
+    "mmap": {},
+    "no-repack": {"repack": False},
+    "pinned": {"load_mode": "none", "repack": False},
+    "repacked": {"load_mode": "none", "no_host": True},
+}
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A device that takes layers: llama.cpp's name, bytes that a plan may use, what its backend takes of them, bytes a second."""
+
+    name: str
+    n_bytes: int
+    overhead: int = 0
+    bandwidth: float = 0.0
 
 
 @dataclass(frozen=True)
 class Room:
-    """Bytes that a plan may use. gpu: the device's name, None without one; bandwidths in bytes a second, 0 where unknown.
+    """Bytes that a plan may use. gpus: in llama.cpp's order; host_bandwidth in bytes a second, 0 where unknown.
 
-    gpu_overhead: what the backend takes beside llama.cpp's own count. unified: the most that host and GPU may use together where
-    they share one memory, 0 where they do not.
+    unified: the most that host and GPU may use together where they share one memory, 0 where they do not.
     """
 
     host: int
-    gpu: str | None = None
-    gpu_bytes: int = 0
-    gpu_overhead: int = 0
+    gpus: tuple[Gpu, ...] = ()
     unified: int = 0
     host_bandwidth: float = 0.0
-    gpu_bandwidth: float = 0.0
+
+    @property
+    def gpu_names(self) -> list[str]:
+        return [gpu.name for gpu in self.gpus]
 
 
 @dataclass(frozen=True)
 class Wishes:
-    """What the user gives; None leaves it to the search."""
+    """What the user gives; None leaves it to the search.
+
+    host_weights: where weights of host layers lie, a name of HOST_WEIGHTS.
+    Raises: UsageError for what cannot be meant.
+    """
 
     n_ctx: int | None = None
     type_k: str | None = None
     type_v: str | None = None
     n_gpu_layers: int | None = None
+    host_weights: str | None = None
+
+    def __post_init__(self) -> None:
+        for name, low, high in (("n_ctx", LEAST_ASKED, MOST_ASKED), ("n_gpu_layers", -1, 1 << 20)):
+            value = getattr(self, name)
+            if value is not None and (
+                not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high
+            ):
+                option = name.removeprefix("n_").replace("_", "-")
+                raise UsageError(f"{name} (--{option}) is {value!r}, a whole number from {low} to {high} is allowed")
+        for name, known in (("type_k", KV_TYPES), ("type_v", KV_TYPES), ("host_weights", HOST_WEIGHTS)):
+            value = getattr(self, name)
+            if value is not None and not (isinstance(value, str) and value in known):
+                raise UsageError(f"{name} (--{name.replace('_', '-')}) is {value!r}; known are {', '.join(known)}")
 
 
 @dataclass(frozen=True)
@@ -67,6 +120,12 @@ class Candidate:
     label: str
     shape: ModelShape
     tensors: Sequence[TensorInfo]
+
+    @property
+    def embedding(self) -> tuple[int, bool]:
+        """Bytes of the embedding, and whether it is the output's matrix too."""
+        sizes = {info.name: info.n_bytes for info in self.tensors}
+        return sizes.get("token_embd.weight", 0), "output.weight" not in sizes
 
 
 @dataclass(frozen=True)
@@ -82,27 +141,38 @@ class RunPlan:
 
     @property
     def decode_tok_s(self) -> float:
-        """An estimate: every token reads all weights but the embedding's, and on average half of the cache."""
-        return decode_tok_s(self.footprint, self.room, self.candidate)
+        """Tokens a second by bandwidth alone: a limit that 80 % of is reached in practice. 0 where a bandwidth is unknown.
+
+        Every token reads all weights but the embedding's, and on average half of the cache.
+        """
+        bandwidths = {gpu.name: gpu.bandwidth for gpu in self.room.gpus} | {"CPU": self.room.host_bandwidth}
+        read = {name: buffers.weights + buffers.kv // 2 for name, buffers in self.footprint.devices.items()}
+        embedding, tied = self.candidate.embedding
+        output_place = layer_places(self.candidate.shape.n_layer, self.choice, self.room.gpu_names)[-1]
+        if not (tied and output_place == "CPU"):
+            read["CPU"] -= embedding
+        if any(n_bytes > 0 and not bandwidths[name] for name, n_bytes in read.items()):
+            return 0.0
+        seconds = sum(n_bytes / bandwidths[name] for name, n_bytes in read.items() if n_bytes > 0)
+        return 1 / seconds if seconds else 0.0
 
     @property
-    def backend_bytes(self) -> int:
-        """What the GPU's backend takes beside the buffers; nothing where no layer is on it."""
-        if self.room.gpu is None or self.choice.n_gpu_layers == 0:
-            return 0
-        pool = flash_pool_bytes(self.candidate.shape, self.choice) if self.room.gpu.startswith("CUDA") else 0
-        return self.room.gpu_overhead + pool
+    def host_weights(self) -> str | None:
+        """The name in HOST_WEIGHTS of what was chosen, None for a choice that has none."""
+        plain: dict[str, Any] = {"load_mode": "mmap", "repack": True, "no_host": False}
+        names = (
+            name for name, fields in HOST_WEIGHTS.items() if replace(self.choice, **(plain | fields)) == self.choice
+        )
+        return next(names, None)
 
     def rows(self) -> Iterator[tuple[str, Buffers, int, int]]:
         """Each device: its name, buffers, the backend's bytes beside them, and the bytes that it has."""
-        for name, buffers in self.footprint.devices.items():
-            on_host = name == "CPU"
-            yield (
-                name,
-                buffers,
-                0 if on_host else self.backend_bytes,
-                self.room.host if on_host else self.room.gpu_bytes,
-            )
+        shape = self.candidate.shape
+        for gpu in self.room.gpus:
+            if gpu.name in self.footprint.devices:
+                yield gpu.name, self.footprint.devices[gpu.name], backend_bytes(gpu, shape, self.choice), gpu.n_bytes
+        host = self.footprint.host
+        yield "CPU", host, host_overhead_bytes(shape, self.candidate.tensors, host), self.room.host
 
     def shortages(self) -> list[tuple[str, int]]:
         """Each memory that the plan is too much for, and by how many bytes."""
@@ -114,7 +184,7 @@ class RunPlan:
             if used[name] > limit
         ]
         # A 16-bit cache that fills a Mac's memory starves macOS; it must leave a tenth.
-        spare = self.room.unified // 10 if self.choice.type_k in ("f16", "bf16") else 0
+        spare = self.room.unified // 10 if {self.choice.type_k, self.choice.type_v} & {"f16", "bf16"} else 0
         if self.room.unified and sum(used.values()) > self.room.unified - spare:
             found.append(("the memory that host and GPU share", sum(used.values()) - self.room.unified + spare))
         return found
@@ -125,9 +195,10 @@ class RunPlan:
         parts = [f"{choice.n_ctx:,} tokens", f"{kv} KV"]
         if choice.n_ubatch != _UBATCHES[0]:
             parts.append(f"micro-batches of {choice.n_ubatch}")
+        held = layer_places(layers - 1, choice, self.room.gpu_names)
         for name, buffers, backend, limit in self.rows():
             if name != "CPU":
-                parts.append(f"{min(choice.n_gpu_layers, layers)}/{layers} layers on {name}")
+                parts.append(f"{held.count(name)}/{layers} layers on {name}")
             place = " on the host" if name == "CPU" and len(self.footprint.devices) > 1 else ""
             parts.append(f"{(buffers.total + backend) / GIB:.1f} of {limit / GIB:.1f} GiB{place}")
         return ", ".join(parts)
@@ -165,12 +236,66 @@ def search(candidates: Sequence[Candidate], room: Room, wishes: Wishes, count: C
                 if len(others) < _OTHERS:
                     more = _plans(candidate, next(stages, []), room, count)
                     others += [plan for plan in more if _objection(plan, plans[0]) is None]
-                return dataclasses.replace(best, refused=tuple(refused), next_best=tuple(others[:_OTHERS]))
+                return replace(best, refused=tuple(refused), next_best=tuple(others[:_OTHERS]))
     last = f"the nearest was {nearest[0].candidate.label}, {nearest[0].line()}: " if nearest else ""
     raise PlanError(f"nothing fits; {last}{_objection(nearest[0], nearest[0]) if nearest else refused[-1]}")
 
 
+def backend_bytes(gpu: Gpu, shape: ModelShape, choice: Choice) -> int:
+    """What a GPU's backend takes beside the buffers that llama.cpp counts."""
+    return gpu.overhead + (flash_pool_bytes(shape, choice) if gpu.name.startswith("CUDA") else 0)
+
+
+def split(candidate: Candidate, choice: Choice, room: Room) -> Choice:
+    """The choice with its layers shared out among several GPUs: the fewest that hold them, each filled to the same degree.
+
+    Explicit, since llama.cpp would share them out by what happens to be free at each load; the fewest, since every one more
+    costs buffers and copies, and decodes no faster.
+    """
+    if len(room.gpus) < 2 or choice.n_gpu_layers == 0:
+        return choice
+    shape = candidate.shape
+    places = layer_places(shape.n_layer, replace(choice, tensor_split=()), [_ANY])
+    sizes = layer_bytes(shape, candidate.tensors, choice)[places.index(_ANY) :]
+    by_room = sorted(room.gpus, key=lambda gpu: gpu.overhead - gpu.n_bytes)
+    counts: list[int] = []
+    for n_used in range(1, len(room.gpus) + 1):
+        beside = gpu_compute_bytes(shape, choice, pipelined=n_used > 1 and "CPU" not in places)
+        capacities = [
+            max(0, gpu.n_bytes - backend_bytes(gpu, shape, choice) - beside) if gpu in by_room[:n_used] else 0
+            for gpu in room.gpus
+        ]
+        counts = _filled(sizes, capacities)
+        if sum(counts) == len(sizes):
+            break
+    counts[-1] += len(sizes) - sum(counts)  # what no device holds is refused where it is counted
+    return replace(choice, tensor_split=tuple(counts))
+
+
+def _filled(sizes: Sequence[int], capacities: Sequence[int]) -> list[int]:
+    """How many of the sizes, in their order, each capacity gets, all filled to the least degree that holds them."""
+
+    def at(degree: float) -> list[int]:
+        counts, index = [], 0
+        for capacity in capacities:
+            start, left = index, capacity * degree
+            while index < len(sizes) and sizes[index] <= left:
+                left -= sizes[index]
+                index += 1
+            counts.append(index - start)
+        return counts
+
+    low, high = 0.0, 1.0
+    if sum(at(high)) < len(sizes):
+        return at(high)
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2
+        low, high = (low, middle) if sum(at(middle)) == len(sizes) else (middle, high)
+    return at(high)
+
+
 def _plans(candidate: Candidate, choices: Sequence[Choice], room: Room, count: Count) -> list[RunPlan]:
+    choices = [split(candidate, choice, room) for choice in choices]
     counted = count(candidate, choices) if choices else []
     return [RunPlan(candidate, choice, footprint, room) for choice, footprint in zip(choices, counted, strict=True)]
 
@@ -193,7 +318,7 @@ def _upward(n_bytes: int) -> float:
 
 def _shortened(reasons: list[str], label: str) -> list[str]:
     if len(reasons) > _MOST_REASONS:
-        reasons = [reasons[0], f"{len(reasons) - 2} more in between, for the same reason", reasons[-1]]
+        reasons = [reasons[0], f"{len(reasons) - 2} more in between", reasons[-1]]
     return [f"{label}, {reason}" for reason in reasons]
 
 
@@ -205,39 +330,31 @@ def _leaves_its_device(plan: RunPlan, reference: RunPlan) -> bool:
     return own > other
 
 
-def decode_tok_s(footprint: Footprint, room: Room, candidate: Candidate) -> float:
-    """Tokens a second by bandwidth alone: a limit that 80 % of is reached in practice. 0 where a bandwidth is unknown."""
-    embedding = sum(info.n_bytes for info in candidate.tensors if info.name == "token_embd.weight")
-    tied = all(info.name != "output.weight" for info in candidate.tensors)
-    seconds = 0.0
-    for name, buffers in footprint.devices.items():
-        read = buffers.weights + buffers.kv // 2 - (embedding if name == "CPU" and not tied else 0)
-        bandwidth = room.host_bandwidth if name == "CPU" else room.gpu_bandwidth
-        if read > 0:
-            if not bandwidth:
-                return 0.0
-            seconds += read / bandwidth
-    return 1 / seconds if seconds else 0.0
-
-
 def _stages(candidate: Candidate, room: Room, wishes: Wishes, caches: list[tuple[str, str]]) -> Iterator[list[Choice]]:
     """Choices in the order of the search, in groups that are counted at once. `caches` may lose one between two groups."""
     shape = candidate.shape
     n_ctx = wishes.n_ctx or min(shape.n_ctx_train, MOST_CTX)
     all_layers = shape.n_layer + 1
-    layers = 0 if room.gpu is None else all_layers if wishes.n_gpu_layers is None else wishes.n_gpu_layers
-    layers = all_layers if layers < 0 else layers
-    full = [Choice(n_ctx, *cache, n_gpu_layers=layers) for cache in caches]
+    layers = 0 if not room.gpus else all_layers if wishes.n_gpu_layers is None else wishes.n_gpu_layers
+    layers = all_layers if not 0 <= layers <= all_layers else layers
+    base = Choice(n_ctx, n_gpu_layers=layers, **HOST_WEIGHTS[wishes.host_weights or "mmap"])
     last = caches[-1]
-    yield full + [Choice(n_ctx, *last, n_ubatch=n, n_gpu_layers=layers) for n in _UBATCHES[1:]]
+    yield [*(_cached(base, cache) for cache in caches), *_smaller_batches(_cached(base, last))]
     if caches[-1] != last:  # quantized K and V are no choice on this device
-        yield [Choice(n_ctx, *caches[-1], n_ubatch=n, n_gpu_layers=layers) for n in _UBATCHES[1:]]
-    least = n_ctx if wishes.n_ctx else min(n_ctx, LEAST_CTX)
-    if least < n_ctx:
-        yield [Choice(least, *caches[-1], n_ubatch=_UBATCHES[-1], n_gpu_layers=layers)]
-    if room.gpu is not None and wishes.n_gpu_layers is None:
-        steps = range(all_layers - 1, -1, -1)
-        yield [Choice(least, *caches[-1], n_gpu_layers=n) for n in steps]
+        yield _smaller_batches(_cached(base, caches[-1]))
+    least = replace(_cached(base, caches[-1]), n_ctx=n_ctx if wishes.n_ctx else min(n_ctx, LEAST_CTX))
+    if least.n_ctx < n_ctx:
+        yield [replace(least, n_ubatch=_UBATCHES[-1])]
+    if room.gpus and wishes.n_gpu_layers is None:
+        yield [replace(least, n_gpu_layers=n) for n in range(all_layers - 1, -1, -1)]
+
+
+def _cached(choice: Choice, cache: tuple[str, str]) -> Choice:
+    return replace(choice, type_k=cache[0], type_v=cache[1])
+
+
+def _smaller_batches(choice: Choice) -> list[Choice]:
+    return [replace(choice, n_ubatch=n) for n in _UBATCHES[1:]]
 
 
 def _caches(wishes: Wishes) -> list[tuple[str, str]]:
@@ -262,9 +379,7 @@ def _widest(plan: RunPlan, candidate: Candidate, room: Room, wishes: Wishes, cou
     n_ctx = choice.n_ctx + min(room_for, default=0)
     n_ctx = asked if n_ctx >= asked else n_ctx // _STEP * _STEP
     while n_ctx > choice.n_ctx:  # the estimate is seldom off, and never by much
-        wider = dataclasses.replace(choice, n_ctx=n_ctx)
-        (footprint,) = count(candidate, [wider])
-        found = dataclasses.replace(plan, choice=wider, footprint=footprint)
+        (found,) = _plans(candidate, [replace(choice, n_ctx=n_ctx)], room, count)
         if not found.shortages():
             return found
         n_ctx = (n_ctx - 1) // _STEP * _STEP

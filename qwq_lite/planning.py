@@ -9,17 +9,20 @@ import contextlib
 import json
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
-from qwq_lite import catalog, gguf_header, ghost, machines, memory, shape
+from qwq_lite import catalog, gguf_header, ghost, machines, memory, pace, shape
 from qwq_lite.backend import devices
 from qwq_lite.backend.measure import measure
+from qwq_lite.choice import Choice
 from qwq_lite.errors import CheckpointError, EngineError, PlanError, UsageError
 from qwq_lite.hardware import Device, EngineReport
-from qwq_lite.memory import Choice, Footprint
-from qwq_lite.plan import Candidate, Room, RunPlan, Wishes, search
+from qwq_lite.memory import Footprint, Source
+from qwq_lite.plan import ANSWER_TOK_S, Candidate, Gpu, Room, RunPlan, Wishes, search
 from qwq_lite.recipe import FILE_TYPES, file_type
 from qwq_lite.shape import ModelShape
 
@@ -30,12 +33,20 @@ _SPARE = 0.9  # of a device: below it a formula that is off by a few percent doe
 
 @dataclass(frozen=True)
 class Planned:
-    """A plan and what it is for. file: the GGUF that exists, None where a conversion would make it; notices: one line each."""
+    """A plan and what it is for.
+
+    file: the GGUF that exists, None where a conversion would make it. room_name, room_source: whose room it is, and where its
+    figures come from. faster: a model of the catalogue with no long wait for a typical answer, where this one has one.
+    raise_limit: the command that would let a Mac's GPU have more, where a better plan comes of it. notices: one line each.
+    """
 
     plan: RunPlan
     model: str
     file: Path | None
-    room_source: str
+    room_name: str
+    room_source: Source | Literal["given"]
+    faster: str | None = None
+    raise_limit: str | None = None
     notices: tuple[str, ...] = ()
 
 
@@ -46,6 +57,7 @@ def plan_model(
     memory_bytes: int | None = None,
     machine: str | None = None,
     reserve_bytes: int = 0,
+    n_threads: int | None = None,
     wishes: Wishes = Wishes(),  # noqa: B008 - frozen
 ) -> Planned:
     """Choose context, KV type and offload for a model on this machine, or on a known one.
@@ -56,27 +68,89 @@ def plan_model(
         machine: a name of `machines`, instead of this one.
         reserve_bytes: kept free beside.
 
-    Raises: UsageError, FormatError, CheckpointError; PlanError when nothing fits.
+        n_threads: for the estimate of speed; default as `load` has it.
+
+    Raises: UsageError, FormatError, CheckpointError; PlanError when nothing fits, with a command for what does.
     """
     candidates, file = _candidates(model, quant)
-    room, source = _known_room(machine) if machine else _this_room()
+    room, source = _known_room(machine) if machine else _this_room(n_threads or pace.default_threads())
     room = _limited(room, memory_bytes, reserve_bytes)
-    notices: list[str] = []
+    notices = list(remarks(candidates[0].shape, room, wishes))
     count = _formula(room) if machine else _measured(file, room, notices)
-    return Planned(search(candidates, room, wishes, count), model, file, source, tuple(notices))
+    try:
+        plan = search(candidates, room, wishes, count)
+    except PlanError as error:
+        error.smaller = what_fits(room, wishes)
+        raise
+    slow = 0 < plan.decode_tok_s < ANSWER_TOK_S
+    return Planned(
+        plan,
+        model,
+        file,
+        source,
+        "given" if memory_bytes is not None else "table" if machine else "measured",
+        what_fits(room, wishes, ANSWER_TOK_S) if slow else None,
+        raised_limit(plan, wishes),
+        tuple(notices),
+    )
 
 
 def plan_header(header: gguf_header.Header, room: Room, wishes: Wishes) -> RunPlan:
     """A plan for a file that is about to be loaded. Formulas decide where there is room; llama.cpp is asked where it is tight.
 
-    Raises: PlanError when nothing fits.
+    Raises: PlanError when nothing fits, with a command for what does.
     """
     candidate = Candidate(header.path.name, shape.from_header(header), header.tensors)
     with contextlib.suppress(PlanError):
         plan = search([candidate], room, wishes, _formula(room))
         if all(buffers.total + backend <= limit * _SPARE for _, buffers, backend, limit in plan.rows()):
             return plan
-    return search([candidate], room, wishes, _measured(header.path, room, []))
+    try:
+        return search([candidate], room, wishes, _measured(header.path, room, []))
+    except PlanError as error:
+        error.smaller = what_fits(room, wishes)
+        if error.smaller:
+            error.args = (f"{error}; what fits: qwq-lite plan {error.smaller}",)
+        raise
+
+
+def adapted(plan: RunPlan, header: gguf_header.Header, room: Room) -> tuple[RunPlan, str | None]:
+    """A plan made before, in the room that there is now; another one, and a line about it, where that is too small.
+
+    Raises: PlanError when nothing fits any more.
+    """
+    now = replace(plan, room=room)
+    same_devices = plan.choice.n_gpu_layers == 0 or plan.room.gpu_names == room.gpu_names
+    if same_devices and not now.shortages():
+        return now, None
+    other = plan_header(header, room, Wishes())
+    why = now.line() if same_devices else f"it is for {plan.room.gpu_names}, there are {room.gpu_names or 'no GPUs'}"
+    return other, f"the plan does not fit what is here now ({why}); this is used instead: {other.line()}"
+
+
+def remarks(model: ModelShape, room: Room, wishes: Wishes) -> Iterator[str]:
+    """What the user should know of wishes that are granted all the same, one line each."""
+    if wishes.n_ctx and wishes.n_ctx > model.n_ctx_train and model.rope_scaling is None:
+        yield (
+            f"{wishes.n_ctx:,} tokens are more than the {model.n_ctx_train:,} that the model was trained for and its file has no"
+            " rope scaling: answers get worse beyond them"
+        )
+    if wishes.n_gpu_layers and not room.gpus:
+        yield "there is no GPU here, so layers for it (--gpu-layers) say nothing"
+
+
+def raised_limit(plan: RunPlan, wishes: Wishes) -> str | None:
+    """The command that raises a Mac's limit of GPU memory until its next start, where a better plan comes of it; by formula."""
+    room = plan.room
+    if not room.unified or room.gpus[0].n_bytes >= room.unified:
+        return None
+    more = replace(room, gpus=(replace(room.gpus[0], n_bytes=room.unified),))
+    with contextlib.suppress(PlanError):
+        better = search([plan.candidate], more, wishes, _formula(more)).choice
+        before = search([plan.candidate], room, wishes, _formula(room)).choice
+        if better != before:
+            return f"sudo sysctl iogpu.wired_limit_mb={room.unified >> 20}"
+    return None
 
 
 def room_here(report: EngineReport, memory_bytes: int | None = None) -> Room:
@@ -84,22 +158,25 @@ def room_here(report: EngineReport, memory_bytes: int | None = None) -> Room:
     return _limited(_room_of(report.gpus)[0], memory_bytes, 0)
 
 
-def what_fits(room: Room, wishes: Wishes) -> str | None:
-    """The largest model of the catalogue, at Q4_K_M, that a room can run; by formula."""
+def what_fits(room: Room, wishes: Wishes, tok_s: float = 0.0) -> str | None:
+    """The largest model of the catalogue, at Q4_K_M, that a room can run, so fast or else the fastest; by formula."""
     by_size = sorted(catalog.GEOMETRIES.values(), key=lambda pair: -pair[1].n_layer * pair[1].n_embd)
+    found = None
     for known, geometry in by_size:
         candidate = Candidate(DEFAULT_TYPE, geometry, ghost.tensors(geometry, file_type(DEFAULT_TYPE)))
         try:
-            search([candidate], room, wishes, _formula(room))
+            plan = search([candidate], room, wishes, _formula(room))
         except PlanError:
             continue
-        return known.name
-    return None
+        found = known.name
+        if plan.decode_tok_s >= tok_s:
+            break
+    return found
 
 
-def room_of(machine: str | None, memory_bytes: int | None, reserve_bytes: int) -> Room:
-    """The room that `plan_model` would use."""
-    return _limited((_known_room(machine) if machine else _this_room())[0], memory_bytes, reserve_bytes)
+def room_of(machine: str, memory_bytes: int | None = None, reserve_bytes: int = 0) -> Room:
+    """The room of a known machine."""
+    return _limited(_known_room(machine)[0], memory_bytes, reserve_bytes)
 
 
 def _candidates(model: str, quant: str | None) -> tuple[list[Candidate], Path | None]:
@@ -138,13 +215,15 @@ def _of_checkpoint(folder: Path) -> tuple[ModelShape, bool]:
     return shape.from_config(config, config_path), tied
 
 
-def _this_room() -> tuple[Room, str]:
-    try:
-        gpus = devices.report_from_child().gpus
-    except EngineError:  # `doctor` says what is wrong with it; a plan by formula is still one
-        gpus = ()
-    room, source = _room_of(gpus)
-    return replace(room, host_bandwidth=_bandwidth()), source
+def _this_room(n_threads: int) -> tuple[Room, str]:
+    with ThreadPoolExecutor(1) as beside:  # the child takes a third of a second, and so does the measurement
+        bandwidth = beside.submit(pace.host_bandwidth, n_threads)
+        try:
+            gpus = devices.report_from_child().gpus
+        except EngineError:  # `doctor` says what is wrong with it; a plan by formula is still one
+            gpus = ()
+        room, source = _room_of(gpus)
+        return replace(room, host_bandwidth=bandwidth.result()), source
 
 
 def _room_of(gpus: tuple[Device, ...]) -> tuple[Room, str]:
@@ -153,24 +232,41 @@ def _room_of(gpus: tuple[Device, ...]) -> tuple[Room, str]:
     host = min([psutil.virtual_memory().available, *_cgroup_left()])
     if not gpus:
         return Room(host), "this machine, what is free now"
-    gpu = gpus[0]
-    overhead = machines.overhead_of(gpu.name)
-    free, unified = gpu.free_bytes, 0
-    if (
-        overhead is machines.OVERHEADS["metal"]
-    ):  # its free figure lacks only this process's own buffers, and macOS lives in the rest
+    # llama.cpp takes integrated GPUs only where there is no other. Source: llama_model_load_from_file_impl
+    gpus = tuple(gpu for gpu in gpus if gpu.kind == "gpu") or gpus
+    unified = 0
+    if machines.overhead_of(gpus[0].name) is machines.OVERHEADS["metal"]:
+        # Its free figure lacks only this process's own buffers, and macOS lives in the rest.
         unified = max(0, host - machines.apple_reserve_bytes(psutil.virtual_memory().total))
-        free = min(free, unified)
-    if sys.platform == "win32":
-        free -= machines.WINDOWS_RESERVE_BYTES
-    room = Room(host, gpu.name, free, overhead.later_bytes, unified, 0.0, _bandwidth_of(gpu.description))
-    return room, f"this machine, what is free now on {gpu.name} ({gpu.description})"
+    kept = machines.WINDOWS_RESERVE_BYTES if sys.platform == "win32" else 0
+    if not unified and _drives_a_display():
+        kept = max(kept, machines.DISPLAY_RESERVE_BYTES)
+    found = tuple(
+        Gpu(
+            gpu.name,
+            min(gpu.free_bytes, unified) if unified else max(0, gpu.free_bytes - kept),
+            machines.overhead_of(gpu.name).later_bytes,
+            _bandwidth_of(gpu.description),
+        )
+        for gpu in gpus
+    )
+    names = ", ".join(f"{gpu.name} ({gpu.description})" for gpu in gpus)
+    return Room(host, found, unified), f"this machine, what is free now on {names}"
+
+
+def _drives_a_display() -> bool:
+    """Whether a screen hangs on a card of this machine; on which of several is not asked. Source: Linux, /sys/class/drm"""
+    for enabled in Path("/sys/class/drm").glob("card*-*/enabled"):
+        with contextlib.suppress(OSError):
+            if enabled.read_text().strip() == "enabled":
+                return True
+    return False
 
 
 def _bandwidth_of(description: str) -> float:
     """The table's bandwidth of a device that llama.cpp describes so; 0 where it is not known."""
     for known in machines.MACHINES:
-        if known.gpus and known.description.split(",")[0].lower() in description.lower():
+        if known.gpus and known.gpus[0].description.split(" (")[0].lower() == description.lower():
             return known.bandwidth_bytes_s
     return 0.0
 
@@ -179,35 +275,39 @@ def _known_room(name: str) -> tuple[Room, str]:
     known = machines.find(name)
     host = known.host_bytes - machines.apple_reserve_bytes(known.host_bytes)
     label = f"{known.description}, by table"
-    if not known.gpus:
-        return Room(host, host_bandwidth=known.host_bandwidth_bytes_s), label
-    gpu = known.gpus[0]
-    return Room(
-        host,
-        gpu.name,
-        known.budget_bytes,
-        known.overhead.total_bytes,
-        host if known.unified else 0,
-        known.host_bandwidth_bytes_s,
-        known.bandwidth_bytes_s,
-    ), label
+    gpus = tuple(
+        Gpu(gpu.name, known.budget_bytes, known.overhead.total_bytes, known.bandwidth_bytes_s) for gpu in known.gpus
+    )
+    return Room(host, gpus, host if known.unified and gpus else 0, known.host_bandwidth_bytes_s), label
 
 
 def _limited(room: Room, memory_bytes: int | None, reserve_bytes: int) -> Room:
-    if room.gpu is None:
+    """The room within a budget, of the GPUs together where there are any, less what is to stay free on each."""
+    if not room.gpus:
         return replace(room, host=(room.host if memory_bytes is None else memory_bytes) - reserve_bytes)
+    if room.unified:  # one memory: a budget and a reserve hold for both sides of it together
+        shared = min(room.unified, room.unified if memory_bytes is None else memory_bytes) - reserve_bytes
+        room = replace(room, unified=shared, host=min(room.host, shared))
     if memory_bytes is None:
-        return replace(room, gpu_bytes=room.gpu_bytes - reserve_bytes)
-    # A budget that is given is a total: opening the device comes out of it too.
-    overhead = machines.overhead_of(room.gpu).total_bytes
-    if room.unified:  # one memory: the budget holds for both sides of it
-        room = replace(room, unified=min(room.unified, memory_bytes - reserve_bytes))
-    return replace(room, gpu_bytes=memory_bytes - reserve_bytes, gpu_overhead=overhead)
+        return replace(room, gpus=tuple(replace(gpu, n_bytes=gpu.n_bytes - reserve_bytes) for gpu in room.gpus))
+    free = sum(gpu.n_bytes for gpu in room.gpus) or 1
+    return replace(
+        room,
+        gpus=tuple(
+            replace(
+                gpu,
+                n_bytes=memory_bytes * gpu.n_bytes // free - reserve_bytes,
+                # A budget that is given is a total: opening the device comes out of it too.
+                overhead=machines.overhead_of(gpu.name).total_bytes,
+            )
+            for gpu in room.gpus
+        ),
+    )
 
 
 def _formula(room: Room) -> Callable[[Candidate, Sequence[Choice]], list[Footprint]]:
     return lambda candidate, choices: [
-        memory.footprint(candidate.shape, candidate.tensors, choice, room.gpu) for choice in choices
+        memory.footprint(candidate.shape, candidate.tensors, choice, room.gpu_names) for choice in choices
     ]
 
 
@@ -247,19 +347,3 @@ def _cgroup_left() -> list[int]:
         except (OSError, ValueError):
             continue
     return [left for left in found if left > 0]
-
-
-def _bandwidth() -> float:
-    """Bytes a second that one thread reads from memory here. A few tenths of a second."""
-    import time
-
-    import numpy as np
-
-    block = np.ones(1 << 25, np.float32)  # 128 MiB, more than any cache
-    block.sum()
-    times = []
-    for _ in range(3):
-        start = time.perf_counter()
-        block.sum()
-        times.append(time.perf_counter() - start)
-    return block.nbytes / min(times)

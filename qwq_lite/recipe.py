@@ -18,13 +18,20 @@ FT = LlamaFileType
 
 FILE_TYPES: Mapping[str, LlamaFileType] = {
     "Q4_K_M": FT.MOSTLY_Q4_K_M,
+    "Q6_K": FT.MOSTLY_Q6_K,
     "Q8_0": FT.MOSTLY_Q8_0,
     "F16": FT.MOSTLY_F16,
     "BF16": FT.MOSTLY_BF16,
 }
-_ALIASES = {"Q8": "Q8_0", "Q4_K": "Q4_K_M", "Q4KM": "Q4_K_M", "FP16": "F16"}
+_ALIASES = {"Q8": "Q8_0", "Q6": "Q6_K", "Q4_K": "Q4_K_M", "Q4KM": "Q4_K_M", "FP16": "F16"}
 
-_DEFAULT = {FT.MOSTLY_Q4_K_M: T.Q4_K, FT.MOSTLY_Q8_0: T.Q8_0, FT.MOSTLY_F16: T.F16, FT.MOSTLY_BF16: T.BF16}
+_DEFAULT = {
+    FT.MOSTLY_Q4_K_M: T.Q4_K,
+    FT.MOSTLY_Q6_K: T.Q6_K,
+    FT.MOSTLY_Q8_0: T.Q8_0,
+    FT.MOSTLY_F16: T.F16,
+    FT.MOSTLY_BF16: T.BF16,
+}
 _FALLBACK = {T.Q4_K: T.Q5_0, T.Q5_K: T.Q5_1, T.Q6_K: T.Q8_0}  # 256-blocks that do not divide the columns -> 32-blocks
 _70B_LAYERS = 80  # llama.cpp calls a qwen2 model of 80 layers 70B, and gives its narrow attn_v more bits
 

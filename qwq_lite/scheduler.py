@@ -6,6 +6,7 @@ callers hand over requests and read events, and any thread may cancel.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
 import threading
@@ -54,13 +55,23 @@ class Request:
 
 
 class Scheduler:
-    """Owns model and context from `start` on; `close` frees both and ends the thread."""
+    """Owns model and context from `start` on; `close` frees both and ends the thread.
+
+    remark: asked after each reply for a word to its reader.
+    """
 
     def __init__(
-        self, model: LoadedModel, context: Context, *, prefill_chunk: int = PREFILL_CHUNK, n_active: int = N_ACTIVE
+        self,
+        model: LoadedModel,
+        context: Context,
+        *,
+        prefill_chunk: int = PREFILL_CHUNK,
+        n_active: int = N_ACTIVE,
+        remark: Callable[[Stats], Notice | None] = lambda _: None,
     ) -> None:
         self._model, self._context, self._n_ctx = model, context, context.n_ctx
         self._prefill_chunk, self._n_active = min(prefill_chunk, context.n_batch), n_active
+        self._remark = remark
         self._sequences = Sequences(context)
         self._sampler = Sampler(model.vocab.n_tokens)
         self._inbox: queue.SimpleQueue[_Waiting | _Job | None] = queue.SimpleQueue()
@@ -289,8 +300,13 @@ class Scheduler:
                     "full",
                 )
             )
+        stats, notice = reply.stats(), None
+        with contextlib.suppress(MemoryError):  # what is measured for it may not fit
+            notice = self._remark(stats)
+        if notice is not None:
+            reply.feed.put(notice)
         self._retire(reply)
-        reply.feed.put(Done(Reply(reply.track.answer, reply.track.thinking, reason, reply.stats())))
+        reply.feed.put(Done(Reply(reply.track.answer, reply.track.thinking, reason, stats)))
 
     def _fail(self, replies: list[_Reply], error: QwqError) -> None:
         for reply in [reply for reply in replies if reply in self._active]:

@@ -18,38 +18,29 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from bench.process import anonymous_bytes, mapped_bytes, page_out  # noqa: E402
 from qwq_lite import catalog, ghost  # noqa: E402
 from qwq_lite.backend import native  # noqa: E402
 from qwq_lite.backend.context import Context, ContextSettings, Entry  # noqa: E402
 from qwq_lite.backend.measure import measure  # noqa: E402
 from qwq_lite.backend.model import LoadedModel  # noqa: E402
-from qwq_lite.memory import Choice, Footprint, footprint  # noqa: E402
-from qwq_lite.plan import Candidate, Room, Wishes, search  # noqa: E402
+from qwq_lite.memory import footprint  # noqa: E402
+from qwq_lite.plan import Candidate, Room, RunPlan, Wishes, search  # noqa: E402
 from qwq_lite.recipe import file_type  # noqa: E402
 
 GIB = 1 << 30
 
 
-def process_gib() -> dict[str, float]:
-    """Anonymous and mapped memory of this process. Source: Linux /proc/self/status"""
-    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return {name: int(lines[name].split()[0]) / (1 << 20) for name in ("RssAnon", "RssFile")}
-
-
-def planned(path: Path, budget: int, n_ctx: int, repack: bool) -> tuple[Choice, Footprint]:
-    """The planner's choice for the file, with or without repacking, as llama.cpp counts it."""
+def planned(path: Path, budget: int, wishes: Wishes) -> RunPlan:
+    """The planner's choice for the file, as llama.cpp counts it."""
     shape = catalog.geometry("qwq-32b-preview")[1]
     candidate = Candidate("Q4_K_M", shape, ghost.tensors(shape, file_type("Q4_K_M")))
-    plan = search(
+    return search(
         [candidate],
         Room(budget),
-        Wishes(n_ctx=n_ctx, type_k="q8_0"),
+        wishes,
         lambda one, choices: measure(path, choices) or [footprint(one.shape, one.tensors, c) for c in choices],
     )
-    print(plan.line(), f"({plan.footprint.source})")
-    choice = Choice(**{**vars(plan.choice), "repack": repack})
-    (counted,) = measure(path, [choice]) or [plan.footprint]
-    return choice, counted
 
 
 def main() -> None:
@@ -64,35 +55,40 @@ def main() -> None:
         path = Path(folder) / "full.gguf"
         ghost.write(path, shape, ghost.tensors(shape, file_type("Q4_K_M")))
         repack = not arguments.no_repack
-        choice, counted = planned(path, int(arguments.memory * GIB), arguments.ctx, repack)
-        before = process_gib()
+        wishes = Wishes(arguments.ctx, "q8_0", host_weights="mmap" if repack else "no-repack")
+        plan = planned(path, int(arguments.memory * GIB), wishes)
+        print(plan.line(), f"({plan.footprint.source})")
+        choice = plan.choice
         native.engine()
-        weights = LoadedModel(path, repack=repack)
-        settings = ContextSettings(
-            choice.n_ctx, 2, 512, choice.n_ubatch, choice.n_seq_max, choice.type_k, choice.type_v
-        )
-        context = Context(weights, settings)
+        before = anonymous_bytes()
+        weights = LoadedModel(path, choice)
+        context = Context(weights, ContextSettings.of(choice, 2))
         prompt = [Entry(n % 1000, n, 0, n == 127) for n in range(128)]
         context.decode(prompt)
         start = time.monotonic()
         for n in range(arguments.tokens):
             context.decode([Entry(5, 128 + n, 0, True)])
         seconds = (time.monotonic() - start) / arguments.tokens
-        after = process_gib()
+        anonymous, read = anonymous_bytes() - before, mapped_bytes(path.name)
+        page_out(path.name)
+        for n in range(3):
+            context.decode([Entry(5, 128 + arguments.tokens + n, 0, True)])
+        in_use = mapped_bytes(path.name)
         context.close()
         weights.close()
-    host = counted.host
+    host = plan.footprint.host
     result = {
         "script": "full_geometry",
         "repack": repack,
         "n_ctx": choice.n_ctx,
         "n_ubatch": choice.n_ubatch,
         "planned_total_gib": round(host.total / GIB, 2),
-        "planned_anonymous_gib": round((host.total - (host.mapped if repack else host.weights)) / GIB, 2),
-        "planned_mapped_gib": round((host.mapped if repack else host.weights) / GIB, 2),
+        "planned_anonymous_gib": round(host.anonymous / GIB, 2),
+        "planned_mapped_gib": round(host.mapped / GIB, 2),
         "planned_reclaimable_gib": round(host.reclaimable / GIB, 2),
-        "anonymous_gib": round(after["RssAnon"] - before["RssAnon"], 2),
-        "mapped_gib": round(after["RssFile"] - before["RssFile"], 2),
+        "anonymous_gib": round(anonymous / GIB, 2),
+        "mapped_gib": round(read / GIB, 2),
+        "mapped_in_use_gib": round(in_use / GIB, 2),
         "s_per_token": round(seconds, 2),
     }
     print(json.dumps(result))

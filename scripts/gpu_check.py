@@ -61,11 +61,8 @@ def main() -> None:
         plan = planning.plan_header(gguf_header.read(path), planning.room_here(devices.report()), Wishes())
         print(plan.line())
         before, choice = used_gib(), plan.choice
-        weights = LoadedModel(path, n_gpu_layers=choice.n_gpu_layers)
-        settings = ContextSettings(
-            choice.n_ctx, 8, CHUNK, choice.n_ubatch, choice.n_seq_max, choice.type_k, choice.type_v
-        )
-        context = Context(weights, settings)
+        weights = LoadedModel(path, choice)
+        context = Context(weights, ContextSettings.of(choice, 8))
         n_fill = min(arguments.fill, choice.n_ctx) - 64
         start = time.monotonic()
         for place in range(0, n_fill, CHUNK):
@@ -78,13 +75,13 @@ def main() -> None:
         peak = used_gib()
         context.close()
         weights.close()
-    gpu = plan.footprint.devices[report.gpus[0].name]
+    planned = next(buffers.total + backend for name, buffers, backend, _ in plan.rows() if name == report.gpus[0].name)
     result = {
         "script": "gpu_check",
         "card": report.gpus[0].description,
         "ballast_gib": round(taken / GIB, 2),
         "plan": plan.line(),
-        "planned_gib": round((gpu.total + plan.backend_bytes) / GIB, 2),
+        "planned_gib": round(planned / GIB, 2),
         "taken_gib": round(peak - before, 2),
         "prefill_tok_s": round(n_fill / (filled - start), 1),
         "decode_tok_s": round(32 / (ended - filled), 2),

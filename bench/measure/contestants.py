@@ -19,9 +19,9 @@ from typing import Any, ClassVar, Protocol, cast
 from qwq_lite.backend import native
 from qwq_lite.backend.context import Context, ContextSettings
 from qwq_lite.backend.model import ALL_LAYERS, LoadedModel
+from qwq_lite.choice import KV_TYPES
 from qwq_lite.events import Done
 from qwq_lite.generation import Begin, Draw, Taken, Verdict
-from qwq_lite.memory import KV_TYPES
 from qwq_lite.policies import arranged
 from qwq_lite.policies.phases import Phases
 from qwq_lite.policies.stops import Stops

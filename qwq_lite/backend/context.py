@@ -18,8 +18,8 @@ import numpy.typing as npt
 
 from qwq_lite.backend import native
 from qwq_lite.backend.model import LoadedModel
+from qwq_lite.choice import KV_TYPES, Choice
 from qwq_lite.errors import EngineError
-from qwq_lite.memory import KV_TYPES
 
 Row = npt.NDArray[np.float32]
 
@@ -32,7 +32,8 @@ class ContextSettings:
     """Sizes of a context, in llama.cpp's words.
 
     n_ctx: tokens of KV cache, shared by all sequences. n_batch: most tokens of one decode call; n_ubatch: of one graph.
-    type_k, type_v: a name in KV_TYPES. n_seq_max: sequences; n_outputs_max, the rows of logits, is never below it.
+    type_k, type_v: a name in KV_TYPES. n_seq_max: sequences. n_outputs_max: rows of logits
+    that one call can ask for; never below n_seq_max.
     """
 
     n_ctx: int
@@ -42,6 +43,33 @@ class ContextSettings:
     n_seq_max: int = 1
     type_k: str = "f16"
     type_v: str = "f16"
+    n_outputs_max: int = 1
+
+    @staticmethod
+    def of(choice: Choice, n_threads: int) -> ContextSettings:
+        """Settings of a plan's choice."""
+        return ContextSettings(
+            choice.n_ctx,
+            n_threads,
+            max(choice.n_ubatch, ContextSettings.n_batch),
+            choice.n_ubatch,
+            choice.n_seq_max,
+            choice.type_k,
+            choice.type_v,
+            choice.n_outputs_max,
+        )
+
+    def params(self, api: Any) -> Any:
+        """llama_context_params; all that decides over memory is here, for `measure` asks with the same."""
+        params = api.llama_context_default_params()
+        params.n_ctx, params.n_batch, params.n_ubatch = self.n_ctx, self.n_batch, self.n_ubatch
+        params.n_seq_max, params.n_outputs_max = self.n_seq_max, max(self.n_seq_max, self.n_outputs_max)
+        params.n_threads = params.n_threads_batch = self.n_threads
+        params.type_k, params.type_v = int(KV_TYPES[self.type_k]), int(KV_TYPES[self.type_v])
+        params.flash_attn_type = api.LLAMA_FLASH_ATTN_TYPE_AUTO
+        params.kv_unified = True
+        params.no_perf = True
+        return params
 
 
 class Entry(NamedTuple):
@@ -68,15 +96,7 @@ class Context:
         self._api = api = native.engine()
         self.settings = settings
         self.n_vocab = model.vocab.n_tokens
-        params = api.llama_context_default_params()
-        params.n_ctx, params.n_batch, params.n_ubatch = settings.n_ctx, settings.n_batch, settings.n_ubatch
-        params.n_seq_max = settings.n_seq_max
-        params.n_outputs_max = max(1, settings.n_seq_max)
-        params.n_threads = params.n_threads_batch = settings.n_threads
-        params.type_k, params.type_v = int(KV_TYPES[settings.type_k]), int(KV_TYPES[settings.type_v])
-        params.flash_attn_type = api.LLAMA_FLASH_ATTN_TYPE_AUTO
-        params.kv_unified = True
-        params.no_perf = True
+        params = settings.params(api)
         self._stop = ctypes.create_string_buffer(2)
         self._abort_callback = _native_flag_test(api)
         params.abort_callback = self._abort_callback

@@ -14,12 +14,11 @@ import subprocess
 import sys
 from typing import Any
 
-from qwq_lite.backend import native
+from qwq_lite.backend import child, native
 from qwq_lite.errors import EngineError
 from qwq_lite.hardware import Device, DeviceKind, EngineReport
 
 _KINDS: dict[int, DeviceKind] = {0: "cpu", 1: "gpu", 2: "igpu", 3: "accel"}  # enum ggml_backend_dev_type
-_CHILD_TIMEOUT_S = 120  # the first load of a CUDA build compiles kernels for cards newer than itself
 _ILLEGAL_INSTRUCTION = (-int(getattr(signal, "SIGILL", 4)), 0xC000001D, 0xC000001D - (1 << 32))
 
 
@@ -57,22 +56,11 @@ def report_from_child() -> EngineReport:
 
     Raises: EngineError with what the child died of and the command that mends it.
     """
-    # -c and the parent's own path: with -m, a file called numpy.py in the current folder would be taken for numpy.
-    code = (
-        f"import sys; sys.path[:] = {sys.path!r}; from qwq_lite.backend.devices import _print_report; _print_report()"
-    )
     try:
-        done = subprocess.run(
-            [sys.executable, "-c", code],
-            capture_output=True,
-            text=True,
-            timeout=_CHILD_TIMEOUT_S,
-            check=False,
-            encoding="utf-8",
-        )
+        done = child.ask(__name__, _print_report.__name__)
     except subprocess.TimeoutExpired as error:
         raise EngineError(
-            f"llama.cpp did not load within {_CHILD_TIMEOUT_S} s; run: python scripts/install.py --force"
+            f"llama.cpp did not load within {child.TIMEOUT_S} s; run: python scripts/install.py --force"
         ) from error
     if done.returncode:
         raise EngineError(_death(done.returncode, done.stderr))

@@ -15,15 +15,17 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from qwq_lite.backend import native
+from qwq_lite.backend import child, native
+from qwq_lite.backend.context import ContextSettings
+from qwq_lite.backend.model import model_params
+from qwq_lite.choice import Choice
 from qwq_lite.errors import EngineError, PlanError
-from qwq_lite.memory import KV_TYPES, Buffers, Choice, Footprint
+from qwq_lite.memory import Buffers, Footprint
 
-_TIMEOUT_S = 120
 _BREAKDOWN = "_Z26llama_get_memory_breakdownPK13llama_context"
 _NOT_HERE = 3  # the child's exit status: this build cannot be asked, and nothing is wrong
 
@@ -33,28 +35,18 @@ def measure(path: Path, choices: Sequence[Choice]) -> list[Footprint] | None:
 
     Raises: PlanError with the engine's last lines when it ends over the question.
     """
-    code = f"import sys; sys.path[:] = {sys.path!r}; from qwq_lite.backend.measure import _answer; _answer()"
     question = json.dumps({"path": str(path), "choices": [asdict(choice) for choice in choices]})
     try:
-        done = subprocess.run(
-            [sys.executable, "-c", code],
-            input=question,
-            capture_output=True,
-            text=True,
-            encoding="utf-8",
-            errors="replace",
-            timeout=_TIMEOUT_S,
-            check=False,
-            # ggml's backtrace of an abort comes after the reason, hides it and may wait for a debugger.
-            env={**os.environ, "GGML_NO_BACKTRACE": "1"},
-        )
+        done = child.ask(__name__, _answer.__name__, question)
     except subprocess.TimeoutExpired as error:
-        raise PlanError(f"{path}: llama.cpp did not say within {_TIMEOUT_S} s what it takes") from error
+        raise PlanError(f"{path}: llama.cpp did not say within {child.TIMEOUT_S} s what it takes") from error
     if done.returncode == _NOT_HERE:
         return None
     if done.returncode:
         said = " | ".join(done.stderr.strip().splitlines()[-3:]) or "it said nothing"
-        raise PlanError(f"{path}: llama.cpp ended over it ({done.returncode}): {said}; the file may be damaged")
+        raise PlanError(
+            f"{path}: llama.cpp ended over it ({done.returncode}): {said}; the file may be damaged, or the context too long"
+        )
     try:
         return [_footprint(row) for row in json.loads(done.stdout.splitlines()[-1])]
     except (IndexError, ValueError, KeyError, TypeError) as error:
@@ -67,6 +59,11 @@ def _footprint(row: dict[str, Any]) -> Footprint:
     )
 
 
+def as_choice(row: dict[str, Any]) -> Choice:
+    """A choice that has been through JSON."""
+    return Choice(**{**row, "tensor_split": tuple(row["tensor_split"])})
+
+
 def _answer() -> None:
     """The child: a question on stdin, one line of JSON on stdout."""
     question = json.loads(sys.stdin.read())
@@ -77,7 +74,7 @@ def _answer() -> None:
     )
     api.llama_log_set(callback, ctypes.c_void_p(0))
     try:
-        found = list(_counted(api, question["path"], [Choice(**choice) for choice in question["choices"]], lines))
+        found = list(_counted(api, question["path"], [as_choice(choice) for choice in question["choices"]], lines))
     except _NotHere:
         sys.exit(_NOT_HERE)
     except EngineError as error:
@@ -87,39 +84,28 @@ def _answer() -> None:
 
 
 def _counted(api: Any, path: str, choices: list[Choice], lines: list[str]) -> Iterator[dict[str, Any]]:
-    models: dict[tuple[int, bool], Any] = {}
+    models: dict[tuple[Any, ...], Any] = {}
     for choice in choices:
-        key = (choice.n_gpu_layers, choice.repack)
+        key = (choice.n_gpu_layers, choice.repack, choice.no_host, choice.tensor_split)
         if key not in models:
-            params = api.llama_model_default_params()
-            params.no_alloc, params.load_mode = True, 0  # LLAMA_LOAD_MODE_NONE: any other aborts
-            params.n_gpu_layers, params.use_extra_bufts = choice.n_gpu_layers, choice.repack
+            params = model_params(api, replace(choice, load_mode="none"))  # any other aborts
+            params.no_alloc = True
             models[key] = api.llama_model_load_from_file(os.fsencode(path), params)
         model = models[key]
         if not model:
             raise EngineError("it cannot be loaded: ")
         lines.clear()
-        context = api.llama_init_from_model(model, _context_params(api, choice))
+        context = api.llama_init_from_model(model, ContextSettings.of(choice, 1).params(api))
         if not context:
             raise EngineError(f"no context of {choice.n_ctx} tokens: ")
         rows = _breakdown(context)
         if sum(weights for _, weights, _, _ in rows) != api.llama_model_size(model):
             raise _NotHere
-        yield {"devices": _by_device(rows, lines), "n_splits": _number(lines, r"splits = (\d+)")}
+        yield {"devices": _by_device(rows, lines, choice), "n_splits": _number(lines, r"splits = (\d+)")}
         api.llama_free(context)
 
 
-def _context_params(api: Any, choice: Choice) -> Any:
-    params = api.llama_context_default_params()
-    params.n_ctx, params.n_batch, params.n_ubatch = choice.n_ctx, max(512, choice.n_ubatch), choice.n_ubatch
-    params.n_seq_max, params.n_outputs_max = choice.n_seq_max, choice.n_outputs_max
-    params.type_k, params.type_v = int(KV_TYPES[choice.type_k]), int(KV_TYPES[choice.type_v])
-    params.flash_attn_type = api.LLAMA_FLASH_ATTN_TYPE_AUTO
-    params.kv_unified = True
-    return params
-
-
-def _by_device(rows: list[tuple[str, int, int, int]], lines: list[str]) -> dict[str, dict[str, int]]:
+def _by_device(rows: list[tuple[str, int, int, int]], lines: list[str], choice: Choice) -> dict[str, dict[str, int]]:
     """Buffer types joined by where they lie: CPU, CPU_REPACK and a GPU's pinned host memory are all the host's."""
     devices: dict[str, dict[str, int]] = {}
     for name, weights, kv, compute in rows:
@@ -130,14 +116,14 @@ def _by_device(rows: list[tuple[str, int, int, int]], lines: list[str]) -> dict[
         found["weights"] += weights
         found["kv"] += kv
         found["compute"] += compute
-        if name == "CPU":
-            found["mapped"] += weights
-        if name == "CPU_REPACK":
-            found["reclaimable"] += weights
-    # The rows of logits are in none of the breakdown's columns, only in the log.
+        if host and choice.load_mode == "mmap":
+            found["reclaimable" if name == "CPU_REPACK" else "mapped"] += weights
+    # The rows of logits are in none of the breakdown's columns, only in the log, and there as many as sequences: the rest comes
+    # when it is first asked for.
     outputs = re.findall(r"(\S+)\s+output buffer size =\s+([\d.]+) MiB", "".join(lines))
     if outputs and "CPU" in devices:
-        devices["CPU"]["compute"] += sum(round(float(size) * (1 << 20)) for _, size in outputs)
+        logged = sum(float(size) * (1 << 20) for _, size in outputs)
+        devices["CPU"]["compute"] += round(logged * choice.n_outputs_max / choice.n_seq_max)
     return devices
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -9,9 +10,25 @@ from typing import Any
 
 from qwq_lite.backend import native
 from qwq_lite.backend.vocab import Vocab
+from qwq_lite.choice import Choice
 from qwq_lite.errors import EngineError
 
 ALL_LAYERS = -1
+_LOAD_MODES = {"none": 0, "mmap": 1}  # enum llama_load_mode
+
+
+def model_params(api: Any, choice: Choice) -> Any:
+    """llama_model_params of a choice; `measure` asks with the same. What borrows memory is kept by the structure itself."""
+    params = api.llama_model_default_params()
+    params.n_gpu_layers = choice.n_gpu_layers
+    params.load_mode = _LOAD_MODES[choice.load_mode]
+    params.use_extra_bufts, params.no_host = choice.repack, choice.no_host
+    if choice.tensor_split:
+        n_devices = api.llama_max_devices()
+        padded = [*choice.tensor_split, *[0] * n_devices][:n_devices]
+        params.kept = (ctypes.c_float * n_devices)(*padded)
+        params.tensor_split = ctypes.cast(params.kept, ctypes.POINTER(ctypes.c_float))
+    return params
 
 
 class LoadedModel:
@@ -19,9 +36,8 @@ class LoadedModel:
 
     Args:
         path: the file; its header has been validated by gguf_header.read.
-        n_gpu_layers: layers kept on the GPU, ALL_LAYERS for all; without a GPU it says nothing.
+        choice: where its weights go; default all layers on the GPU where there is one.
         vocab_only: no weights, for tokenizing.
-        repack: copy weights on the CPU into a layout that its kernels like better, as anonymous memory.
         token_types: the file's tokenizer.ggml.token_type, for Vocab.
         on_progress: called with 0…1 while weights are read, on the calling thread.
 
@@ -31,19 +47,16 @@ class LoadedModel:
     def __init__(
         self,
         path: Path,
+        choice: Choice = Choice(0, n_gpu_layers=ALL_LAYERS),  # noqa: B008 - frozen
         *,
-        n_gpu_layers: int = ALL_LAYERS,
         vocab_only: bool = False,
-        repack: bool = True,
         token_types: Sequence[int] | None = None,
         on_progress: Callable[[float], None] | None = None,
     ) -> None:
         self._api = api = native.engine()
         failures: list[BaseException] = []
-        params = api.llama_model_default_params()
-        params.n_gpu_layers = n_gpu_layers
+        params = model_params(api, choice)
         params.vocab_only = vocab_only
-        params.use_extra_bufts = repack
         if on_progress is not None:
             report = on_progress
 

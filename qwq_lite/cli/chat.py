@@ -35,6 +35,10 @@ _PROMPT = "> "
     "--gpu-layers", "n_gpu_layers", type=click.IntRange(-1), help="Layers on the GPU.  [default: as many as fit]"
 )
 @click.option(
+    "--host-weights",
+    help="Where weights of host layers lie: mmap, no-repack, pinned, repacked.  [default: mmap]",
+)
+@click.option(
     "--threads", "n_threads", type=click.IntRange(1), help="CPU threads.  [default: one core less than there are]"
 )
 @click.option("--seed", type=click.IntRange(0), help="The same seed gives the same answer.  [default: random]")
@@ -63,6 +67,7 @@ def command(
     type_k: str | None,
     type_v: str | None,
     n_gpu_layers: int | None,
+    host_weights: str | None,
     n_threads: int | None,
     **options: Any,
 ) -> None:
@@ -89,6 +94,7 @@ def command(
             type_k=type_k,
             type_v=type_v,
             n_gpu_layers=n_gpu_layers,
+            host_weights=host_weights,
             n_threads=n_threads,
             on_progress=bar,
         )
@@ -121,9 +127,11 @@ def _say_where(model: LocalModel) -> None:
     engine = devices.report()
     for finding in diagnosis.unusable_gpu(diagnosis.look(Path.cwd()), engine):
         console.warn(f"{finding.text}\nTo mend it: {finding.command}")
-    used = engine.gpus if model.plan.choice.n_gpu_layers else ()
+    used = [device for device in engine.gpus if device.name in model.plan.footprint.devices]
     names = ", ".join(f"{device.name} ({device.description})" for device in used or engine.devices[-1:])
     console.note(f"running on {names}: {model.plan.line()}")
+    for notice in model.notices:
+        console.note(notice)
 
 
 def _questions(interrupts: console.Interrupts) -> Iterator[str]:

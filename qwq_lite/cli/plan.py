@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import click
 
-from qwq_lite import planning
+from qwq_lite import catalog, planning
 from qwq_lite.cli import console
 from qwq_lite.errors import PlanError, UsageError
-from qwq_lite.plan import GIB, LONG_TOKENS, TYPICAL_TOKENS, RunPlan, Wishes
+from qwq_lite.plan import ANSWER_TOK_S, GIB, HOST_WEIGHTS, LONG_TOKENS, TYPICAL_TOKENS, RunPlan, Wishes
 from qwq_lite.planning import Planned
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 1 << 10, "MI": 1 << 20, "GI": 1 << 30}
-_PATIENCE_MIN = 10
-_OPTIONS = {"n_ctx": "ctx", "type_k": "type-k", "type_v": "type-v", "n_gpu_layers": "gpu-layers"}
+_COLUMNS = ("weights", "kv", "compute", "backend", "total", "limit", "free")
 
 
 @click.command()
@@ -38,6 +39,10 @@ _OPTIONS = {"n_ctx": "ctx", "type_k": "type-k", "type_v": "type-v", "n_gpu_layer
 @click.option(
     "--gpu-layers", "n_gpu_layers", type=click.IntRange(-1), help="Layers on the GPU.  [default: as many as fit]"
 )
+@click.option("--host-weights", help=f"Where weights of host layers lie: {', '.join(HOST_WEIGHTS)}.  [default: mmap]")
+@click.option(
+    "--threads", "n_threads", type=click.IntRange(1), help="CPU threads.  [default: one core less than there are]"
+)
 @click.option("--reserve", default="0", help="Keep so much free beside.  [default: 0]")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
 def command(
@@ -46,6 +51,7 @@ def command(
     memory: str | None,
     machine: str | None,
     reserve: str,
+    n_threads: int | None,
     as_json: bool,
     **wanted: Any,
 ) -> None:
@@ -57,7 +63,18 @@ def command(
 
     Example: qwq-lite plan qwq-32b-preview --machine rtx-3090
     """
-    wishes = Wishes(**_checked(wanted))
+    if not model:
+        raise UsageError("MODEL is empty; a file, a folder or a name is expected")
+    wanted = {name: value.lower() if isinstance(value, str) else value for name, value in wanted.items()}
+    wishes = Wishes(**wanted)
+    given = {
+        "threads": n_threads,
+        "machine": machine,
+        "memory": memory,
+        "reserve": None if reserve == "0" else reserve,
+        **wanted,
+    }
+    again = functools.partial(_again, given)
     memory_bytes, reserve_bytes = None if memory is None else _bytes("--memory", memory), _bytes("--reserve", reserve)
     try:
         planned = planning.plan_model(
@@ -66,36 +83,28 @@ def command(
             memory_bytes=memory_bytes,
             machine=machine,
             reserve_bytes=reserve_bytes,
+            n_threads=n_threads,
             wishes=wishes,
         )
     except PlanError as error:
-        room = planning.room_of(machine, memory_bytes, reserve_bytes)
-        smaller = planning.what_fits(room, wishes)
-        given = {"machine": machine, "memory": memory, "reserve": None if reserve == "0" else reserve, **wanted}
-        words = [
-            f"--{_OPTIONS.get(name, name)} {shlex.quote(str(value))}"
-            for name, value in given.items()
-            if value is not None
-        ]
-        advice = f"; what fits: {' '.join(['qwq-lite plan', smaller, *words])}" if smaller else ""
+        advice = f"; what fits: {again(error.smaller)}" if error.smaller else ""
         raise PlanError(f"{error}{advice}") from error
     for notice in planned.notices:
         console.note(notice)
     if as_json:
         click.echo(json.dumps(_as_dict(planned), indent=2))
     else:
-        _show(planned)
+        _show(planned, again)
 
 
-def _checked(wanted: dict[str, Any]) -> dict[str, Any]:
-    from qwq_lite.memory import KV_TYPES
-
-    for name in ("type_k", "type_v"):
-        value = wanted[name]
-        if value is not None and value.lower() not in KV_TYPES:
-            raise UsageError(f"--{name.replace('_', '-')} is {value!r}; known are {', '.join(KV_TYPES)}")
-        wanted[name] = value and value.lower()
-    return wanted
+def _again(given: dict[str, Any], model: str) -> str:
+    """This command for another model."""
+    words = [
+        f"--{name.removeprefix('n_').replace('_', '-')} {shlex.quote(str(value))}"
+        for name, value in given.items()
+        if value is not None
+    ]
+    return " ".join(["qwq-lite plan", model, *words])
 
 
 def _bytes(name: str, text: str) -> int:
@@ -108,37 +117,53 @@ def _bytes(name: str, text: str) -> int:
     return round(n_bytes)
 
 
-def _show(planned: Planned) -> None:
+def _show(planned: Planned, again: Callable[[str], str]) -> None:
     from rich.console import Console
     from rich.table import Table
 
     plan = planned.plan
     out = Console(file=sys.stdout, width=None if sys.stdout.isatty() else 120)
-    for line in _too_slow(plan):
-        click.secho(line, fg="yellow", bold=True)
-    click.echo(f"{planned.model}, {plan.candidate.label}, on {planned.room_source}")
+    if 0 < plan.decode_tok_s < ANSWER_TOK_S:
+        click.secho(f"Slow: {plan.decode_tok_s:.1f} tok/s at most, {_minutes(plan)}.", fg="yellow", bold=True)
+        same = (planned.faster, planning.DEFAULT_TYPE) == (planned.model, plan.candidate.label)
+        faster = again(planned.faster) if planned.faster and not same else "a GPU, or a machine with one"
+        click.secho(f"Faster: {faster}", fg="yellow")
+    click.echo(f"{planned.model}, {plan.candidate.label}, on {planned.room_name}")
     click.secho(plan.line(), bold=True)
-    table = Table("GiB", "weights", "KV", "compute", "backend", "total", "of", "free")
+    table = Table("GiB", *_COLUMNS)
     for name, row in _rows(plan):
-        table.add_row(name, *(f"{value / GIB:.2f}" for value in row))
+        table.add_row(name, *(f"{value / GIB:.2f}" for value in row.values()))
+    table.add_section()
+    table.add_row("source", *(_sources(planned)[column] for column in _COLUMNS), style="dim")
     out.print(table)
-    click.echo(f"Buffers: {plan.footprint.source}." + (" Backend: table." if plan.room.gpu else ""))
     host = plan.footprint.host
-    if host.reclaimable:
-        click.echo(f"Read once for repacking, and reclaimable: {host.reclaimable / GIB:.2f} GiB.")
+    pages = f"Of the host's, {host.mapped / GIB:.2f} GiB are pages of the file, which the system may take back"
+    click.echo(
+        f"{pages}; {host.reclaimable / GIB:.2f} GiB more are read once and copied." if host.reclaimable else f"{pages}."
+    )
     for other in plan.next_best:
         click.echo(f"Also fits: {other.line()}")
     for reason in plan.refused:
         click.echo(f"Refused: {reason}")
+    if planned.raise_limit:
+        click.echo(f"More for the GPU, until the next start: {planned.raise_limit}")
     if plan.decode_tok_s:
         click.echo(f"Estimate: {plan.decode_tok_s:.1f} tok/s at most; {_minutes(plan)}.")
     click.echo(f"Next: {_next(planned)}")
 
 
-def _rows(plan: RunPlan) -> Iterator[tuple[str, list[int]]]:
+def _rows(plan: RunPlan) -> Iterator[tuple[str, dict[str, int]]]:
+    """Bytes by column, of each device. backend: what it takes beside the buffers; on the host, the vocabulary."""
     for name, buffers, backend, limit in plan.rows():
         total = buffers.total + backend
-        yield name, [buffers.weights, buffers.kv, buffers.compute, backend, total, limit, limit - total]
+        row = [buffers.weights, buffers.kv, buffers.compute, backend, total, limit, limit - total]
+        yield name, dict(zip(_COLUMNS, row, strict=True))
+
+
+def _sources(planned: Planned) -> dict[str, str]:
+    counted, limit = planned.plan.footprint.source, planned.room_source
+    backend = "table" if len(planned.plan.footprint.devices) > 1 else "formula"
+    return dict(zip(_COLUMNS, [counted, counted, counted, backend, "sum", limit, "rest"], strict=True))
 
 
 def _minutes(plan: RunPlan) -> str:
@@ -148,20 +173,22 @@ def _minutes(plan: RunPlan) -> str:
     )
 
 
-def _too_slow(plan: RunPlan) -> Iterator[str]:
-    if plan.decode_tok_s and TYPICAL_TOKENS / plan.decode_tok_s / 60 > _PATIENCE_MIN:
-        yield f"Slow: {plan.decode_tok_s:.1f} tok/s at most, {_minutes(plan)}."
-        yield "Faster: a smaller model, qwq-lite plan deepseek-r1-distill-qwen-7b"
-
-
 def _next(planned: Planned) -> str:
-    choice = planned.plan.choice
+    plan = planned.plan
+    choice = plan.choice
     if planned.file is None:
-        return f"hf download the checkpoint, then qwq-lite convert FOLDER -q {planned.plan.candidate.label}"
+        folder, fetch = planned.model, ""
+        if not Path(folder).is_dir():
+            repository = catalog.geometry(folder)[0].repository
+            folder = repository.rpartition("/")[2]
+            fetch = f"hf download {repository} --local-dir {folder}, then "
+        return f"{fetch}qwq-lite convert {shlex.quote(folder)} -q {plan.candidate.label}"
     words = ["qwq-lite", "chat", shlex.quote(str(planned.file)), "--ctx", str(choice.n_ctx)]
     words += ["--type-k", choice.type_k, "--type-v", choice.type_v]
-    if planned.plan.room.gpu:
+    if plan.room.gpus:
         words += ["--gpu-layers", str(choice.n_gpu_layers)]
+    if plan.host_weights not in (None, "mmap"):
+        words += ["--host-weights", plan.host_weights]
     return " ".join(words)
 
 
@@ -172,16 +199,16 @@ def _as_dict(planned: Planned) -> dict[str, Any]:
     return {
         "model": planned.model,
         "weight_type": plan.candidate.label,
-        "on": planned.room_source,
+        "on": planned.room_name,
         "choice": asdict(plan.choice),
-        "source": plan.footprint.source,
-        "devices": {
-            name: dict(zip(("weights", "kv", "compute", "backend", "total", "limit", "free"), row, strict=True))
-            for name, row in _rows(plan)
-        },
+        "sources": _sources(planned),
+        "devices": dict(_rows(plan)),
+        "mapped": plan.footprint.host.mapped,
         "reclaimable": plan.footprint.host.reclaimable,
         "decode_tok_s_estimate": round(plan.decode_tok_s, 2),
         "refused": list(plan.refused),
         "next_best": [other.line() for other in plan.next_best],
+        "faster": planned.faster,
+        "raise_limit": planned.raise_limit,
         "next": _next(planned),
     }

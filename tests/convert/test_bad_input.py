@@ -163,25 +163,26 @@ def test_a_value_that_is_no_number_is_named(value: bytes, tmp_path: Path) -> Non
     folder = write_random_checkpoint(tmp_path / "model")
     shard = folder / SHARD
     shard.write_bytes(shard.read_bytes()[:-2] + value)  # the last bf16 of the last tensor
-    for kind in ("Q4_K_M", "Q8_0", "F16", "BF16"):
+    for kind in ("Q4_K_M", "Q6_K", "Q8_0", "F16", "BF16"):
         assert_refused(run_convert(folder, "-q", kind, "-o", tmp_path / "out.gguf"), 1, SHARD, "tensor", "row")
     assert_nothing_at(tmp_path / "out.gguf")
 
 
-def test_the_default_name_and_any_case(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("word", "kind"), [("q4_k_m", "Q4_K_M"), ("q6", "Q6_K")])
+def test_the_default_name_and_any_case(tmp_path: Path, word: str, kind: str) -> None:
     folder = write_random_checkpoint(tmp_path / "model")
     path = [str(Path(entry).resolve()) for entry in sys.path]
     code = f"import sys; sys.path[:0] = {path!r}; from qwq_lite.cli import main; main()"
     done = subprocess.run(
-        [sys.executable, "-c", code, "convert", str(folder), "-q", "q4_k_m"],
+        [sys.executable, "-c", code, "convert", str(folder), "-q", word],
         cwd=tmp_path,
         capture_output=True,
         encoding="utf-8",
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "model-Q4_K_M.gguf").is_file()
-    assert "qwq-lite chat model-Q4_K_M.gguf" in done.stdout
+    assert (tmp_path / f"model-{kind}.gguf").is_file()
+    assert f"qwq-lite chat model-{kind}.gguf" in done.stdout
     assert not done.stderr, "no bar when stderr is no terminal"
 
 

@@ -45,15 +45,17 @@ def assert_equal_tensors(ours: Path, theirs: Path) -> None:
     assert not different
 
 
-@pytest.mark.parametrize("kind", ["Q4_K_M", "Q8_0"])
+@pytest.mark.parametrize("kind", ["Q4_K_M", "Q6_K", "Q8_0"])
 def test_every_tensor_of_the_demo_model_is_llama_cpps(demo_folder: Path, kind: str, tmp_path: Path) -> None:
     convert(demo_folder, file_type("BF16"), tmp_path / "lossless.gguf")
     convert(demo_folder, file_type(kind), tmp_path / "ours.gguf")
     reference(tmp_path / "lossless.gguf", tmp_path / "theirs.gguf", file_type(kind))
     assert_equal_tensors(tmp_path / "ours.gguf", tmp_path / "theirs.gguf")
+    names = {info.type.name for info in gguf_header.read(tmp_path / "ours.gguf").tensors}
+    assert kind != "Q6_K" or names == {"F32", "Q6_K", "Q8_0"}, "the fallback for rows of 576 is exercised"
 
 
-@pytest.mark.parametrize("kind", ["Q4_K_M", "Q8_0", "F16", "BF16"])
+@pytest.mark.parametrize("kind", ["Q4_K_M", "Q6_K", "Q8_0", "F16", "BF16"])
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 @pytest.mark.parametrize("dtype", ["bf16", "f16"])
 def test_eight_layers_whose_rows_divide_by_256(
@@ -68,6 +70,7 @@ def test_eight_layers_whose_rows_divide_by_256(
     assert_equal_tensors(tmp_path / "ours.gguf", tmp_path / "theirs.gguf")
     names = {info.type.name for info in gguf_header.read(tmp_path / "ours.gguf").tensors}
     assert kind != "Q4_K_M" or names == {"F32", "Q4_K", "Q6_K"}, "the rule for more bits is exercised"
+    assert kind != "Q6_K" or names == {"F32", "Q6_K"}, "no other type where blocks of 256 fit"
 
 
 def test_the_same_input_gives_the_same_file_for_any_threads_and_shards(tmp_path: Path) -> None:

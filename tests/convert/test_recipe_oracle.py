@@ -159,11 +159,11 @@ def test_every_file_type_of_a_geometry(
 def test_a_mixture_for_any_number_of_layers(
     tmp_path: Path, n_layer: int, n_embd: int, log: collections.deque[tuple[int, str]]
 ) -> None:
-    """The layers with more bits follow from the number of layers alone."""
+    """The layers with more bits follow from the number of layers alone; Q6_K has none of them."""
     n_head = n_embd // 128
     size = Geometry(n_layer, n_embd, 4864, n_head, 1, 151_936)
     for tied in (True, False):
-        assert_types_are_llama_cpps(tmp_path, size, tied, ["Q4_K_M"], log)
+        assert_types_are_llama_cpps(tmp_path, size, tied, ["Q4_K_M", "Q6_K"], log)
 
 
 def test_the_oracle_notices_a_wrong_type(

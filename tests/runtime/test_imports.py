@@ -141,15 +141,19 @@ def test_public_names_are_pinned_and_all_there() -> None:
         "Notice",
         "OutputError",
         "PlanError",
+        "Planned",
         "Progress",
         "QwqError",
         "Reply",
+        "RunPlan",
         "Stats",
         "Stream",
         "TemplateError",
         "Thinking",
         "UsageError",
+        "Wishes",
         "load",
+        "plan_model",
     ]
     assert all(getattr(qwq_lite, name) is not None for name in qwq_lite.__all__)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -64,12 +65,34 @@ def test_bandwidth_is_in_range(machine: Machine) -> None:
 def test_the_first_device_is_the_backends(machine: Machine) -> None:
     prefix = {"cuda": "CUDA0", "vulkan": "Vulkan0", "metal": "MTL0", "cpu": "CPU"}[machine.backend]
     assert machine.devices[0].name == prefix
-    assert len(machine.gpus) == (machine.backend != "cpu")
+    n_gpus = 2 if machine.name.startswith("2x-") else 1
+    assert len(machine.gpus) == n_gpus * (machine.backend != "cpu")
     assert machine.overhead is OVERHEADS[machine.backend] is machines.overhead_of(machine.devices[0].name)
 
 
+@by_machine
+def test_several_gpus_are_alike_and_counted_from_0(machine: Machine) -> None:
+    """`bandwidth_bytes_s` and `budget_bytes` are those of each."""
+    assert machine.devices == (*machine.gpus, machine.devices[-1])
+    first = machine.gpus[0] if machine.gpus else machine.devices[-1]
+    numbered = [replace(first, name=f"{first.name[:-1]}{n}") for n in range(len(machine.gpus))]
+    assert list(machine.gpus) == numbered
+    if len(machine.gpus) > 1:
+        assert machine.description.startswith(f"{len(machine.gpus)} x ")
+
+
+@pytest.mark.parametrize("name", ["rtx-3060-12gb", "rtx-3090"])
+def test_two_cards_are_twice_one_card_in_the_same_desktop(name: str) -> None:
+    machine, one = machines.find(f"2x-{name}"), machines.find(name)
+    assert len(machine.gpus) == 2 * len(one.gpus)
+    assert machine.gpus[0] == one.gpus[0]
+    assert machine.devices[-1] == one.devices[-1]
+    assert machine.description.removeprefix("2 x ") == one.description
+    assert (machine.bandwidth_bytes_s, machine.budget_bytes) == (one.bandwidth_bytes_s, one.budget_bytes)
+
+
 def test_a_device_of_an_unknown_backend_counts_with_the_largest_overhead() -> None:
-    assert machines.later_overhead("ROCm0") == machines.later_overhead("CUDA1") > machines.later_overhead("CPU") == 0
+    assert machines.overhead_of("ROCm0") is machines.overhead_of("CUDA1") is machines.OVERHEADS["cuda"]
     assert machines.overhead_of("ROCm0").total_bytes == max(overhead.total_bytes for overhead in OVERHEADS.values())
 
 

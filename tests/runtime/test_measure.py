@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,14 @@ from qwq_lite.backend import measure as backend
 from qwq_lite.backend.context import Context, ContextSettings, Entry
 from qwq_lite.backend.measure import measure
 from qwq_lite.backend.model import LoadedModel
+from qwq_lite.choice import Choice
 from qwq_lite.errors import PlanError
-from qwq_lite.memory import Choice
 from qwq_lite.recipe import FILE_TYPES, file_type
+from qwq_lite.shape import ModelShape
 
 SHAPE = qwq(2, n_vocab=8192)
 TENSORS = ghost.tensors(SHAPE, file_type("Q4_K_M"))
+NARROW = replace(SHAPE, n_embd=896, n_ff=4864, n_head=14, n_head_kv=2, n_embd_head=64)  # 256 does not divide 896
 on_linux = pytest.mark.skipif(sys.platform != "linux", reason="the breakdown is read with libstdc++ only")
 
 
@@ -56,7 +59,7 @@ def test_the_count_holds_where_the_engine_maps_the_file(demo_gguf: Path) -> None
     """A load as the engine makes it; what llama.cpp then says of weights is the span of the file."""
     counted = measure(demo_gguf, [Choice(1024, "q8_0", "q8_0")])
     assert counted is not None
-    weights = LoadedModel(demo_gguf, n_gpu_layers=0)
+    weights = LoadedModel(demo_gguf, Choice(1024))
     context = Context(weights, ContextSettings(1024, 1, n_seq_max=4, type_k="q8_0", type_v="q8_0"))
     context.decode([Entry(n, n, 0, n == 63) for n in range(64)])
     rows = backend._breakdown(context.pointer)
@@ -97,11 +100,12 @@ def test_formulas_follow_other_caches_and_micro_batches(ghost_gguf: Path, type_k
 
 
 @on_linux
-@pytest.mark.parametrize(("name", "tied"), [*((name, False) for name in FILE_TYPES), ("Q4_K_M", True)])
-def test_a_ghost_weighs_what_llama_cpp_loads(tmp_path: Path, name: str, tied: bool) -> None:
+@pytest.mark.parametrize("size", [SHAPE, NARROW], ids=["rows of 5120", "rows of 896"])
+@pytest.mark.parametrize(("name", "tied"), [*((name, False) for name in FILE_TYPES), ("Q4_K_M", True), ("Q6_K", True)])
+def test_a_ghost_weighs_what_llama_cpp_loads(tmp_path: Path, name: str, tied: bool, size: ModelShape) -> None:
     """`measure` itself holds the sum of the rows against llama_model_size."""
-    path, infos = tmp_path / "ghost.gguf", ghost.tensors(SHAPE, file_type(name), tied)
-    ghost.write(path, SHAPE, infos)
+    path, infos = tmp_path / "ghost.gguf", ghost.tensors(size, file_type(name), tied)
+    ghost.write(path, size, infos)
     counted = measure(path, [Choice(256)])
     assert counted is not None
     assert sum(buffers.weights for buffers in counted[0].devices.values()) == sum(info.n_bytes for info in infos)

@@ -15,18 +15,22 @@ from typing import Any
 import pytest
 
 from qwq_lite import catalog, machines
+from qwq_lite.choice import KV_TYPES
 from qwq_lite.cli import commands, console
-from qwq_lite.memory import KV_TYPES
+from qwq_lite.plan import HOST_WEIGHTS
 from tests.checkpoints import write_random_checkpoint
 
 COMMAND = [sys.executable, "-c", "from qwq_lite.cli import main; main()"]
 WAIT_S = 120
 KEYS = {
-    "model", "weight_type", "on", "choice", "source", "devices", "reclaimable", "decode_tok_s_estimate", "refused",
-    "next_best", "next",
+    "model", "weight_type", "on", "choice", "sources", "devices", "mapped", "reclaimable", "decode_tok_s_estimate",
+    "refused", "next_best", "faster", "raise_limit", "next",
 }  # fmt: skip
 COLUMNS = {"weights", "kv", "compute", "backend", "total", "limit", "free"}
-CHOICES = {"n_ctx", "type_k", "type_v", "n_ubatch", "n_gpu_layers", "n_seq_max", "n_outputs_max", "repack"}
+CHOICES = {
+    "n_ctx", "type_k", "type_v", "n_ubatch", "n_gpu_layers", "n_seq_max", "n_outputs_max", "load_mode", "repack",
+    "no_host", "tensor_split",
+}  # fmt: skip
 QWQ_3090 = ("qwq-32b-preview", "--machine", "rtx-3090")
 
 
@@ -85,7 +89,7 @@ def test_the_text_has_a_table_the_refusals_and_the_next_step(plan: Runner) -> No
     assert "qwq-32b-preview, Q4_K_M" in lines[0]
     assert "32,768 tokens, q8_0 KV" in lines[1]
     (head,) = (line for line in lines if "weights" in line)
-    assert re.findall(r"\w+", head) == ["GiB", "weights", "KV", "compute", "backend", "total", "of", "free"]
+    assert re.findall(r"\w+", head) == ["GiB", "weights", "kv", "compute", "backend", "total", "limit", "free"]
     (gpu,), (host,) = ([line for line in lines if re.match(rf"\W*{name} ", line)] for name in ("CUDA0", "CPU"))
     for row in (gpu, host):
         weights, kv, compute, backend, total, limit, free = map(float, re.findall(r"-?\d+\.\d\d", row))
@@ -115,17 +119,37 @@ def test_a_slow_machine_is_warned_of_first(plan: Runner) -> None:
     assert "Slow: " not in done.out  # 3.8 tok/s: 7 minutes for a typical answer
     slower = plan("qwq-32b", "-q", "Q8_0", "--machine", "desktop-64gb")
     first, second = slower.out.splitlines()[:2]
-    assert first.startswith("Slow: ")
-    faster = second.split("qwq-lite plan ")[1]
-    assert plan(faster, "--machine", "desktop-64gb").status == 0
+    assert re.match(r"Slow: \d\.\d tok/s at most, a typical answer \(1,700 tokens\) \d+\.\d minutes, ", first)
+    assert second.startswith("Faster: ")
+    arguments = shlex.split(second.split("qwq-lite plan ")[1])
+    faster = plan(*arguments)
+    assert (faster.status, faster.err) == (0, "")
+    assert "Slow: " not in faster.out
+    assert plan.json("qwq-32b", "-q", "Q8_0", "--machine", "desktop-64gb")["faster"] == arguments[0]
 
 
-@pytest.mark.parametrize("machine", ["rtx-3090", "rtx-3060-12gb", "m3-max-36gb", "laptop-32gb"])
+def test_the_faster_model_is_for_what_was_given(plan: Runner) -> None:
+    asked = ("--machine", "desktop-64gb", "--reserve", "1GiB", "--ctx", "16384", "--host-weights", "no-repack")
+    second = plan("qwq-32b", "-q", "Q8_0", *asked).out.splitlines()[1]
+    arguments = shlex.split(second.split("qwq-lite plan ")[1])
+    assert sorted(arguments[1:]) == sorted(asked)
+    choice = plan.json(*arguments)["choice"]
+    assert (choice["n_ctx"], choice["repack"]) == (16_384, False)
+
+
+def test_a_smaller_weight_type_of_the_same_model_is_faster_too(plan: Runner) -> None:
+    second = plan("qwq-32b-preview", "-q", "Q8_0", "--machine", "desktop-64gb").out.splitlines()[1]
+    assert second.startswith("Faster: ")
+    assert "nothing known" not in second
+    assert "Slow: " not in plan(*shlex.split(second.split("qwq-lite plan ")[1])).out
+
+
+@pytest.mark.parametrize("machine", ["rtx-3090", "rtx-3060-12gb", "2x-rtx-3060-12gb", "m3-max-36gb", "laptop-32gb"])
 def test_json_has_its_keys_and_adds_up(machine: str, plan: Runner) -> None:
     found = plan.json("qwq-32b-preview", "--machine", machine)
     assert found.keys() >= KEYS
     assert found["choice"].keys() >= CHOICES
-    assert (found["model"], found["weight_type"], found["source"]) == ("qwq-32b-preview", "Q4_K_M", "formula")
+    assert (found["model"], found["weight_type"]) == ("qwq-32b-preview", "Q4_K_M")
     assert "by table" in found["on"]
     for row in found["devices"].values():
         assert row.keys() == COLUMNS
@@ -133,8 +157,56 @@ def test_json_has_its_keys_and_adds_up(machine: str, plan: Runner) -> None:
         assert row["total"] == row["weights"] + row["kv"] + row["compute"] + row["backend"]
         assert row["free"] == row["limit"] - row["total"] >= 0
     assert sum(row["weights"] for row in found["devices"].values()) == pytest.approx(19.85e9, rel=0.001)
+    host, n_gpus = found["devices"]["CPU"], len(found["devices"]) - 1
+    assert 0 <= found["mapped"] + found["reclaimable"] <= host["weights"]
+    assert host["backend"] > 0
+    assert len(found["choice"]["tensor_split"]) == (n_gpus if n_gpus > 1 else 0)
     assert found["decode_tok_s_estimate"] > 0
     assert all(isinstance(line, str) for line in (*found["refused"], *found["next_best"], found["next"]))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "backend", "limit"),
+    [
+        (("--machine", "rtx-3090"), "table", "table"),
+        (("--machine", "rtx-3090", "--memory", "23GiB"), "table", "given"),
+        (("--machine", "rtx-3090", "--gpu-layers", "0"), "formula", "table"),
+        (("--machine", "laptop-32gb"), "formula", "table"),
+        (("--machine", "laptop-32gb", "--memory", "30GiB"), "formula", "given"),
+    ],
+)
+def test_every_column_says_where_its_figures_come_from(
+    arguments: tuple[str, ...], backend: str, limit: str, plan: Runner
+) -> None:
+    sources = plan.json("qwq-32b-preview", *arguments)["sources"]
+    assert sources == {
+        **dict.fromkeys(("weights", "kv", "compute"), "formula"),
+        "backend": backend,
+        "total": "sum",
+        "limit": limit,
+        "free": "rest",
+    }
+    lines = plan("qwq-32b-preview", *arguments).out.splitlines()
+    (row,) = (line for line in lines if re.match(r"\W*source ", line))
+    (head,) = (line for line in lines if re.match(r"\W*GiB ", line))
+    assert dict(zip(re.findall(r"\w+", head)[1:], re.findall(r"\w+", row)[1:], strict=True)) == sources
+
+
+def test_a_macs_limit_that_can_be_raised_is_said_with_the_command(plan: Runner) -> None:
+    command = "sudo sysctl iogpu.wired_limit_mb=24576"
+    assert plan.json("qwq-32b-preview", "--machine", "m2-pro-32gb")["raise_limit"] == command
+    assert f": {command}\n" in plan("qwq-32b-preview", "--machine", "m2-pro-32gb").out
+    assert plan.json("qwq-32b-preview", "--machine", "m3-max-36gb")["raise_limit"] is None
+    assert "sysctl" not in plan("qwq-32b-preview", "--machine", "m3-max-36gb").out
+
+
+def test_a_wish_with_a_catch_is_granted_with_a_note(plan: Runner) -> None:
+    done = plan("qwq-32b-preview", "--machine", "desktop-64gb", "--ctx", "40960", "--gpu-layers", "5", "--json")
+    assert done.status == 0
+    assert json.loads(done.out)["choice"]["n_ctx"] == 40_960
+    trained, layers = done.err.splitlines()
+    assert "32,768" in trained
+    assert "--gpu-layers" in layers
 
 
 def test_text_and_json_say_the_same(plan: Runner) -> None:
@@ -202,7 +274,7 @@ def test_an_unknown_model_is_one_line_with_the_names(model: str, plan: Runner) -
 @pytest.mark.parametrize("option", ["--type-k", "--type-v"])
 def test_an_unknown_cache_type_is_one_line_with_the_names(option: str, plan: Runner) -> None:
     said = assert_one_line(plan(*QWQ_3090, option, "f17"), 2)
-    assert f"{option} is 'f17'" in said
+    assert f"({option}) is 'f17'" in said
     assert all(name in said for name in KV_TYPES)
 
 
@@ -212,7 +284,31 @@ def test_an_unknown_weight_type_is_one_line_with_the_names(plan: Runner) -> None
     assert "Q4_K_M" in said
 
 
-@pytest.mark.parametrize("option", [("--ctx", "255"), ("--ctx", "many"), ("--gpu-layers", "-2")])
+@pytest.mark.parametrize("name", HOST_WEIGHTS)
+def test_host_weights_lie_where_they_are_wished(name: str, plan: Runner) -> None:
+    found = plan.json("qwq-32b-preview", "--machine", "laptop-32gb", "--host-weights", name.upper())
+    assert {key: found["choice"][key] for key in HOST_WEIGHTS[name]} == HOST_WEIGHTS[name]
+    assert (found["mapped"] + found["reclaimable"] > 0) == (name in ("mmap", "no-repack"))
+    assert (found["reclaimable"] > 0) == (name == "mmap")
+
+
+def test_unknown_host_weights_are_one_line_with_the_names(plan: Runner) -> None:
+    said = assert_one_line(plan(*QWQ_3090, "--host-weights", "disk"), 2)
+    assert "'disk'" in said
+    assert all(name in said for name in HOST_WEIGHTS)
+
+
+def test_an_empty_model_is_one_line(plan: Runner) -> None:
+    assert "MODEL is empty" in assert_one_line(plan("", "--machine", "rtx-3090"), 2)
+
+
+def test_threads_change_nothing_for_a_known_machine(plan: Runner) -> None:
+    assert plan.json(*QWQ_3090, "--threads", "1") == plan.json(*QWQ_3090)
+
+
+@pytest.mark.parametrize(
+    "option", [("--ctx", "255"), ("--ctx", "many"), ("--gpu-layers", "-2"), ("--threads", "0"), ("--threads", "all")]
+)
 def test_a_number_out_of_range_is_usage(option: tuple[str, str], plan: Runner) -> None:
     done = plan(*QWQ_3090, *option)
     assert (done.status, done.out) == (2, "")
@@ -271,6 +367,21 @@ def test_a_checkpoint_is_planned_without_its_weights(tmp_path: Path, plan: Runne
     assert before["choice"]["n_gpu_layers"] == 3
 
 
+def test_the_next_step_of_a_folder_names_the_folder(tmp_path: Path, plan: Runner) -> None:
+    folder = write_random_checkpoint(tmp_path / "my model")
+    words = shlex.split(plan.json(folder, "--machine", "rtx-3090")["next"])
+    assert words == ["qwq-lite", "convert", str(folder), "-q", "Q4_K_M"]
+
+
+@pytest.mark.parametrize("name", ["qwq-32b-preview", "QwQ-32B", "deepseek-r1-distill-qwen-7b"])
+def test_the_next_step_of_a_name_fetches_its_repository(name: str, plan: Runner) -> None:
+    repository = catalog.geometry(name)[0].repository
+    folder = repository.rpartition("/")[2]
+    fetch, convert = plan.json(name, "--machine", "rtx-3090")["next"].split(", then ")
+    assert shlex.split(fetch) == ["hf", "download", repository, "--local-dir", folder]
+    assert shlex.split(convert) == ["qwq-lite", "convert", folder, "-q", "Q4_K_M"]
+
+
 def weights(found: dict[str, Any]) -> int:
     return sum(row["weights"] for row in found["devices"].values())
 
@@ -298,6 +409,16 @@ def test_a_tied_checkpoint_has_one_table_less(tmp_path: Path, plan: Runner) -> N
         "tied, one file": tied_size,
         "says tied, has lm_head": untied,
     }
+
+
+def test_a_tied_checkpoint_has_its_table_on_the_gpu_and_on_the_host(tmp_path: Path, plan: Runner) -> None:
+    untied, tied = (
+        plan.json(write_random_checkpoint(tmp_path / str(tied), tied=tied), "-q", "F16", "--machine", "rtx-3090")
+        for tied in (False, True)
+    )
+    assert weights(untied) == weights(tied)
+    assert untied["devices"]["CUDA0"]["weights"] == tied["devices"]["CUDA0"]["weights"]
+    assert tied["decode_tok_s_estimate"] == pytest.approx(untied["decode_tok_s_estimate"], rel=0.01)
 
 
 def test_a_checkpoint_takes_what_its_file_will(tiny_gguf: Path, tmp_path: Path, plan: Runner) -> None:
@@ -358,7 +479,8 @@ def test_the_next_step_of_a_file_is_a_chat_that_works(tiny_gguf: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
-    assert found["source"] in ("measured", "formula")
+    assert found["sources"]["weights"] in ("measured", "formula")
+    assert found["sources"]["limit"] == "measured"
     assert all(row["free"] >= 0 for row in found["devices"].values())
     words = shlex.split(found["next"])
     assert words[:2] == ["qwq-lite", "chat"]
@@ -376,6 +498,15 @@ def test_the_next_step_survives_a_path_with_a_space(tiny_gguf: Path, tmp_path: P
     path = tmp_path / "my model.gguf"
     shutil.copyfile(tiny_gguf, path)
     assert str(path) in shlex.split(plan.json(path, "--machine", "rtx-3090")["next"])
+
+
+@pytest.mark.parametrize("name", HOST_WEIGHTS)
+def test_the_next_step_of_a_file_says_where_host_weights_lie(name: str, tiny_gguf: Path, plan: Runner) -> None:
+    words = shlex.split(plan.json(tiny_gguf, "--machine", "rtx-3090", "--host-weights", name)["next"])
+    if name == "mmap":
+        assert "--host-weights" not in words
+    else:
+        assert words[-2:] == ["--host-weights", name]
 
 
 def test_a_context_above_32_bits_is_not_planned_as_a_short_one(tiny_gguf: Path, plan: Runner) -> None:

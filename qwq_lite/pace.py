@@ -1,0 +1,70 @@
+"""How fast a plan should decode, and a word when it does not. Knows no engine."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+from qwq_lite.events import Notice, Stats
+from qwq_lite.plan import RunPlan
+
+_BLOCK_BYTES = 1 << 26  # more than any cache of a processor core's own
+_ROUNDS = 3
+_LEAST_TOKENS = 48  # fewer say nothing about speed
+_TOO_SLOW = 3  # a limit by bandwidth is reached to 80 %; a third of it has another reason
+
+
+def host_bandwidth(n_threads: int = 1) -> float:
+    """Bytes a second that so many threads read from memory here. Takes about a tenth of a second."""
+    import numpy as np
+
+    blocks = [np.ones(_BLOCK_BYTES // n_threads // 4, np.float32) for _ in range(n_threads)]
+    best = 0.0
+    for _ in range(_ROUNDS):
+        threads = [threading.Thread(target=block.sum) for block in blocks]  # numpy lets go of the GIL
+        start = time.perf_counter()
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        best = max(best, sum(block.nbytes for block in blocks) / (time.perf_counter() - start))
+    return best
+
+
+def default_threads() -> int:
+    """Cores less one for the desktop: with all of them, one busy program beside makes decoding 20 times slower."""
+    import psutil
+
+    return max(1, (psutil.cpu_count(logical=False) or os.cpu_count() or 2) - 1)
+
+
+class Pace:
+    """Says once, after a reply, that decoding is far below what the plan's bandwidth allows."""
+
+    def __init__(self, plan: RunPlan, n_threads: int, measure: Callable[[int], float] = host_bandwidth) -> None:
+        self._plan, self._n_threads, self._measure = plan, n_threads, measure
+        self._done = False
+
+    def __call__(self, stats: Stats) -> Notice | None:
+        if self._done or stats.n_generated < _LEAST_TOKENS:
+            return None
+        self._done = True
+        plan = self._plan
+        if not plan.room.host_bandwidth:
+            plan = replace(plan, room=replace(plan.room, host_bandwidth=self._measure(self._n_threads)))
+        if not stats.decode_tok_s * _TOO_SLOW < plan.decode_tok_s:
+            return None
+        on_gpu = any(name != "CPU" for name in plan.footprint.devices)
+        why = (
+            "the card's memory may be full and spilled to the host's, or another program uses it; close what does, or"
+            " plan with less: --reserve 2GiB"
+            if on_gpu
+            else "another program may keep the processor or the memory busy"
+        )
+        return Notice(
+            f"{stats.decode_tok_s:.1f} tok/s, where this machine's bandwidth allows {plan.decode_tok_s:.1f}: {why}",
+            "slow",
+        )

@@ -1,0 +1,283 @@
+"""Plans for machines that people own, remarks on wishes, and a plan that meets another room."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from qwq_lite import catalog, gguf_header, ghost, machines, planning
+from qwq_lite.errors import PlanError
+from qwq_lite.gguf_header import Header
+from qwq_lite.plan import (
+    GIB,
+    LEAST_CTX,
+    Gpu,
+    Room,
+    Wishes,
+    search,
+)
+from qwq_lite.recipe import file_type
+from qwq_lite.shape import RopeScaling
+from tests.planner import MIB, QWQ, SHORTAGE, as_candidate, by_formula
+
+# Machines
+
+
+@pytest.mark.parametrize("machine", ["rtx-3090", "rtx-4090"])
+def test_a_card_of_24_gb_runs_qwq_with_all_that_it_was_trained_for(machine: str) -> None:
+    plan = planning.plan_model("qwq-32b-preview", machine=machine).plan
+    choice = plan.choice
+    assert plan.candidate.label == "Q4_K_M"
+    assert (choice.n_ctx, choice.type_k, choice.type_v, choice.n_gpu_layers) == (32_768, "q8_0", "q8_0", 65)
+    assert choice.n_ubatch == 512
+
+
+def test_a_card_of_12_gb_takes_some_of_qwqs_layers() -> None:
+    choice = planning.plan_model("qwq-32b-preview", machine="rtx-3060-12gb").plan.choice
+    assert 0 < choice.n_gpu_layers < 65
+    assert choice.n_ctx >= LEAST_CTX
+
+
+def test_a_mac_of_36_gb_runs_qwq_within_its_working_set() -> None:
+    plan = planning.plan_model("qwq-32b-preview", machine="m3-max-36gb").plan
+    assert (plan.choice.type_k, plan.choice.n_ctx, plan.choice.n_gpu_layers) == ("q8_0", 32_768, 65)
+    used = sum(buffers.total + backend for _, buffers, backend, _ in plan.rows())
+    assert used <= machines.metal_working_set_bytes(36 * GIB)
+
+
+def test_a_laptop_of_16_gb_is_too_small_for_qwq_and_is_told_what_is_not() -> None:
+    with pytest.raises(PlanError) as caught:
+        planning.plan_model("qwq-32b", machine="laptop-16gb")
+    assert SHORTAGE.search(str(caught.value))
+    smaller = planning.what_fits(planning.room_of("laptop-16gb"), Wishes())
+    assert smaller is not None
+    assert planning.plan_model(smaller, machine="laptop-16gb").plan.choice.n_ctx >= LEAST_CTX
+
+
+@pytest.mark.parametrize("machine", [machine.name for machine in machines.MACHINES])
+@pytest.mark.parametrize("model", catalog.GEOMETRIES)
+def test_every_machine_gets_a_plan_within_its_room_or_the_largest_model_that_has_one(model: str, machine: str) -> None:
+    room = planning.room_of(machine)
+    try:
+        plan = planning.plan_model(model, machine=machine).plan
+    except PlanError as error:
+        assert SHORTAGE.search(str(error))
+        smaller = planning.what_fits(room, Wishes())
+        assert smaller != model
+        if smaller:
+            assert planning.plan_model(smaller, machine=machine).plan.candidate.label == "Q4_K_M"
+        return
+    assert plan.room == room
+    known = machines.find(machine)
+    free = {device.name: device.free_bytes for device in known.devices}
+    used = {name: buffers.total + backend for name, buffers, backend, _ in plan.rows()}
+    for name, _, _, limit in plan.rows():
+        assert used[name] <= limit <= free[name]
+    assert room.gpu_names == [device.name for device in known.gpus]
+    if room.unified:
+        assert sum(used.values()) <= room.unified <= known.host_bytes
+
+
+@pytest.mark.parametrize("machine", [machine.name for machine in machines.MACHINES])
+def test_a_reserve_and_a_budget_leave_less(machine: str) -> None:
+    room, kept, given_room = (planning.room_of(machine, *rest) for rest in ((None, 0), (None, GIB), (8 * GIB, GIB)))
+    if not room.gpus:
+        assert (room.host - kept.host, given_room.host) == (GIB, 7 * GIB)
+        return
+    assert [gpu.n_bytes - less.n_bytes for gpu, less in zip(room.gpus, kept.gpus, strict=True)] == [GIB] * len(
+        room.gpus
+    )
+    # A budget is that of all GPUs together, what stays free is so on each.
+    assert sum(gpu.n_bytes for gpu in given_room.gpus) == (8 - len(room.gpus)) * GIB
+    assert all(gpu.overhead == machines.find(machine).overhead.total_bytes for gpu in given_room.gpus)
+
+
+@pytest.mark.parametrize("machine", [machine.name for machine in machines.MACHINES if machine.backend == "metal"])
+@pytest.mark.parametrize("reserve_gib", [1, 2, 8])
+def test_a_reserve_is_kept_where_host_and_gpu_share_one_memory(machine: str, reserve_gib: int) -> None:
+    """Layers that the GPU's budget sends to the host must not take from there what is to stay free."""
+    whole, kept = planning.room_of(machine), planning.room_of(machine, None, reserve_gib * GIB)
+    wishes = Wishes(n_ctx=LEAST_CTX)
+    try:
+        plan = search([as_candidate(QWQ)], kept, wishes, by_formula(kept))
+    except PlanError:
+        return
+    used = sum(buffers.total + backend for _, buffers, backend, _ in plan.rows())
+    assert used <= whole.unified - reserve_gib * GIB
+
+
+def test_a_macs_limit_is_not_raised_to_what_it_is_because_of_a_reserve() -> None:
+    """Its working set is 27 GiB of 36, and as much is all that macOS can spare."""
+    found = planning.plan_model("qwq-32b-preview", machine="m3-max-36gb", reserve_bytes=3 * GIB)
+    assert found.raise_limit is None
+
+
+def test_nothing_fits_a_room_without_memory() -> None:
+    assert planning.what_fits(Room(0), Wishes()) is None
+    assert planning.what_fits(Room(0, (Gpu("CUDA0", 0),)), Wishes()) is None
+    assert planning.what_fits(Room(0), Wishes(), 2.0) is None
+
+
+@pytest.mark.parametrize("machine", ["rtx-3060-12gb", "2x-rtx-3060-12gb", "m1-16gb", "m2-pro-32gb", "desktop-64gb"])
+@pytest.mark.parametrize("tok_s", [0.0, 2.0, 5.0, 20.0, 60.0, 1e6])
+def test_what_fits_is_the_largest_that_is_fast_enough_or_else_the_fastest(machine: str, tok_s: float) -> None:
+    room, speeds = planning.room_of(machine), {}
+    for name, (_, geometry) in catalog.GEOMETRIES.items():  # from the largest to the smallest
+        try:
+            plan = search([as_candidate(geometry)], room, Wishes(), by_formula(room))
+        except PlanError:
+            continue
+        speeds[name] = plan.decode_tok_s
+    enough = [name for name, speed in speeds.items() if speed >= tok_s]
+    expected = enough[0] if enough else max(speeds, key=lambda name: speeds[name])
+    assert planning.what_fits(room, Wishes(), tok_s) == expected
+
+
+def test_a_slow_plan_comes_with_a_faster_model_and_a_fast_one_with_none() -> None:
+    assert planning.plan_model("qwq-32b-preview", machine="rtx-3090").faster is None
+    slow = planning.plan_model("qwq-32b", quant="Q8_0", machine="desktop-64gb")
+    assert slow.faster is not None
+    faster = planning.plan_model(slow.faster, machine="desktop-64gb")
+    assert faster.plan.decode_tok_s > slow.plan.decode_tok_s
+    assert faster.faster is None
+
+
+@pytest.mark.parametrize(
+    ("machine", "expected"),
+    [
+        ("m2-pro-32gb", "sudo sysctl iogpu.wired_limit_mb=24576"),
+        ("m3-max-36gb", None),  # its working set leaves macOS no more than the reserve
+        ("rtx-3090", None),
+        ("2x-rtx-3060-12gb", None),
+        ("laptop-32gb", None),
+    ],
+)
+def test_a_macs_limit_is_raised_where_more_comes_of_it(machine: str, expected: str | None) -> None:
+    planned_there = planning.plan_model("qwq-32b-preview", machine=machine)
+    assert planned_there.raise_limit == expected
+    assert planning.raised_limit(planned_there.plan, Wishes()) == expected
+
+
+def test_a_macs_limit_is_not_raised_for_what_fits_below_it() -> None:
+    wishes = Wishes(n_ctx=LEAST_CTX, type_k="q8_0")
+    assert planning.plan_model("qwq-32b-preview", machine="m2-pro-32gb", wishes=wishes).raise_limit is None
+
+
+@pytest.mark.parametrize(
+    ("machine", "memory_bytes", "source"), [("rtx-3090", None, "table"), ("rtx-3090", 24 * GIB, "given")]
+)
+def test_a_plan_names_the_room_and_where_its_figures_come_from(
+    machine: str, memory_bytes: int | None, source: str
+) -> None:
+    found = planning.plan_model("qwq-32b-preview", machine=machine, memory_bytes=memory_bytes)
+    assert machines.find(machine).description in found.room_name
+    assert found.room_source == source
+
+
+# Remarks
+
+
+@pytest.mark.parametrize("n_ctx", [None, 256, 32_768])
+def test_a_context_within_the_trained_length_needs_no_remark(n_ctx: int | None) -> None:
+    assert list(planning.remarks(QWQ, Room(GIB), Wishes(n_ctx=n_ctx))) == []
+
+
+def test_a_context_above_the_trained_length_is_remarked_on_unless_rope_scaling_is_for_that() -> None:
+    wishes = Wishes(n_ctx=40_000)
+    (line,) = planning.remarks(QWQ, Room(GIB), wishes)
+    assert "40,000 tokens" in line
+    assert "32,768" in line
+    assert "rope scaling" in line
+    assert "\n" not in line
+    scaled = dataclasses.replace(QWQ, rope_scaling=RopeScaling("yarn", 4.0, 32_768))
+    assert list(planning.remarks(scaled, Room(GIB), wishes)) == []
+
+
+@pytest.mark.parametrize(("layers", "n_lines"), [(None, 0), (0, 0), (-1, 1), (1, 1), (64, 1)])
+def test_layers_for_a_gpu_that_is_not_there_are_remarked_on(layers: int | None, n_lines: int) -> None:
+    lines = list(planning.remarks(QWQ, Room(GIB), Wishes(n_gpu_layers=layers)))
+    assert len(lines) == n_lines
+    assert all("no GPU" in line for line in lines)
+    assert list(planning.remarks(QWQ, Room(GIB, (Gpu("CUDA0", GIB),)), Wishes(n_gpu_layers=layers))) == []
+
+
+def test_remarks_come_with_a_plan() -> None:
+    found = planning.plan_model("qwq-32b-preview", machine="desktop-64gb", wishes=Wishes(n_ctx=40_960, n_gpu_layers=10))
+    assert (found.plan.choice.n_ctx, found.plan.choice.n_gpu_layers) == (40_960, 0)
+    assert len(found.notices) == 2
+
+
+# A plan made before, in another room
+
+
+@pytest.fixture
+def small_header(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Header:
+    """A file of the smallest model of the catalogue; llama.cpp cannot be asked, so that formulas decide."""
+    monkeypatch.setattr(planning, "measure", lambda *_: None)
+    _, geometry = catalog.geometry("deepseek-r1-distill-qwen-1.5b")
+    path = tmp_path / "small.gguf"
+    ghost.write(path, geometry, ghost.tensors(geometry, file_type("Q4_K_M")))
+    return gguf_header.read(path)
+
+
+WIDE = Room(8 * GIB, (Gpu("CUDA0", 8 * GIB),))
+
+
+def test_a_plan_that_still_fits_is_kept(small_header: Header) -> None:
+    plan = planning.plan_header(small_header, WIDE, Wishes(n_ctx=12_345, type_k="q8_0"))
+    for room in (WIDE, Room(4 * GIB, (Gpu("CUDA0", 4 * GIB, MIB),))):
+        kept, line = planning.adapted(plan, small_header, room)
+        assert line is None
+        assert (kept.choice, kept.footprint, kept.room) == (plan.choice, plan.footprint, room)
+
+
+def test_a_plan_that_no_longer_fits_gives_way_to_one_that_does(small_header: Header) -> None:
+    plan = planning.plan_header(small_header, WIDE, Wishes())
+    room = Room(8 * GIB, (Gpu("CUDA0", int(1.5 * GIB)),))
+    other, line = planning.adapted(plan, small_header, room)
+    assert other.choice != plan.choice
+    assert (other.room, other.shortages()) == (room, [])
+    assert line is not None
+    assert "does not fit what is here now" in line
+    assert other.line() in line
+    assert "1.5 GiB" in line  # what there is now
+    assert "\n" not in line
+
+
+@pytest.mark.parametrize("room", [Room(8 * GIB), Room(8 * GIB, (Gpu("Vulkan0", 8 * GIB),))])
+def test_a_plan_for_a_device_that_is_gone_gives_way(small_header: Header, room: Room) -> None:
+    plan = planning.plan_header(small_header, WIDE, Wishes())
+    other, line = planning.adapted(plan, small_header, room)
+    assert other.footprint.devices.keys() == {"CPU", *room.gpu_names}
+    assert other.shortages() == []
+    assert line is not None
+    assert "it is for ['CUDA0'" in line
+    assert other.line() in line
+
+
+def test_one_of_two_devices_that_is_gone_is_noticed(small_header: Header) -> None:
+    both = dataclasses.replace(WIDE, gpus=(Gpu("CUDA0", int(1.5 * GIB)), Gpu("CUDA1", int(1.5 * GIB))))
+    plan = planning.plan_header(small_header, both, Wishes())
+    assert len(plan.footprint.devices) == 3
+    other, line = planning.adapted(plan, small_header, WIDE)
+    assert other.choice.tensor_split == ()
+    assert line is not None
+    assert "it is for ['CUDA0'" in line
+
+
+def test_one_device_more_is_noticed(small_header: Header) -> None:
+    """llama.cpp would share the layers out over both, which the plan did not count."""
+    plan = planning.plan_header(small_header, WIDE, Wishes())
+    other, line = planning.adapted(plan, small_header, Room(8 * GIB, (*WIDE.gpus, Gpu("CUDA1", GIB))))
+    assert other.choice.tensor_split == (29, 0)
+    assert line is not None
+
+
+@pytest.mark.parametrize("room", [Room(GIB // 4), Room(GIB // 4, (Gpu("CUDA0", GIB // 4),))])
+def test_nothing_fits_any_more(small_header: Header, room: Room) -> None:
+    plan = planning.plan_header(small_header, WIDE, Wishes())
+    with pytest.raises(PlanError) as caught:
+        planning.adapted(plan, small_header, room)
+    assert SHORTAGE.search(str(caught.value))

@@ -1,0 +1,25 @@
+"""What a process really takes, against the plan's rows: never above them, and with every buffer touched hardly below."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from bench.process import N_OUTPUTS, compared
+from qwq_lite.choice import Choice
+from qwq_lite.plan import HOST_WEIGHTS
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+@pytest.mark.parametrize("name", HOST_WEIGHTS)
+def test_a_process_takes_what_the_plan_says(name: str, demo_gguf: Path) -> None:
+    row = compared(demo_gguf, Choice(1024, n_outputs_max=N_OUTPUTS, **HOST_WEIGHTS[name]))
+    assert row["anonymous"] <= row["anonymous_planned"]
+    assert row["mapped"] <= row["mapped_planned"]
+    taken, planned = (row["anonymous" + end] + row["mapped" + end] for end in ("", "_planned"))
+    assert taken >= 0.95 * planned
+    # What was read once for repacking is given back and does not come again.
+    assert row["mapped_read"] <= row["mapped_planned"] + row["reclaimable_planned"]
+    assert (row["reclaimable_planned"] > 0) == (name == "mmap")
