@@ -85,11 +85,12 @@ GEOMETRIES: dict[str, tuple[CatalogModel, ModelShape]] = {model.name: (model, sh
 
 
 def geometry(name: str) -> tuple[CatalogModel, ModelShape]:
-    """The known model of exactly that name and its shape; case does not count.
+    """The known model of exactly that name, or of that repository, and its shape; case does not count.
 
     Raises: UsageError with the names that there are.
     """
-    found = GEOMETRIES.get(name.lower())
+    named = (pair for pair in GEOMETRIES.values() if name.lower() in (pair[0].name, pair[0].repository.lower()))
+    found = next(named, None)
     if found is None:
         raise UsageError(f"no model is known as {name!r}; known are {', '.join(GEOMETRIES)}")
     return found

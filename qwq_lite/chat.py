@@ -11,8 +11,10 @@ from typing import Any, Protocol
 
 from qwq_lite.errors import FormatError, UsageError
 from qwq_lite.events import Done, Event, Reply
+from qwq_lite.hardware import EngineReport
 from qwq_lite.history import n_leading
 from qwq_lite.model import Engine
+from qwq_lite.plan import RunPlan
 from qwq_lite.prompt import Message
 from qwq_lite.stream import Stream
 
@@ -167,9 +169,16 @@ class Chat:
 
 
 class Model(Engine, Protocol):
-    """A loaded model. As a context manager it is unloaded at the end."""
+    """A loaded model. As a context manager it is unloaded at the end.
+
+    n_ctx: tokens of context. plan: what it runs with. notices: what the user should know of that, one line each.
+    engine: llama.cpp and its devices.
+    """
 
     n_ctx: int
+    plan: RunPlan
+    notices: tuple[str, ...]
+    engine: EngineReport
 
     def __enter__(self) -> Model:
         return self

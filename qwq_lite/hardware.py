@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 DeviceKind = Literal["cpu", "gpu", "igpu", "accel"]
 
@@ -34,3 +34,9 @@ class EngineReport:
     @property
     def gpus(self) -> tuple[Device, ...]:
         return tuple(device for device in self.devices if device.kind in ("gpu", "igpu"))
+
+
+def report_from_json(data: dict[str, Any]) -> EngineReport:
+    """A report that came from another process as JSON. Raises: KeyError, TypeError for what is none."""
+    devices = tuple(Device(**device) for device in data["devices"])
+    return EngineReport(data["version"], data["offload"], devices, tuple(data["features"]))

@@ -21,6 +21,7 @@ from qwq_lite.chat import Model
 from qwq_lite.errors import EngineClosed, TemplateError, UsageError
 from qwq_lite.events import Progress
 from qwq_lite.generation import Begin, Policy
+from qwq_lite.hardware import EngineReport
 from qwq_lite.model import Options, Prompt
 from qwq_lite.model import options as model_options
 from qwq_lite.plan import RunPlan, Wishes
@@ -55,8 +56,8 @@ def load(
             and 32,768.
         type_k, type_v: type of the KV cache: f16, bf16, q8_0, q4_0; default f16, or q8_0 where it must. Give both the same.
         n_gpu_layers: layers on the GPU where there is one, -1 for all; default as many as fit.
-        plan: what `planning` found before, instead of a plan of its own; the arguments above are then left out. Where it no
-            longer fits what is free, another takes its place and `LocalModel.notices` says so.
+        plan: what `plan_model` found before, in place of a plan of its own and of the arguments above. Where it no longer fits
+            what is free, another is used and `LocalModel.notices` says so.
         memory: bytes to use, of the GPU where there is one, else of main memory; default what is free.
         host_weights: where weights of host layers lie: mmap (the default), no-repack, pinned or repacked, as `plan` explains.
         n_threads: default one core less than there are, which stays with the desktop.
@@ -72,13 +73,24 @@ def load(
     file = Path(model)
     wishes = Wishes(n_ctx, type_k and type_k.lower(), type_v and type_v.lower(), n_gpu_layers, host_weights)
     threads = _checked("n_threads", pace.default_threads() if n_threads is None else n_threads, 1, 512)
+    if plan is not None and not isinstance(plan, RunPlan):
+        raise UsageError(
+            f"plan is a {type(plan).__name__}, a RunPlan is expected: the `plan` of what plan_model returns"
+        )
+    if memory is not None:
+        _checked("memory", memory, 1, 1 << 60)
+    if plan is not None and wishes != Wishes():
+        raise UsageError(
+            "a plan is given, and n_ctx, type_k, type_v, n_gpu_layers or host_weights too; give one of the two"
+        )
     header, notice = gguf_header.read(file), None
-    room = planning.room_here(devices.report(), memory)
+    engine = devices.report()
+    room = planning.room_here(engine, memory)
     if plan is None:
         plan = planning.plan_header(header, room, wishes)
     else:
         plan, notice = planning.adapted(plan, header, room)
-    notices = [*([notice] if notice else []), *planning.remarks(plan.candidate.shape, room, wishes)]
+    notices = [*([notice] if notice else []), *planning.remarks(plan.candidate.shape, room, plan.wishes)]
 
     def report(share: float) -> None:
         if on_progress is not None:
@@ -94,7 +106,7 @@ def load(
     context = None
     try:
         context = Context(weights, ContextSettings.of(plan.choice, threads))
-        return LocalModel(header, weights, context, plan, tuple(notices))
+        return LocalModel(header, weights, context, plan, engine, tuple(notices))
     except BaseException:
         if context is not None:
             context.close()
@@ -105,7 +117,7 @@ def load(
 class LocalModel(Model):
     """A loaded model. Made by `load`; used as a context manager, or freed with `unload`.
 
-    plan: what it runs with. notices: what the user should know of that, one line each.
+    plan: what it runs with. engine: llama.cpp and its devices. notices: what the user should know of that, one line each.
     """
 
     def __init__(
@@ -114,9 +126,10 @@ class LocalModel(Model):
         weights: LoadedModel,
         context: Context,
         plan: RunPlan,
+        engine: EngineReport,
         notices: tuple[str, ...] = (),
     ) -> None:
-        self.plan, self.notices = plan, notices
+        self.plan, self.engine, self.notices = plan, engine, notices
         self._header, self._weights = header, weights
         self._vocab = weights.vocab
         source = header.text("tokenizer.chat_template") or self._fallback_template()

@@ -156,7 +156,7 @@ def _cuda(
     ]
     return Machine(
         name,
-        f"{f'{n_cards} x ' if n_cards > 1 else ''}{card}, desktop with {HOST_BYTES // GIB} GiB",
+        f"{f'{n_cards} x ' if n_cards > 1 else ''}{card}, desktop with {HOST_BYTES // GIB} GiB, no screen on the card",
         "cuda",
         (*gpus, _cpu(HOST_BYTES)),
         HOST_BYTES,
@@ -247,7 +247,7 @@ MACHINES: tuple[Machine, ...] = (
     ),
     Machine(
         "rx-7900-xtx",
-        f"Radeon RX 7900 XTX, desktop with {HOST_BYTES // GIB} GiB",
+        f"Radeon RX 7900 XTX, desktop with {HOST_BYTES // GIB} GiB, no screen on the card",
         "vulkan",
         (Device("Vulkan0", "AMD Radeon RX 7900 XTX", "gpu", 24_560 * MIB, 24_524 * MIB), _cpu(HOST_BYTES)),
         HOST_BYTES,

@@ -105,8 +105,12 @@ def gpu_compute_bytes(shape: ModelShape, choice: Choice, *, pipelined: bool) -> 
 
     Source: llama_context::llama_context (pipeline_parallel), ggml_backend_sched_new; not measured
     """
-    inputs = choice.n_ubatch * (padded_ctx(choice.n_ctx) * 2 + shape.n_embd * 4)
-    return compute_bytes(shape, choice) + (inputs * (_PIPELINE_COPIES - 1) if pipelined else 0)
+    return compute_bytes(shape, choice) + (input_bytes(shape, choice) * (_PIPELINE_COPIES - 1) if pipelined else 0)
+
+
+def input_bytes(shape: ModelShape, choice: Choice) -> int:
+    """A graph's inputs: the mask and the embeddings of one micro-batch."""
+    return choice.n_ubatch * (padded_ctx(choice.n_ctx) * 2 + shape.n_embd * 4)
 
 
 def flash_pool_bytes(shape: ModelShape, choice: Choice) -> int:
@@ -140,8 +144,10 @@ def footprint(shape: ModelShape, tensors: Iterable[TensorInfo], choice: Choice, 
             weights[places[-1]] += info.n_bytes
     kv = kv_cache_bytes(shape, choice.n_ctx, choice.type_k, choice.type_v)
     used = [name for name in gpus if name in places]
-    compute = gpu_compute_bytes(shape, choice, pipelined=len(used) > 1 and "CPU" not in places)
-    host_compute = compute if "CPU" in places[:-1] or not used else choice.n_ubatch * shape.n_embd * 4
+    pipelined = len(used) > 1 and "CPU" not in places
+    compute = gpu_compute_bytes(shape, choice, pipelined=pipelined)
+    inputs = input_bytes(shape, choice)
+    host_compute = compute if "CPU" in places[:-1] or not used else inputs * (_PIPELINE_COPIES if pipelined else 1)
     if choice.load_mode == "none":
         mapped = repacked = 0
     elif choice.repack and not gpus:

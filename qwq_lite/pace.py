@@ -6,12 +6,15 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from typing import Any
 
 from qwq_lite.events import Notice, Stats
 from qwq_lite.plan import RunPlan
 
-_BLOCK_BYTES = 1 << 26  # more than any cache of a processor core's own
+_BLOCK_BYTES = 1 << 26  # of each thread; together more than any cache
+_MOST_THREADS = 8  # they saturate the memory of a desktop
 _ROUNDS = 3
 _LEAST_TOKENS = 48  # fewer say nothing about speed
 _TOO_SLOW = 3  # a limit by bandwidth is reached to 80 %; a third of it has another reason
@@ -21,16 +24,21 @@ def host_bandwidth(n_threads: int = 1) -> float:
     """Bytes a second that so many threads read from memory here. Takes about a tenth of a second."""
     import numpy as np
 
-    blocks = [np.ones(_BLOCK_BYTES // n_threads // 4, np.float32) for _ in range(n_threads)]
-    best = 0.0
-    for _ in range(_ROUNDS):
-        threads = [threading.Thread(target=block.sum) for block in blocks]  # numpy lets go of the GIL
+    n_threads = min(n_threads, _MOST_THREADS)
+    blocks = [np.ones(_BLOCK_BYTES // 4, np.float32) for _ in range(n_threads)]
+    together = threading.Barrier(n_threads)
+
+    def read(block: Any) -> tuple[float, float]:
+        together.wait()
         start = time.perf_counter()
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        best = max(best, sum(block.nbytes for block in blocks) / (time.perf_counter() - start))
+        block.sum()  # numpy lets go of the GIL
+        return start, time.perf_counter()
+
+    best = 0.0
+    with ThreadPoolExecutor(n_threads) as pool:
+        for _ in range(_ROUNDS):
+            starts, ends = zip(*pool.map(read, blocks), strict=True)
+            best = max(best, n_threads * _BLOCK_BYTES / (max(ends) - min(starts)))
     return best
 
 
@@ -46,21 +54,22 @@ class Pace:
 
     def __init__(self, plan: RunPlan, n_threads: int, measure: Callable[[int], float] = host_bandwidth) -> None:
         self._plan, self._n_threads, self._measure = plan, n_threads, measure
-        self._done = False
+        self._said = False
 
     def __call__(self, stats: Stats) -> Notice | None:
-        if self._done or stats.n_generated < _LEAST_TOKENS:
+        if self._said or stats.n_generated < _LEAST_TOKENS:
             return None
-        self._done = True
         plan = self._plan
-        if not plan.room.host_bandwidth:
-            plan = replace(plan, room=replace(plan.room, host_bandwidth=self._measure(self._n_threads)))
+        if plan.footprint.host.kv and not plan.room.host_bandwidth:  # a layer on the host, whose speed is not known yet
+            room = replace(plan.room, host_bandwidth=self._measure(self._n_threads))
+            self._plan = plan = replace(plan, room=room)
         if not stats.decode_tok_s * _TOO_SLOW < plan.decode_tok_s:
             return None
+        self._said = True
         on_gpu = any(name != "CPU" for name in plan.footprint.devices)
         why = (
-            "the card's memory may be full and spilled to the host's, or another program uses it; close what does, or"
-            " plan with less: --reserve 2GiB"
+            "the card's memory may have spilled to the host's, or another program uses it; close what does, or take a smaller"
+            " context (n_ctx, --ctx)"
             if on_gpu
             else "another program may keep the processor or the memory busy"
         )

@@ -43,7 +43,6 @@ _HALVINGS = 16
 _MOST_REASONS = 4  # in a row, of choices that differ in one number
 TYPICAL_TOKENS, LONG_TOKENS = 1_700, 4_400  # of 72 real outputs: the median, and what 90 % stay below
 PATIENCE_S = 600  # a longer wait for a typical answer is said first
-ANSWER_TOK_S = TYPICAL_TOKENS / PATIENCE_S
 GIB = 1 << 30
 
 # Where weights of host layers lie. "mmap", the default: pages of the file, which the system may take back and which programs
@@ -136,6 +135,7 @@ class RunPlan:
     choice: Choice
     footprint: Footprint
     room: Room
+    wishes: Wishes = Wishes()
     refused: tuple[str, ...] = ()
     next_best: tuple[RunPlan, ...] = field(default=(), compare=False)
 
@@ -155,6 +155,11 @@ class RunPlan:
             return 0.0
         seconds = sum(n_bytes / bandwidths[name] for name, n_bytes in read.items() if n_bytes > 0)
         return 1 / seconds if seconds else 0.0
+
+    @property
+    def slow(self) -> bool:
+        """Whether a typical answer is a long wait, as far as is known."""
+        return 0 < self.decode_tok_s * PATIENCE_S < TYPICAL_TOKENS
 
     @property
     def host_weights(self) -> str | None:
@@ -186,7 +191,8 @@ class RunPlan:
         # A 16-bit cache that fills a Mac's memory starves macOS; it must leave a tenth.
         spare = self.room.unified // 10 if {self.choice.type_k, self.choice.type_v} & {"f16", "bf16"} else 0
         if self.room.unified and sum(used.values()) > self.room.unified - spare:
-            found.append(("the memory that host and GPU share", sum(used.values()) - self.room.unified + spare))
+            tenth = ", of which a 16-bit cache must leave a tenth" if spare else ""
+            found.append((f"the memory that host and GPU share{tenth}", sum(used.values()) - self.room.unified + spare))
         return found
 
     def line(self) -> str:
@@ -236,7 +242,7 @@ def search(candidates: Sequence[Candidate], room: Room, wishes: Wishes, count: C
                 if len(others) < _OTHERS:
                     more = _plans(candidate, next(stages, []), room, count)
                     others += [plan for plan in more if _objection(plan, plans[0]) is None]
-                return replace(best, refused=tuple(refused), next_best=tuple(others[:_OTHERS]))
+                return replace(best, wishes=wishes, refused=tuple(refused), next_best=tuple(others[:_OTHERS]))
     last = f"the nearest was {nearest[0].candidate.label}, {nearest[0].line()}: " if nearest else ""
     raise PlanError(f"nothing fits; {last}{_objection(nearest[0], nearest[0]) if nearest else refused[-1]}")
 
@@ -338,23 +344,25 @@ def _stages(candidate: Candidate, room: Room, wishes: Wishes, caches: list[tuple
     layers = 0 if not room.gpus else all_layers if wishes.n_gpu_layers is None else wishes.n_gpu_layers
     layers = all_layers if not 0 <= layers <= all_layers else layers
     base = Choice(n_ctx, n_gpu_layers=layers, **HOST_WEIGHTS[wishes.host_weights or "mmap"])
+    least_ctx = n_ctx if wishes.n_ctx else min(n_ctx, LEAST_CTX)
+
+    def given_up(cache: tuple[str, str]) -> list[Choice]:
+        """Micro-batches, then context."""
+        choice = _cached(base, cache)
+        smaller = [replace(choice, n_ubatch=n) for n in _UBATCHES[1:]]
+        return smaller + ([replace(smaller[-1], n_ctx=least_ctx)] if least_ctx < n_ctx else [])
+
     last = caches[-1]
-    yield [*(_cached(base, cache) for cache in caches), *_smaller_batches(_cached(base, last))]
+    yield [*(_cached(base, cache) for cache in caches), *given_up(last)]
     if caches[-1] != last:  # quantized K and V are no choice on this device
-        yield _smaller_batches(_cached(base, caches[-1]))
-    least = replace(_cached(base, caches[-1]), n_ctx=n_ctx if wishes.n_ctx else min(n_ctx, LEAST_CTX))
-    if least.n_ctx < n_ctx:
-        yield [replace(least, n_ubatch=_UBATCHES[-1])]
+        yield given_up(caches[-1])
+    least = replace(_cached(base, caches[-1]), n_ctx=least_ctx)
     if room.gpus and wishes.n_gpu_layers is None:
         yield [replace(least, n_gpu_layers=n) for n in range(all_layers - 1, -1, -1)]
 
 
 def _cached(choice: Choice, cache: tuple[str, str]) -> Choice:
     return replace(choice, type_k=cache[0], type_v=cache[1])
-
-
-def _smaller_batches(choice: Choice) -> list[Choice]:
-    return [replace(choice, n_ubatch=n) for n in _UBATCHES[1:]]
 
 
 def _caches(wishes: Wishes) -> list[tuple[str, str]]:

@@ -19,10 +19,11 @@ from qwq_lite import catalog, gguf_header, ghost, machines, memory, pace, shape
 from qwq_lite.backend import devices
 from qwq_lite.backend.measure import measure
 from qwq_lite.choice import Choice
-from qwq_lite.errors import CheckpointError, EngineError, PlanError, UsageError
+from qwq_lite.errors import CheckpointError, EngineError, FormatError, PlanError, UsageError
+from qwq_lite.gguf_header import TensorInfo
 from qwq_lite.hardware import Device, EngineReport
 from qwq_lite.memory import Footprint, Source
-from qwq_lite.plan import ANSWER_TOK_S, Candidate, Gpu, Room, RunPlan, Wishes, search
+from qwq_lite.plan import Candidate, Gpu, Room, RunPlan, Wishes, search
 from qwq_lite.recipe import FILE_TYPES, file_type
 from qwq_lite.shape import ModelShape
 
@@ -36,7 +37,7 @@ class Planned:
     """A plan and what it is for.
 
     file: the GGUF that exists, None where a conversion would make it. room_name, room_source: whose room it is, and where its
-    figures come from. faster: a model of the catalogue with no long wait for a typical answer, where this one has one.
+    figures come from. faster: a model of the catalogue that is, where a typical answer of this one is a long wait.
     raise_limit: the command that would let a Mac's GPU have more, where a better plan comes of it. notices: one line each.
     """
 
@@ -67,10 +68,9 @@ def plan_model(
         memory_bytes: the budget, of the GPU where there is one, else of the host; default what is free.
         machine: a name of `machines`, instead of this one.
         reserve_bytes: kept free beside.
-
         n_threads: for the estimate of speed; default as `load` has it.
 
-    Raises: UsageError, FormatError, CheckpointError; PlanError when nothing fits, with a command for what does.
+    Raises: UsageError, FormatError, CheckpointError; PlanError when nothing fits, whose `smaller` names what does.
     """
     candidates, file = _candidates(model, quant)
     room, source = _known_room(machine) if machine else _this_room(n_threads or pace.default_threads())
@@ -82,15 +82,15 @@ def plan_model(
     except PlanError as error:
         error.smaller = what_fits(room, wishes)
         raise
-    slow = 0 < plan.decode_tok_s < ANSWER_TOK_S
+    notices += _other_types(plan, candidates)
     return Planned(
         plan,
         model,
         file,
         source,
         "given" if memory_bytes is not None else "table" if machine else "measured",
-        what_fits(room, wishes, ANSWER_TOK_S) if slow else None,
-        raised_limit(plan, wishes),
+        _faster(plan) if plan.slow else None,
+        raised_limit(plan),
         tuple(notices),
     )
 
@@ -117,15 +117,37 @@ def plan_header(header: gguf_header.Header, room: Room, wishes: Wishes) -> RunPl
 def adapted(plan: RunPlan, header: gguf_header.Header, room: Room) -> tuple[RunPlan, str | None]:
     """A plan made before, in the room that there is now; another one, and a line about it, where that is too small.
 
-    Raises: PlanError when nothing fits any more.
+    Raises: UsageError for another model's plan; PlanError when nothing fits any more.
     """
+    if _sizes(plan.candidate.tensors) != _sizes(header.tensors):
+        raise UsageError(
+            f"{header.path}: the plan is for another file, {plan.candidate.label}; plan this one, or leave it out"
+        )
     now = replace(plan, room=room)
-    same_devices = plan.choice.n_gpu_layers == 0 or plan.room.gpu_names == room.gpu_names
+    same_devices = plan.room.gpu_names == room.gpu_names
     if same_devices and not now.shortages():
         return now, None
-    other = plan_header(header, room, Wishes())
+    other = plan_header(header, room, plan.wishes)
     why = now.line() if same_devices else f"it is for {plan.room.gpu_names}, there are {room.gpu_names or 'no GPUs'}"
     return other, f"the plan does not fit what is here now ({why}); this is used instead: {other.line()}"
+
+
+def _sizes(tensors: Sequence[TensorInfo]) -> dict[str, int]:
+    return {info.name: info.n_bytes for info in tensors}
+
+
+def _other_types(plan: RunPlan, candidates: Sequence[Candidate]) -> Iterator[str]:
+    """That another weight type was taken than was asked for; or that one would be all on the GPU where this one is not."""
+    label, wanted = plan.candidate.label, candidates[0].label
+    if label != wanted:
+        yield f"{wanted} does not fit; this is {label}"
+    if plan.room.gpus and plan.wishes.n_gpu_layers is None and plan.footprint.host.kv:
+        for candidate in candidates[candidates.index(plan.candidate) + 1 :]:
+            with contextlib.suppress(PlanError):
+                other = search([candidate], plan.room, plan.wishes, _formula(plan.room))
+                if not other.footprint.host.kv:
+                    yield f"{candidate.label} (-q {candidate.label}) would be all on the GPU: {other.line()}"
+                    return
 
 
 def remarks(model: ModelShape, room: Room, wishes: Wishes) -> Iterator[str]:
@@ -136,18 +158,21 @@ def remarks(model: ModelShape, room: Room, wishes: Wishes) -> Iterator[str]:
             " rope scaling: answers get worse beyond them"
         )
     if wishes.n_gpu_layers and not room.gpus:
-        yield "there is no GPU here, so layers for it (--gpu-layers) say nothing"
+        yield "there is no GPU here: layers for it (--gpu-layers) are ignored"
+    type_k = wishes.type_k or wishes.type_v or "f16"
+    if (wishes.type_v or type_k) != type_k and any(name.startswith("CUDA") for name in room.gpu_names):
+        yield "CUDA builds compute attention over unequal K and V (--type-k, --type-v) on the CPU, many times slower"
 
 
-def raised_limit(plan: RunPlan, wishes: Wishes) -> str | None:
+def raised_limit(plan: RunPlan) -> str | None:
     """The command that raises a Mac's limit of GPU memory until its next start, where a better plan comes of it; by formula."""
     room = plan.room
     if not room.unified or room.gpus[0].n_bytes >= room.unified:
         return None
     more = replace(room, gpus=(replace(room.gpus[0], n_bytes=room.unified),))
     with contextlib.suppress(PlanError):
-        better = search([plan.candidate], more, wishes, _formula(more)).choice
-        before = search([plan.candidate], room, wishes, _formula(room)).choice
+        better = search([plan.candidate], more, plan.wishes, _formula(more)).choice
+        before = search([plan.candidate], room, plan.wishes, _formula(room)).choice
         if better != before:
             return f"sudo sysctl iogpu.wired_limit_mb={room.unified >> 20}"
     return None
@@ -158,20 +183,28 @@ def room_here(report: EngineReport, memory_bytes: int | None = None) -> Room:
     return _limited(_room_of(report.gpus)[0], memory_bytes, 0)
 
 
-def what_fits(room: Room, wishes: Wishes, tok_s: float = 0.0) -> str | None:
-    """The largest model of the catalogue, at Q4_K_M, that a room can run, so fast or else the fastest; by formula."""
+def what_fits(room: Room, wishes: Wishes) -> str | None:
+    """The largest model of the catalogue, at Q4_K_M, that a room can run; by formula."""
+    return next((name for name, _ in _fitting(room, wishes)), None)
+
+
+def _faster(plan: RunPlan) -> str | None:
+    """The largest model of the catalogue that is no long wait, or else the fastest; None where none is faster than the plan."""
+    fitting = [
+        (name, other) for name, other in _fitting(plan.room, plan.wishes) if other.decode_tok_s > plan.decode_tok_s
+    ]
+    quick = [name for name, other in fitting if not other.slow]
+    names = quick or [name for name, _ in reversed(fitting)]
+    return names[0] if names else None
+
+
+def _fitting(room: Room, wishes: Wishes) -> Iterator[tuple[str, RunPlan]]:
+    """Models of the catalogue, the largest first, and their plans."""
     by_size = sorted(catalog.GEOMETRIES.values(), key=lambda pair: -pair[1].n_layer * pair[1].n_embd)
-    found = None
     for known, geometry in by_size:
         candidate = Candidate(DEFAULT_TYPE, geometry, ghost.tensors(geometry, file_type(DEFAULT_TYPE)))
-        try:
-            plan = search([candidate], room, wishes, _formula(room))
-        except PlanError:
-            continue
-        found = known.name
-        if plan.decode_tok_s >= tok_s:
-            break
-    return found
+        with contextlib.suppress(PlanError):
+            yield known.name, search([candidate], room, wishes, _formula(room))
 
 
 def room_of(machine: str, memory_bytes: int | None = None, reserve_bytes: int = 0) -> Room:
@@ -181,6 +214,8 @@ def room_of(machine: str, memory_bytes: int | None = None, reserve_bytes: int = 
 
 def _candidates(model: str, quant: str | None) -> tuple[list[Candidate], Path | None]:
     path = Path(model)
+    if not path.exists() and (path.suffix.lower() == ".gguf" or path.is_absolute()):
+        raise FormatError(f"{path}: there is no such file")
     if path.is_file():
         if quant is not None:
             raise UsageError(f"{path} is a file, its weight type is what it is; leave -q out")
@@ -200,6 +235,10 @@ def _candidates(model: str, quant: str | None) -> tuple[list[Candidate], Path | 
 
 def _of_checkpoint(folder: Path) -> tuple[ModelShape, bool]:
     config_path = folder / "config.json"
+    if not config_path.is_file():
+        raise CheckpointError(
+            f"{folder}: has no config.json, which a checkpoint has; name a GGUF file, or a folder with one"
+        )
     try:
         config = json.loads(config_path.read_text("utf-8"))
         index = folder / "model.safetensors.index.json"
@@ -238,13 +277,10 @@ def _room_of(gpus: tuple[Device, ...]) -> tuple[Room, str]:
     if machines.overhead_of(gpus[0].name) is machines.OVERHEADS["metal"]:
         # Its free figure lacks only this process's own buffers, and macOS lives in the rest.
         unified = max(0, host - machines.apple_reserve_bytes(psutil.virtual_memory().total))
-    kept = machines.WINDOWS_RESERVE_BYTES if sys.platform == "win32" else 0
-    if not unified and _drives_a_display():
-        kept = max(kept, machines.DISPLAY_RESERVE_BYTES)
     found = tuple(
         Gpu(
             gpu.name,
-            min(gpu.free_bytes, unified) if unified else max(0, gpu.free_bytes - kept),
+            min(gpu.free_bytes, unified) if unified else max(0, gpu.free_bytes - _kept(gpu)),
             machines.overhead_of(gpu.name).later_bytes,
             _bandwidth_of(gpu.description),
         )
@@ -254,21 +290,29 @@ def _room_of(gpus: tuple[Device, ...]) -> tuple[Room, str]:
     return Room(host, found, unified), f"this machine, what is free now on {names}"
 
 
-def _drives_a_display() -> bool:
-    """Whether a screen hangs on a card of this machine; on which of several is not asked. Source: Linux, /sys/class/drm"""
+def _kept(gpu: Device) -> int:
+    """Bytes of a card that stay free: Windows spills in silence when it is full, and a desktop on it grows."""
+    if sys.platform == "win32":
+        return machines.WINDOWS_RESERVE_BYTES
+    return machines.DISPLAY_RESERVE_BYTES if any(name in gpu.description for name in _with_a_display()) else 0
+
+
+def _with_a_display() -> Iterator[str]:
+    """Makers of the cards that a screen hangs on; of several of one maker each counts. Source: Linux, /sys/class/drm"""
+    makers = {"nvidia": "NVIDIA", "nouveau": "NVIDIA", "amdgpu": "AMD", "radeon": "AMD", "i915": "Intel", "xe": "Intel"}
     for enabled in Path("/sys/class/drm").glob("card*-*/enabled"):
         with contextlib.suppress(OSError):
             if enabled.read_text().strip() == "enabled":
-                return True
-    return False
+                driver = (enabled.parent / "device" / "device" / "driver").resolve().name
+                yield from [makers[driver]] if driver in makers else []
 
 
 def _bandwidth_of(description: str) -> float:
-    """The table's bandwidth of a device that llama.cpp describes so; 0 where it is not known."""
-    for known in machines.MACHINES:
-        if known.gpus and known.gpus[0].description.split(" (")[0].lower() == description.lower():
-            return known.bandwidth_bytes_s
-    return 0.0
+    """The table's bandwidth of a device that llama.cpp describes so, the least where it knows several; 0 where none."""
+    chip = description.partition(" (")[0].lower()
+    alike = [known for known in machines.MACHINES if known.gpus]
+    found = [known.bandwidth_bytes_s for known in alike if known.gpus[0].description.partition(" (")[0].lower() == chip]
+    return min(found, default=0.0)
 
 
 def _known_room(name: str) -> tuple[Room, str]:
@@ -285,9 +329,15 @@ def _limited(room: Room, memory_bytes: int | None, reserve_bytes: int) -> Room:
     """The room within a budget, of the GPUs together where there are any, less what is to stay free on each."""
     if not room.gpus:
         return replace(room, host=(room.host if memory_bytes is None else memory_bytes) - reserve_bytes)
-    if room.unified:  # one memory: a budget and a reserve hold for both sides of it together
+    if room.unified:  # one memory: a budget and a reserve hold for both sides of it, and Metal's limit stays
+        (gpu,) = room.gpus
         shared = min(room.unified, room.unified if memory_bytes is None else memory_bytes) - reserve_bytes
-        room = replace(room, unified=shared, host=min(room.host, shared))
+        return replace(
+            room,
+            unified=shared,
+            host=min(room.host, shared),
+            gpus=(replace(gpu, n_bytes=min(gpu.n_bytes - reserve_bytes, shared)),),
+        )
     if memory_bytes is None:
         return replace(room, gpus=tuple(replace(gpu, n_bytes=gpu.n_bytes - reserve_bytes) for gpu in room.gpus))
     free = sum(gpu.n_bytes for gpu in room.gpus) or 1

@@ -300,12 +300,12 @@ class Scheduler:
                     "full",
                 )
             )
-        stats, notice = reply.stats(), None
-        with contextlib.suppress(MemoryError):  # what is measured for it may not fit
-            notice = self._remark(stats)
-        if notice is not None:
-            reply.feed.put(notice)
+        stats = reply.stats()
         self._retire(reply)
+        with contextlib.suppress(Exception):  # a remark is worth no reply
+            notice = None if reason == "cancelled" else self._remark(stats)
+            if notice is not None:
+                reply.feed.put(notice)
         reply.feed.put(Done(Reply(reply.track.answer, reply.track.thinking, reason, stats)))
 
     def _fail(self, replies: list[_Reply], error: QwqError) -> None:

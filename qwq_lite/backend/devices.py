@@ -12,11 +12,10 @@ import re
 import signal
 import subprocess
 import sys
-from typing import Any
 
 from qwq_lite.backend import child, native
 from qwq_lite.errors import EngineError
-from qwq_lite.hardware import Device, DeviceKind, EngineReport
+from qwq_lite.hardware import Device, DeviceKind, EngineReport, report_from_json
 
 _KINDS: dict[int, DeviceKind] = {0: "cpu", 1: "gpu", 2: "igpu", 3: "accel"}  # enum ggml_backend_dev_type
 _ILLEGAL_INSTRUCTION = (-int(getattr(signal, "SIGILL", 4)), 0xC000001D, 0xC000001D - (1 << 32))
@@ -51,6 +50,20 @@ def _devices() -> list[Device]:
     return found
 
 
+def gpu_pointers() -> list[int]:
+    """ggml's devices that take layers, in its order. Integrated ones only where there is no other, as llama.cpp has it.
+
+    Source: llama_prepare_model_devices
+    """
+    pointer, size = ctypes.c_void_p, ctypes.c_size_t
+    get = native.symbol("ggml_backend_dev_get", pointer, [size])
+    kind = native.symbol("ggml_backend_dev_type", ctypes.c_int, [pointer])
+    found = [get(index) for index in range(native.symbol("ggml_backend_dev_count", size, [])())]
+    kinds = [_KINDS.get(kind(device)) for device in found]
+    wanted = "gpu" if "gpu" in kinds else "igpu"
+    return [device for device, is_kind in zip(found, kinds, strict=True) if is_kind == wanted]
+
+
 def report_from_child() -> EngineReport:
     """The same, from a one-shot child: an engine that crashes takes only the child with it.
 
@@ -65,7 +78,7 @@ def report_from_child() -> EngineReport:
     if done.returncode:
         raise EngineError(_death(done.returncode, done.stderr))
     try:
-        return _parsed(json.loads(done.stdout.splitlines()[-1]))
+        return report_from_json(json.loads(done.stdout.splitlines()[-1]))
     except (IndexError, ValueError, KeyError, TypeError) as error:
         raise EngineError(
             "llama.cpp loads, but its report cannot be read; run: python scripts/install.py --force"
@@ -78,11 +91,6 @@ def _print_report() -> None:
     except EngineError as error:
         print(error, file=sys.stderr)
         raise SystemExit(3) from None
-
-
-def _parsed(data: dict[str, Any]) -> EngineReport:
-    devices = tuple(Device(**device) for device in data["devices"])
-    return EngineReport(data["version"], data["offload"], devices, tuple(data["features"]))
 
 
 def _death(code: int, stderr: str) -> str:

@@ -35,6 +35,8 @@ def measure(path: Path, choices: Sequence[Choice]) -> list[Footprint] | None:
 
     Raises: PlanError with the engine's last lines when it ends over the question.
     """
+    if not sys.platform.startswith("linux"):  # the breakdown's layout is known there only
+        return None
     question = json.dumps({"path": str(path), "choices": [asdict(choice) for choice in choices]})
     try:
         done = child.ask(__name__, _answer.__name__, question)
@@ -84,14 +86,15 @@ def _answer() -> None:
 
 
 def _counted(api: Any, path: str, choices: list[Choice], lines: list[str]) -> Iterator[dict[str, Any]]:
-    models: dict[tuple[Any, ...], Any] = {}
+    model, loaded = None, None
     for choice in choices:
         key = (choice.n_gpu_layers, choice.repack, choice.no_host, choice.tensor_split)
-        if key not in models:
+        if key != loaded:
+            if model:
+                api.llama_model_free(model)
             params = model_params(api, replace(choice, load_mode="none"))  # any other aborts
             params.no_alloc = True
-            models[key] = api.llama_model_load_from_file(os.fsencode(path), params)
-        model = models[key]
+            model, loaded = api.llama_model_load_from_file(os.fsencode(path), params), key
         if not model:
             raise EngineError("it cannot be loaded: ")
         lines.clear()
@@ -142,8 +145,6 @@ def _breakdown(context: Any) -> list[tuple[str, int, int, int]]:
     std::map in libstdc++: 8 bytes of comparator, then the header node (colour, parent = root, left, right) and the count. A node:
     colour, parent, left, right, then the pair: the key, a pointer, and three size_t.
     """
-    if not sys.platform.startswith("linux"):
-        raise _NotHere
     try:
         call = native.symbol(_BREAKDOWN, ctypes.c_void_p, [ctypes.c_void_p, ctypes.c_void_p])
         name = native.symbol("ggml_backend_buft_name", ctypes.c_char_p, [ctypes.c_void_p])

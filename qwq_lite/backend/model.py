@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from qwq_lite.backend import native
+from qwq_lite.backend import devices, native
 from qwq_lite.backend.vocab import Vocab
 from qwq_lite.choice import Choice
 from qwq_lite.errors import EngineError
@@ -23,11 +23,17 @@ def model_params(api: Any, choice: Choice) -> Any:
     params.n_gpu_layers = choice.n_gpu_layers
     params.load_mode = _LOAD_MODES[choice.load_mode]
     params.use_extra_bufts, params.no_host = choice.repack, choice.no_host
-    if choice.tensor_split:
-        n_devices = api.llama_max_devices()
-        padded = [*choice.tensor_split, *[0] * n_devices][:n_devices]
-        params.kept = (ctypes.c_float * n_devices)(*padded)
-        params.tensor_split = ctypes.cast(params.kept, ctypes.POINTER(ctypes.c_float))
+    gpus = devices.gpu_pointers()
+    if gpus:
+        # Only those that get layers: any other would be opened, and would make llama.cpp keep copies of a graph's inputs.
+        shares = choice.tensor_split or ((1,) if choice.n_gpu_layers else ())
+        used = [(gpu, share) for gpu, share in zip(gpus, shares, strict=False) if share]
+        n_most = api.llama_max_devices()
+        pointers = (ctypes.c_void_p * (len(used) + 1))(*(gpu for gpu, _ in used), None)
+        split = (ctypes.c_float * n_most)(*(share for _, share in used))
+        params.devices = ctypes.cast(pointers, ctypes.c_void_p)
+        params.tensor_split = ctypes.cast(split, ctypes.POINTER(ctypes.c_float))
+        params.kept = pointers, split
     return params
 
 

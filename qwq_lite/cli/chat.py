@@ -122,9 +122,8 @@ def _converse(chat: Chat, interrupts: console.Interrupts, options: dict[str, Any
 def _say_where(model: LocalModel) -> None:
     """The device that answers; and loudly, the GPU that could and does not."""
     from qwq_lite import diagnosis
-    from qwq_lite.backend import devices
 
-    engine = devices.report()
+    engine = model.engine
     for finding in diagnosis.unusable_gpu(diagnosis.look(Path.cwd()), engine):
         console.warn(f"{finding.text}\nTo mend it: {finding.command}")
     used = [device for device in engine.gpus if device.name in model.plan.footprint.devices]

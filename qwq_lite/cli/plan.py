@@ -16,10 +16,10 @@ import click
 from qwq_lite import catalog, planning
 from qwq_lite.cli import console
 from qwq_lite.errors import PlanError, UsageError
-from qwq_lite.plan import ANSWER_TOK_S, GIB, HOST_WEIGHTS, LONG_TOKENS, TYPICAL_TOKENS, RunPlan, Wishes
+from qwq_lite.plan import GIB, HOST_WEIGHTS, LONG_TOKENS, TYPICAL_TOKENS, RunPlan, Wishes
 from qwq_lite.planning import Planned
 
-_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 1 << 10, "MI": 1 << 20, "GI": 1 << 30}
+_UNITS = {"K": 10**3, "M": 10**6, "G": 10**9, "KI": 1 << 10, "MI": 1 << 20, "GI": 1 << 30}
 _COLUMNS = ("weights", "kv", "compute", "backend", "total", "limit", "free")
 
 
@@ -41,7 +41,7 @@ _COLUMNS = ("weights", "kv", "compute", "backend", "total", "limit", "free")
 )
 @click.option("--host-weights", help=f"Where weights of host layers lie: {', '.join(HOST_WEIGHTS)}.  [default: mmap]")
 @click.option(
-    "--threads", "n_threads", type=click.IntRange(1), help="CPU threads.  [default: one core less than there are]"
+    "--threads", "n_threads", type=click.IntRange(1, 512), help="CPU threads.  [default: one core less than there are]"
 )
 @click.option("--reserve", default="0", help="Keep so much free beside.  [default: 0]")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
@@ -108,8 +108,10 @@ def _again(given: dict[str, Any], model: str) -> str:
 
 
 def _bytes(name: str, text: str) -> int:
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmg]?i?)b?", text.strip(), re.IGNORECASE)
-    if match is None or match[2].upper() not in _UNITS:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmg]i?)b?|0", text.strip(), re.IGNORECASE)
+    if match is not None and match[0] == "0":
+        return 0
+    if match is None:
         raise UsageError(f"{name} is {text!r}; a number with a unit is expected, for example 24GiB")
     n_bytes = float(match[1]) * _UNITS[match[2].upper()]
     if n_bytes >= 1 << 60:
@@ -121,35 +123,40 @@ def _show(planned: Planned, again: Callable[[str], str]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    plan = planned.plan
-    out = Console(file=sys.stdout, width=None if sys.stdout.isatty() else 120)
-    if 0 < plan.decode_tok_s < ANSWER_TOK_S:
-        click.secho(f"Slow: {plan.decode_tok_s:.1f} tok/s at most, {_minutes(plan)}.", fg="yellow", bold=True)
-        same = (planned.faster, planning.DEFAULT_TYPE) == (planned.model, plan.candidate.label)
-        faster = again(planned.faster) if planned.faster and not same else "a GPU, or a machine with one"
-        click.secho(f"Faster: {faster}", fg="yellow")
-    click.echo(f"{planned.model}, {plan.candidate.label}, on {planned.room_name}")
-    click.secho(plan.line(), bold=True)
+    plan, host = planned.plan, planned.plan.footprint.host
+    terminal = sys.stdout.isatty()
+    out = Console(file=sys.stdout, width=None if terminal else 120)
+
+    def say(text: str, style: str | None = None) -> None:  # words stay whole on a terminal, lines in a pipe
+        out.print(text, style=style, markup=False, highlight=False, soft_wrap=not terminal)
+
+    if plan.slow:
+        say(f"Slow: {_speed(plan)}", "bold yellow")
+        say(f"Faster: {again(planned.faster) if planned.faster else 'a machine with a GPU'}", "yellow")
+    label = "" if planned.file else f", {plan.candidate.label}"
+    say(f"{planned.model}{label}, on {planned.room_name}")
+    say(plan.line(), "bold")
     table = Table("GiB", *_COLUMNS)
     for name, row in _rows(plan):
         table.add_row(name, *(f"{value / GIB:.2f}" for value in row.values()))
     table.add_section()
     table.add_row("source", *(_sources(planned)[column] for column in _COLUMNS), style="dim")
     out.print(table)
-    host = plan.footprint.host
-    pages = f"Of the host's, {host.mapped / GIB:.2f} GiB are pages of the file, which the system may take back"
-    click.echo(
-        f"{pages}; {host.reclaimable / GIB:.2f} GiB more are read once and copied." if host.reclaimable else f"{pages}."
-    )
+    if host.mapped:
+        copied = f"; {host.reclaimable / GIB:.2f} GiB more are read once and copied" if host.reclaimable else ""
+        say(
+            f"Of the host's, {host.mapped / GIB:.2f} GiB are pages of the file, which the system may take back{copied}."
+        )
     for other in plan.next_best:
-        click.echo(f"Also fits: {other.line()}")
+        say(f"Also fits: {other.line()}")
     for reason in plan.refused:
-        click.echo(f"Refused: {reason}")
+        say(f"Refused: {reason}")
     if planned.raise_limit:
-        click.echo(f"More for the GPU, until the next start: {planned.raise_limit}")
-    if plan.decode_tok_s:
-        click.echo(f"Estimate: {plan.decode_tok_s:.1f} tok/s at most; {_minutes(plan)}.")
-    click.echo(f"Next: {_next(planned)}")
+        say(f"More for the GPU, until the next start: {planned.raise_limit}")
+    if plan.decode_tok_s and not plan.slow:
+        say(f"Estimate: {_speed(plan)}")
+    for lead, command in zip(("Next:", "then:", "then:"), _next(planned), strict=False):
+        click.echo(f"{lead} {command}")
 
 
 def _rows(plan: RunPlan) -> Iterator[tuple[str, dict[str, int]]]:
@@ -166,30 +173,32 @@ def _sources(planned: Planned) -> dict[str, str]:
     return dict(zip(_COLUMNS, [counted, counted, counted, backend, "sum", limit, "rest"], strict=True))
 
 
-def _minutes(plan: RunPlan) -> str:
-    typical, long = (n / plan.decode_tok_s / 60 for n in (TYPICAL_TOKENS, LONG_TOKENS))
-    return (
-        f"a typical answer ({TYPICAL_TOKENS:,} tokens) {typical:.1f} minutes, a long one ({LONG_TOKENS:,}) {long:.0f}"
-    )
+def _speed(plan: RunPlan) -> str:
+    typical, long = (f"{n / plan.decode_tok_s / 60:,.1f} minutes" for n in (TYPICAL_TOKENS, LONG_TOKENS))
+    answers = f"a typical answer ({TYPICAL_TOKENS:,} tokens) takes {typical}, a long one ({LONG_TOKENS:,}) {long}"
+    return f"about {plan.decode_tok_s:.1f} tok/s by the memory's bandwidth; {answers}"
 
 
-def _next(planned: Planned) -> str:
+def _next(planned: Planned) -> list[str]:
+    """Commands from here to an answer, one after the other."""
     plan = planned.plan
     choice = plan.choice
+    commands, file = [], str(planned.file)
     if planned.file is None:
-        folder, fetch = planned.model, ""
+        folder = planned.model
         if not Path(folder).is_dir():
             repository = catalog.geometry(folder)[0].repository
             folder = repository.rpartition("/")[2]
-            fetch = f"hf download {repository} --local-dir {folder}, then "
-        return f"{fetch}qwq-lite convert {shlex.quote(folder)} -q {plan.candidate.label}"
-    words = ["qwq-lite", "chat", shlex.quote(str(planned.file)), "--ctx", str(choice.n_ctx)]
+            commands.append(f"hf download {repository} --local-dir {folder}")
+        commands.append(f"qwq-lite convert {shlex.quote(folder)} -q {plan.candidate.label}")
+        file = f"{Path(folder).resolve().name}-{plan.candidate.label}.gguf"
+    words = ["qwq-lite", "chat", shlex.quote(file), "--ctx", str(choice.n_ctx)]
     words += ["--type-k", choice.type_k, "--type-v", choice.type_v]
     if plan.room.gpus:
         words += ["--gpu-layers", str(choice.n_gpu_layers)]
     if plan.host_weights not in (None, "mmap"):
         words += ["--host-weights", plan.host_weights]
-    return " ".join(words)
+    return [*commands, " ".join(words)]
 
 
 def _as_dict(planned: Planned) -> dict[str, Any]:
@@ -198,7 +207,7 @@ def _as_dict(planned: Planned) -> dict[str, Any]:
     plan = planned.plan
     return {
         "model": planned.model,
-        "weight_type": plan.candidate.label,
+        "weight_type": None if planned.file else plan.candidate.label,
         "on": planned.room_name,
         "choice": asdict(plan.choice),
         "sources": _sources(planned),
@@ -206,6 +215,7 @@ def _as_dict(planned: Planned) -> dict[str, Any]:
         "mapped": plan.footprint.host.mapped,
         "reclaimable": plan.footprint.host.reclaimable,
         "decode_tok_s_estimate": round(plan.decode_tok_s, 2),
+        "notices": list(planned.notices),
         "refused": list(plan.refused),
         "next_best": [other.line() for other in plan.next_best],
         "faster": planned.faster,

@@ -116,7 +116,7 @@ def test_a_bandwidth_that_is_not_known_is_no_reason_to_speak() -> None:
 def test_the_reason_is_the_cards_memory_where_there_is_a_card(n_gpu_layers: int, never: Callable[[int], float]) -> None:
     notice = Pace(make_plan(n_gpu_layers), 2, never)(reply(0.1))
     assert notice is not None
-    assert ("the card's memory" in notice.text) == ("--reserve" in notice.text) == (n_gpu_layers > 0)
+    assert ("the card's memory" in notice.text) == ("--ctx" in notice.text) == (n_gpu_layers > 0)
     assert ("keep the processor" in notice.text) == (n_gpu_layers == 0)
 
 
@@ -127,3 +127,10 @@ def test_a_bandwidth_is_read_from_memory(n_threads: int) -> None:
 
 def test_a_thread_is_left_to_the_desktop() -> None:
     assert default_threads() >= 1
+
+
+def test_a_later_reply_is_judged_too(never: Callable[[int], float]) -> None:
+    """A card that spills while a chat runs was fast at first."""
+    pace = Pace(make_plan(), 2, never)
+    assert pace(reply(1e6)) is None
+    assert pace(reply(0.1)) is not None

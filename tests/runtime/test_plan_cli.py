@@ -99,9 +99,11 @@ def test_the_text_has_a_table_the_refusals_and_the_next_step(plan: Runner) -> No
     assert any(line.startswith("Refused: ") and "f16" in line and "GiB too much for CUDA0" in line for line in lines)
     assert any(line.startswith("Also fits: ") for line in lines)
     assert any(line.startswith("Estimate: ") and "tok/s" in line for line in lines)
-    assert lines[-1].startswith("Next: ")
-    assert "qwq-lite convert" in lines[-1]
-    assert "-q Q4_K_M" in lines[-1]
+    fetch, convert, chat = lines[-3:]
+    assert fetch.startswith("Next: hf download ")
+    assert convert.startswith("then: qwq-lite convert ")
+    assert "-q Q4_K_M" in convert
+    assert chat.startswith("then: qwq-lite chat QwQ-32B-Preview-Q4_K_M.gguf --ctx 32768 ")
 
 
 def test_it_runs_as_a_process_and_prints_nothing_but_text() -> None:
@@ -119,8 +121,9 @@ def test_a_slow_machine_is_warned_of_first(plan: Runner) -> None:
     assert "Slow: " not in done.out  # 3.8 tok/s: 7 minutes for a typical answer
     slower = plan("qwq-32b", "-q", "Q8_0", "--machine", "desktop-64gb")
     first, second = slower.out.splitlines()[:2]
-    assert re.match(r"Slow: \d\.\d tok/s at most, a typical answer \(1,700 tokens\) \d+\.\d minutes, ", first)
+    assert re.match(r"Slow: about \d\.\d tok/s by .*; a typical answer \(1,700 tokens\) takes \d+\.\d minutes, ", first)
     assert second.startswith("Faster: ")
+    assert "Estimate: " not in slower.out
     arguments = shlex.split(second.split("qwq-lite plan ")[1])
     faster = plan(*arguments)
     assert (faster.status, faster.err) == (0, "")
@@ -162,7 +165,8 @@ def test_json_has_its_keys_and_adds_up(machine: str, plan: Runner) -> None:
     assert host["backend"] > 0
     assert len(found["choice"]["tensor_split"]) == (n_gpus if n_gpus > 1 else 0)
     assert found["decode_tok_s_estimate"] > 0
-    assert all(isinstance(line, str) for line in (*found["refused"], *found["next_best"], found["next"]))
+    assert all(isinstance(line, str) for line in (*found["refused"], *found["next_best"], *found["next"]))
+    assert found["notices"] == [] or found["choice"]["n_gpu_layers"] < 65
 
 
 @pytest.mark.parametrize(
@@ -213,7 +217,8 @@ def test_text_and_json_say_the_same(plan: Runner) -> None:
     found, lines = plan.json(*QWQ_3090), plan(*QWQ_3090).out.splitlines()
     assert [line.removeprefix("Refused: ") for line in lines if line.startswith("Refused: ")] == found["refused"]
     assert [line.removeprefix("Also fits: ") for line in lines if line.startswith("Also fits: ")] == found["next_best"]
-    assert lines[-1] == f"Next: {found['next']}"
+    first, *more = found["next"]
+    assert lines[-len(found["next"]) :] == [f"Next: {first}", *(f"then: {command}" for command in more)]
 
 
 # What the user gives
@@ -221,12 +226,17 @@ def test_text_and_json_say_the_same(plan: Runner) -> None:
 
 def test_what_is_given_is_what_is_planned(plan: Runner) -> None:
     asked = ("--ctx", "5000", "--type-k", "Q8_0", "--type-v", "q4_0", "--gpu-layers", "40", "-q", "q4_k_m")
-    choice = plan.json(*QWQ_3090, *asked)["choice"]
+    done = plan(*QWQ_3090, *asked, "--json")
+    assert "unequal K and V" in done.err
+    choice = json.loads(done.out)["choice"]
     assert [choice[name] for name in ("n_ctx", "type_k", "type_v", "n_gpu_layers")] == [5000, "q8_0", "q4_0", 40]
 
 
 def test_a_larger_weight_type_falls_to_the_next_that_fits(plan: Runner) -> None:
-    found = plan.json("deepseek-r1-distill-qwen-7b", "-q", "F16", "--machine", "laptop-16gb")
+    done = plan("deepseek-r1-distill-qwen-7b", "-q", "F16", "--machine", "laptop-16gb", "--json")
+    assert done.err == "F16 does not fit; this is Q8_0\n"
+    found = json.loads(done.out)
+    assert found["notices"] == ["F16 does not fit; this is Q8_0"]
     assert found["weight_type"] == "Q8_0"
     assert found["refused"][0].startswith("F16")
 
@@ -264,7 +274,32 @@ def test_an_unknown_machine_is_one_line_with_the_names(plan: Runner) -> None:
     assert all(machine.name in said for machine in machines.MACHINES)
 
 
-@pytest.mark.parametrize("model", ["qwq-33b", "missing.gguf", "Qwen/QwQ-32B"])
+def test_a_smaller_type_that_would_be_all_on_the_gpu_is_named(plan: Runner) -> None:
+    done = plan("qwq-32b", "-q", "Q6_K", "--machine", "rtx-3090", "--json")
+    assert done.status == 0
+    assert json.loads(done.out)["choice"]["n_gpu_layers"] < 65
+    assert done.err.startswith("Q4_K_M (-q Q4_K_M) would be all on the GPU: 32,768 tokens, q8_0 KV, 65/65 layers")
+
+
+def test_a_repository_is_a_name_too(plan: Runner) -> None:
+    assert plan.json("Qwen/QwQ-32B", "--machine", "rtx-3090")["choice"]["n_ctx"] == 32_768
+
+
+@pytest.mark.parametrize("name", ["missing.gguf", "/missing/model"])
+def test_a_file_that_is_not_there_is_said_to_be_so(name: str, plan: Runner) -> None:
+    assert f"{name}: there is no such file" in assert_one_line(plan(name, "--machine", "rtx-3090"), 1)
+
+
+def test_a_folder_without_a_config_is_said_to_be_none(tmp_path: Path, plan: Runner) -> None:
+    assert "config.json" in assert_one_line(plan(tmp_path, "--machine", "rtx-3090"), 1)
+
+
+def test_a_size_needs_a_unit_but_for_nothing(plan: Runner) -> None:
+    assert "24GiB" in assert_one_line(plan(*QWQ_3090, "--memory", "24"), 2)
+    assert plan(*QWQ_3090, "--reserve", "0").status == 0
+
+
+@pytest.mark.parametrize("model", ["qwq-33b", "Qwen/QwQ-33B"])
 def test_an_unknown_model_is_one_line_with_the_names(model: str, plan: Runner) -> None:
     said = assert_one_line(plan(model, "--machine", "rtx-3090"), 2)
     assert repr(model) in said
@@ -369,15 +404,17 @@ def test_a_checkpoint_is_planned_without_its_weights(tmp_path: Path, plan: Runne
 
 def test_the_next_step_of_a_folder_names_the_folder(tmp_path: Path, plan: Runner) -> None:
     folder = write_random_checkpoint(tmp_path / "my model")
-    words = shlex.split(plan.json(folder, "--machine", "rtx-3090")["next"])
-    assert words == ["qwq-lite", "convert", str(folder), "-q", "Q4_K_M"]
+    convert, chat = plan.json(folder, "--machine", "rtx-3090")["next"]
+    assert shlex.split(convert) == ["qwq-lite", "convert", str(folder), "-q", "Q4_K_M"]
+    assert shlex.split(chat)[:3] == ["qwq-lite", "chat", "my model-Q4_K_M.gguf"]
 
 
 @pytest.mark.parametrize("name", ["qwq-32b-preview", "QwQ-32B", "deepseek-r1-distill-qwen-7b"])
 def test_the_next_step_of_a_name_fetches_its_repository(name: str, plan: Runner) -> None:
     repository = catalog.geometry(name)[0].repository
     folder = repository.rpartition("/")[2]
-    fetch, convert = plan.json(name, "--machine", "rtx-3090")["next"].split(", then ")
+    fetch, convert, chat = plan.json(name, "--machine", "rtx-3090")["next"]
+    assert shlex.split(chat)[:3] == ["qwq-lite", "chat", f"{folder}-Q4_K_M.gguf"]
     assert shlex.split(fetch) == ["hf", "download", repository, "--local-dir", folder]
     assert shlex.split(convert) == ["qwq-lite", "convert", folder, "-q", "Q4_K_M"]
 
@@ -482,7 +519,9 @@ def test_the_next_step_of_a_file_is_a_chat_that_works(tiny_gguf: Path) -> None:
     assert found["sources"]["weights"] in ("measured", "formula")
     assert found["sources"]["limit"] == "measured"
     assert all(row["free"] >= 0 for row in found["devices"].values())
-    words = shlex.split(found["next"])
+    (command,) = found["next"]
+    assert found["weight_type"] is None
+    words = shlex.split(command)
     assert words[:2] == ["qwq-lite", "chat"]
     ran = subprocess.run(
         [*COMMAND, *words[1:], "-p", "Hi", "-n", "2", "--seed", "1"],
@@ -497,12 +536,14 @@ def test_the_next_step_of_a_file_is_a_chat_that_works(tiny_gguf: Path) -> None:
 def test_the_next_step_survives_a_path_with_a_space(tiny_gguf: Path, tmp_path: Path, plan: Runner) -> None:
     path = tmp_path / "my model.gguf"
     shutil.copyfile(tiny_gguf, path)
-    assert str(path) in shlex.split(plan.json(path, "--machine", "rtx-3090")["next"])
+    (command,) = plan.json(path, "--machine", "rtx-3090")["next"]
+    assert str(path) in shlex.split(command)
 
 
 @pytest.mark.parametrize("name", HOST_WEIGHTS)
 def test_the_next_step_of_a_file_says_where_host_weights_lie(name: str, tiny_gguf: Path, plan: Runner) -> None:
-    words = shlex.split(plan.json(tiny_gguf, "--machine", "rtx-3090", "--host-weights", name)["next"])
+    (command,) = plan.json(tiny_gguf, "--machine", "rtx-3090", "--host-weights", name)["next"]
+    words = shlex.split(command)
     if name == "mmap":
         assert "--host-weights" not in words
     else:
