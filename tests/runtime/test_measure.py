@@ -177,12 +177,12 @@ def test_a_build_without_the_symbol_is_no_error(ghost_gguf: Path, monkeypatch: p
     assert measure(ghost_gguf, [Choice(256)]) is None
 
 
-def test_no_breakdown_without_symbol_or_known_library(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_breakdown_without_symbol_or_known_library(monkeypatch: pytest.MonkeyPatch, ghost_gguf: Path) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(backend, "_BREAKDOWN", "no_such_symbol")
         with pytest.raises(backend._NotHere):
             backend._breakdown(None)
     with monkeypatch.context() as patch:
         patch.setattr(sys, "platform", "darwin")
-        with pytest.raises(backend._NotHere):
-            backend._breakdown(None)
+        patch.setattr(subprocess, "run", lambda *_, **__: pytest.fail("a child can only say no there"))
+        assert measure(ghost_gguf, [Choice(256)]) is None
