@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         CheckpointError,
         ContextFull,
         EngineClosed,
+        EngineCrashed,
         EngineError,
         FormatError,
         OutputError,
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
         UsageError,
     )
     from qwq_lite.events import Answer, Done, Event, Notice, Progress, Reply, Stats, Thinking
-    from qwq_lite.local import load
+    from qwq_lite.loading import load
     from qwq_lite.plan import RunPlan, Wishes
     from qwq_lite.planning import Planned, plan_model
     from qwq_lite.stream import Stream
@@ -43,6 +44,7 @@ _HOMES = {
         "CheckpointError",
         "ContextFull",
         "EngineClosed",
+        "EngineCrashed",
         "EngineError",
         "FormatError",
         "OutputError",
@@ -52,7 +54,7 @@ _HOMES = {
         "UsageError",
     ),
     "events": ("Answer", "Done", "Event", "Notice", "Progress", "Reply", "Stats", "Thinking"),
-    "local": ("load",),
+    "loading": ("load",),
     "plan": ("RunPlan", "Wishes"),
     "planning": ("Planned", "plan_model"),
     "stream": ("Stream",),
@@ -64,6 +66,7 @@ __all__ = [
     "ContextFull",
     "Done",
     "EngineClosed",
+    "EngineCrashed",
     "EngineError",
     "Event",
     "FormatError",

@@ -9,6 +9,7 @@
     ├── TemplateError      a chat template that cannot be rendered
     └── EngineError        llama.cpp: it is missing, does not load, or refused
         ├── EngineClosed   a model that was used after it was unloaded
+        ├── EngineCrashed  the engine's process ended or hung; the next call starts another
         ├── ContextFull    messages that do not fit the context
         └── CacheFull      of `backend.context`: no room in the KV cache; `sequences` makes some, callers do not see it
 
@@ -59,6 +60,19 @@ class EngineError(QwqError):
 
 class EngineClosed(EngineError):
     """The model was unloaded before this call."""
+
+
+class EngineCrashed(EngineError):
+    """The engine's own process ended, or was ended because it hung. The next call starts another.
+
+    signal: its name, "" where there is none. assertion: ggml's last word. lines: the engine's last ones. partial: text of
+    the reply so far, thought and answer.
+    """
+
+    signal = ""
+    assertion = ""
+    lines: tuple[str, ...] = ()
+    partial = ""
 
 
 class ContextFull(EngineError):

@@ -48,28 +48,7 @@ def load(
     n_threads: int | None = None,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> LocalModel:
-    """Load a GGUF file, any text model that llama.cpp runs.
-
-    Args:
-        model: the file.
-        n_ctx: tokens of context, shared by all conversations; default what the plan finds room for, at most the model's own
-            and 32,768.
-        type_k, type_v: type of the KV cache: f16, bf16, q8_0, q4_0; default f16, or q8_0 where it must. Give both the same.
-        n_gpu_layers: layers on the GPU where there is one, -1 for all; default as many as fit.
-        plan: what `plan_model` found before, in place of a plan of its own and of the arguments above. Where it no longer fits
-            what is free, another is used and `LocalModel.notices` says so.
-        memory: bytes to use, of the GPU where there is one, else of main memory; default what is free.
-        host_weights: where weights of host layers lie: mmap (the default), no-repack, pinned or repacked, as `plan` explains.
-        n_threads: default one core less than there are, which stays with the desktop.
-        on_progress: called with load progress, on this thread.
-
-    Raises: FormatError for a file that is no GGUF model; PlanError when nothing fits the memory; EngineError when llama.cpp
-    cannot load it; UsageError.
-
-    Example:
-        with qwq_lite.load("QwQ-32B-Preview-Q4_K_M.gguf") as model:
-            print(model.ask("What is 2+3?").answer)
-    """
+    """`loading.load` in this process. Raises: FormatError, PlanError, EngineError, UsageError."""
     file = Path(model)
     wishes = Wishes(n_ctx, type_k and type_k.lower(), type_v and type_v.lower(), n_gpu_layers, host_weights)
     threads = _checked("n_threads", pace.default_threads() if n_threads is None else n_threads, 1, 512)

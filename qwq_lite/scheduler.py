@@ -31,6 +31,7 @@ from qwq_lite.stream import Feed, Stream
 from qwq_lite.track import Track
 
 PREFILL_CHUNK = 128  # tokens of a decode call in prefill: progress is shown, and a GPU can be cancelled, between two
+_PAUSE_S = 0.05  # between two looks whether a reader that is far behind has read on
 N_ACTIVE = 1  # replies decoded together; more share each read of the weights, and then bits depend on who is beside
 
 T = TypeVar("T")
@@ -168,9 +169,13 @@ class Scheduler:
     def _receive(self) -> bool:
         """Take in what was sent, waiting for it only when there is nothing to do. False once the model is closed."""
         while True:
-            if self._inbox.empty() and (self._waiting or self._active):
+            paused = bool(self._active) and all(reply.feed.full for reply in self._active)
+            if self._inbox.empty() and (self._waiting or self._active) and not paused:
                 return True
-            item = self._inbox.get()
+            try:
+                item = self._inbox.get(timeout=_PAUSE_S if paused else None)
+            except queue.Empty:
+                return True
             if item is None:
                 return False
             if isinstance(item, _Waiting):
@@ -204,10 +209,11 @@ class Scheduler:
         """One chunk of a prompt, and one token of every reply whose prompt is done."""
         for reply in [reply for reply in self._active if reply.feed.cancelled]:
             self._finish(reply, "cancelled")
-        filling = [reply for reply in self._active if reply.left or reply.pending is None]
+        active = [reply for reply in self._active if not reply.feed.full]
+        filling = [reply for reply in active if reply.left or reply.pending is None]
         if filling:
             self._guarded(self._fill, filling[:1])
-        decoding = [reply for reply in self._active if reply.pending is not None]
+        decoding = [reply for reply in active if reply in self._active and reply.pending is not None]
         if decoding and not any(reply.feed.cancelled for reply in decoding):
             self._guarded(self._decode, decoding)
 
@@ -256,7 +262,7 @@ class Scheduler:
             self._choose(replies)
             if replies != self._active or not self._inbox.empty():
                 return
-            if any(reply.pending is None or reply.feed.cancelled for reply in replies):
+            if any(reply.pending is None or reply.feed.cancelled or reply.feed.full for reply in replies):
                 return
 
     def _choose(self, replies: list[_Reply]) -> None:

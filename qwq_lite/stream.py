@@ -14,6 +14,7 @@ from types import TracebackType
 from qwq_lite.errors import QwqError
 from qwq_lite.events import Done, Event
 
+MOST_UNREAD = 512  # events that wait for a reader; the engine then waits too
 _WAIT_S = 0.25  # Windows does not wake a waiting main thread for Ctrl-C
 
 
@@ -33,6 +34,14 @@ class Feed:
     def cancel(self) -> None:
         self.cancelled = True
         self._on_cancel(self)
+
+    @property
+    def full(self) -> bool:
+        """Whether the reader is so far behind that the engine should wait for it."""
+        return self.events.qsize() >= MOST_UNREAD and not self.cancelled
+
+    def taken(self) -> None:
+        """The reader has one event more."""
 
 
 class Stream:
@@ -115,6 +124,7 @@ class Stream:
 
     def _checked(self, event: Event | QwqError) -> Event:
         self._finished = isinstance(event, QwqError | Done)
+        self._feed.taken()
         if isinstance(event, QwqError):
             raise event
         if self._watch is not None:

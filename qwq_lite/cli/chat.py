@@ -17,7 +17,7 @@ from qwq_lite.events import Answer, Done, Notice, Progress, Reply, Thinking
 from qwq_lite.model import options as check_options
 
 if TYPE_CHECKING:
-    from qwq_lite.local import LocalModel
+    from qwq_lite.chat import Model
 
 _PROMPT = "> "
 
@@ -79,7 +79,7 @@ def command(
 
     Example: qwq-lite chat QwQ-32B-Preview-Q4_K_M.gguf -p "How many r are in strawberry?"
     """
-    from qwq_lite.local import load
+    from qwq_lite.loading import load
 
     check_options(options)  # before a large file is loaded
     question = sys.stdin.read() if prompt == "-" else prompt
@@ -119,7 +119,7 @@ def _converse(chat: Chat, interrupts: console.Interrupts, options: dict[str, Any
             console.warn(console.one_line(str(error)))
 
 
-def _say_where(model: LocalModel) -> None:
+def _say_where(model: Model) -> None:
     """The device that answers; and loudly, the GPU that could and does not."""
     from qwq_lite import diagnosis
 

@@ -24,7 +24,7 @@ MIB = 1 << 20
 
 @pytest.fixture(scope="module")
 def model(tiny_gguf: Path) -> Iterator[qwq_lite.Model]:
-    with qwq_lite.load(tiny_gguf, n_ctx=1024, n_threads=1) as loaded:
+    with qwq_lite.load(tiny_gguf, n_ctx=1024, n_threads=1, isolated=False) as loaded:
         yield loaded
 
 

@@ -134,6 +134,7 @@ def test_public_names_are_pinned_and_all_there() -> None:
         "ContextFull",
         "Done",
         "EngineClosed",
+        "EngineCrashed",
         "EngineError",
         "Event",
         "FormatError",

@@ -25,7 +25,7 @@ QUESTION = "Tell me a long story about the sea."
 
 @pytest.fixture
 def model(tiny_gguf: Path) -> Iterator[qwq_lite.Model]:
-    with qwq_lite.load(tiny_gguf, n_ctx=1024, n_threads=1) as loaded:
+    with qwq_lite.load(tiny_gguf, n_ctx=1024, n_threads=1, isolated=False) as loaded:
         yield loaded
 
 
@@ -41,7 +41,7 @@ def test_a_model_that_nobody_holds_frees_its_memory_and_ends_its_thread(tiny_ggu
         return [thread for thread in threading.enumerate() if thread.name == "qwq-lite engine"]
 
     before = set(engines())
-    model = qwq_lite.load(tiny_gguf, n_ctx=256)
+    model = qwq_lite.load(tiny_gguf, n_ctx=256, isolated=False)
     (engine,) = set(engines()) - before
     model.ask("Hi", max_tokens=1)
     gone = weakref.ref(model)
@@ -58,7 +58,7 @@ def test_unloading_in_a_signal_handler_waits_for_the_call_that_it_interrupts(tin
 import os, signal, sys, threading
 sys.path[:0] = {sys.path!r}
 import qwq_lite
-model = qwq_lite.load({str(tiny_gguf)!r}, n_ctx=256)
+model = qwq_lite.load({str(tiny_gguf)!r}, n_ctx=256, isolated=False)
 signal.signal(signal.SIGUSR1, lambda *_: model.unload())
 threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGUSR1)).start()
 try:
@@ -186,7 +186,7 @@ def test_a_question_that_is_no_text_is_a_usage_error(model: qwq_lite.Model, text
 def test_the_smallest_context_takes_prompts_up_to_its_end(tiny_gguf: Path) -> None:
     with pytest.raises(qwq_lite.UsageError, match="n_ctx"):
         qwq_lite.load(tiny_gguf, n_ctx=100)
-    with qwq_lite.load(tiny_gguf, n_ctx=256, n_threads=1) as loaded:
+    with qwq_lite.load(tiny_gguf, n_ctx=256, n_threads=1, isolated=False) as loaded:
         tokens = loaded.tokenize("x" * 250)
         (done,) = [e for e in loaded.generate(tokens, max_tokens=3) if isinstance(e, qwq_lite.Done)]
         assert done.reply.stats.n_prefilled == 250

@@ -20,7 +20,7 @@ PROMPT = "Tell me a long story about the sea."
 
 @pytest.fixture(scope="module")
 def model(demo_gguf: Path) -> Iterator[qwq_lite.Model]:
-    with qwq_lite.load(demo_gguf, n_ctx=1024) as loaded:
+    with qwq_lite.load(demo_gguf, n_ctx=1024, isolated=False) as loaded:
         yield loaded
 
 
@@ -72,7 +72,7 @@ def test_a_full_context_is_said(model: qwq_lite.Model) -> None:
 
 
 def test_a_conversation_that_outgrows_its_context_goes_on_without_its_oldest_turns(demo_gguf: Path) -> None:
-    with qwq_lite.load(demo_gguf, n_ctx=512) as loaded:
+    with qwq_lite.load(demo_gguf, n_ctx=512, isolated=False) as loaded:
         chat = loaded.chat("Answer in one word.")
         dropped, notices = [], []
         for number in range(12):
@@ -130,9 +130,10 @@ def ask_until_closed(loaded: qwq_lite.Model, failures: list[type[BaseException]]
         failures.append(type(error))
 
 
-def test_unloading_beside_callers_raises_and_nothing_crashes(demo_gguf: Path) -> None:
+@pytest.mark.parametrize("isolated", [True, False])
+def test_unloading_beside_callers_raises_and_nothing_crashes(demo_gguf: Path, isolated: bool) -> None:
     for _ in range(5):
-        loaded = qwq_lite.load(demo_gguf, n_ctx=512)
+        loaded = qwq_lite.load(demo_gguf, n_ctx=512, isolated=isolated)
         failures: list[type[BaseException]] = []
         threads = [threading.Thread(target=ask_until_closed, args=(loaded, failures)) for _ in range(3)]
         for thread in threads:
@@ -144,9 +145,10 @@ def test_unloading_beside_callers_raises_and_nothing_crashes(demo_gguf: Path) ->
         assert failures == [qwq_lite.EngineClosed] * 3
 
 
-def test_an_exception_in_on_progress_comes_out_of_load(demo_gguf: Path) -> None:
+@pytest.mark.parametrize("isolated", [True, False])
+def test_an_exception_in_on_progress_comes_out_of_load(demo_gguf: Path, isolated: bool) -> None:
     def interrupt(_: qwq_lite.Progress) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        qwq_lite.load(demo_gguf, on_progress=interrupt)
+        qwq_lite.load(demo_gguf, on_progress=interrupt, isolated=isolated)

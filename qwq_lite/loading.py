@@ -1,0 +1,73 @@
+"""`load`: a model, by default with its engine in a process of its own."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from qwq_lite.chat import Model
+from qwq_lite.errors import UsageError
+from qwq_lite.events import Progress
+from qwq_lite.plan import RunPlan
+
+
+def load(
+    model: str | os.PathLike[str],
+    *,
+    n_ctx: int | None = None,
+    type_k: str | None = None,
+    type_v: str | None = None,
+    n_gpu_layers: int | None = None,
+    host_weights: str | None = None,
+    plan: RunPlan | None = None,
+    memory: int | None = None,
+    n_threads: int | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
+    isolated: bool = True,
+    python: str | None = None,
+) -> Model:
+    """Load a GGUF file, any text model that llama.cpp runs.
+
+    Args:
+        model: the file.
+        n_ctx: tokens of context, shared by all conversations; default what the plan finds room for, at most the model's own
+            and 32,768.
+        type_k, type_v: type of the KV cache: f16, bf16, q8_0, q4_0; default f16, or q8_0 where it must. Give both the same.
+        n_gpu_layers: layers on the GPU where there is one, -1 for all; default as many as fit.
+        plan: what `plan_model` found before, in place of a plan of its own and of the arguments above. Where it no longer fits
+            what is free, another is used and `Model.notices` says so.
+        memory: bytes to use, of the GPU where there is one, else of main memory; default what is free.
+        host_weights: where weights of host layers lie: mmap (the default), no-repack, pinned or repacked, as `plan` explains.
+        n_threads: default one core less than there are, which stays with the desktop.
+        on_progress: called with load progress: on this thread, or on one of the model's own when it is isolated.
+        isolated: run the engine in a process of its own, which may crash without harm: calls then raise EngineCrashed, and the
+            next call starts another. False runs it here, where a failed assertion in llama.cpp ends this program.
+        python: the interpreter of that process; for programs that embed Python and whose sys.executable is something else.
+
+    Raises: FormatError for a file that is no GGUF model; PlanError when nothing fits the memory; EngineError when llama.cpp
+    cannot load it; UsageError.
+
+    Example:
+        with qwq_lite.load("QwQ-32B-Preview-Q4_K_M.gguf") as model:
+            print(model.ask("What is 2+3?").answer)
+    """
+    options: dict[str, Any] = {
+        "n_ctx": n_ctx,
+        "type_k": type_k,
+        "type_v": type_v,
+        "n_gpu_layers": n_gpu_layers,
+        "host_weights": host_weights,
+        "memory": memory,
+        "n_threads": n_threads,
+    }
+    if not isolated:
+        from qwq_lite import local
+
+        return local.load(model, plan=plan, on_progress=on_progress, **options)
+    from qwq_lite import process, remote
+
+    if os.environ.get(process.MARK):
+        raise UsageError("this process is a worker itself, and a worker starts none; give isolated=False")
+    return remote.RemoteModel(Path(model), options, plan, python=python, on_progress=on_progress)

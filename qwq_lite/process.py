@@ -1,0 +1,309 @@
+"""One child process with an engine: its calls, its clocks, its death. What it is asked is `remote`'s business.
+
+Four threads: one reads what it says, one writes, one keeps its last lines, one watches two clocks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import math
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeout
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from qwq_lite import wire
+from qwq_lite.errors import EngineClosed, EngineCrashed, QwqError
+from qwq_lite.events import Answer, Done, Thinking
+from qwq_lite.stream import Feed
+from qwq_lite.wire import Pipe
+
+MARK = "QWQ_LITE_WORKER"  # in the environment of a worker
+_LINES_KEPT = 20
+_ACK_EVERY = 64
+_TICK_S = 0.25
+_LOOK_S = 0.1
+_ASLEEP_S = 1.0  # a tick that takes so long: the host itself was stopped or the laptop slept
+_SILENT_S = 2.0  # without a beat; a beat comes every half second
+_STUCK_S = 30.0  # the same for a process that the system does run: a machine may be very busy
+_LEAST_HUNG_S, _HUNG_TIMES = 600.0, 20  # no step of the work for so long, or so many times the longest step so far
+_GOODBYE_S = 5.0
+
+
+class WorkerProcess:
+    """One child process, the calls that wait for it, and what it died of."""
+
+    def __init__(self, file: Path, python: str | None) -> None:
+        self._file = file
+        self._progress: queue.SimpleQueue[float] = queue.SimpleQueue()
+        self.gone: EngineCrashed | None = None
+        self._numbers = itertools.count(1)
+        self._waiting: dict[int, Future[Any]] = {}
+        self._feeds: dict[int, RemoteFeed] = {}
+        self._lock = threading.Lock()
+        self._lines: deque[str] = deque(maxlen=_LINES_KEPT)
+        self._lines_read = threading.Event()
+        self._assertion, self._reason, self._closing = "", "", False
+        self._seen = self._stepped = time.monotonic()
+        self._n_steps, self._longest_s = 0, 0.0
+        self.process = _started(python)
+        assert self.process.stdin and self.process.stdout and self.process.stderr
+        self._pipe = Pipe(self.process.stdout.fileno(), self.process.stdin.fileno())
+        self._outbox: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        self._threads = [
+            threading.Thread(target=target, name=f"qwq-lite {name}", daemon=True)
+            for name, target in (
+                ("reader", self._read),
+                ("writer", self._write),
+                ("lines", self._read_lines),
+                ("watch", self._watch),
+            )
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def ask(
+        self,
+        verb: str,
+        *,
+        feed: RemoteFeed | None = None,
+        timeout_s: float = math.inf,
+        meanwhile: Callable[[], None] = lambda: None,
+        **fields: Any,
+    ) -> Any:
+        """Send a request and wait for its answer. meanwhile: called on this thread again and again.
+
+        Raises: what the worker raised; UsageError for what is no JSON; EngineCrashed; FutureTimeout.
+        """
+        future: Future[Any] = Future()
+        number = next(self._numbers)
+        data = wire.encoded({"id": number, "do": verb, **fields})
+        with self._lock:
+            if self.gone is not None:
+                raise self._epitaph("")
+            self._waiting[number] = future
+            if feed is not None:
+                feed.number = number
+                self._feeds[number] = feed
+        self._outbox.put(data)
+        try:
+            return _result(future, time.monotonic() + timeout_s, meanwhile)
+        except BaseException:
+            with self._lock:
+                left = self._feeds.pop(number, None)
+            if left is not None:
+                left.cancel()
+            raise
+
+    def progress(self) -> Iterator[float]:
+        """Shares of the load that were said since the last call."""
+        with contextlib.suppress(queue.Empty):
+            while True:
+                yield self._progress.get_nowait()
+
+    def tell(self, message: dict[str, Any]) -> None:
+        """Send a message, without waiting: a signal handler or a finalizer may be the caller."""
+        self._outbox.put(wire.encoded(message))
+
+    def end(self) -> None:
+        """Ask the worker to free the model and go; kill it where it does not."""
+        self._closing = True
+        with contextlib.suppress(QwqError, FutureTimeout):
+            self.ask("unload", timeout_s=_GOODBYE_S, args=[])
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(_GOODBYE_S)
+        self.kill()
+
+    def kill(self, reason: str = "") -> None:
+        """End the process; without a reason because nobody wants it any more."""
+        self._reason = self._reason or reason
+        self._closing = self._closing or not reason
+        with contextlib.suppress(OSError):
+            self.process.kill()
+        if threading.current_thread() not in self._threads:
+            for thread in self._threads:
+                thread.join()
+
+    def _write(self) -> None:
+        while (data := self._outbox.get()) is not None:
+            with contextlib.suppress(OSError):  # it is dead: the reader says so to all who wait
+                self._pipe.write(data)
+
+    def _read(self) -> None:
+        try:
+            while (message := self._pipe.receive()) is not None:
+                self._seen = time.monotonic()
+                self._take(message)
+        except Exception as error:  # its memory may be spoilt: nothing that it says counts any more
+            self.kill(f"it sent what cannot be read ({error!r})")
+        self._bury()
+
+    def _take(self, message: dict[str, Any]) -> None:
+        if "beat" in message:
+            if message["beat"] != self._n_steps or not self._busy():
+                self._longest_s = max(self._longest_s, self._seen - self._stepped if self._busy() else 0.0)
+                self._n_steps, self._stepped = message["beat"], self._seen
+        elif "load" in message:
+            self._progress.put(float(message["load"]))
+        elif "abort" in message:
+            self._assertion = str(message["abort"]).strip()
+        elif "event" in message:
+            event = wire.event_from_json(message["event"])
+            feed = self._feeds.get(message["id"])
+            if feed is not None:
+                if isinstance(event, Done):
+                    with self._lock:
+                        self._feeds.pop(message["id"], None)
+                feed.put(event)
+        else:
+            self._settle(message)
+
+    def _settle(self, message: dict[str, Any]) -> None:
+        with self._lock:
+            future = self._waiting.pop(message["id"], None)
+            feed = self._feeds.pop(message["id"], None) if "error" in message else None
+        if future is not None:
+            if "error" in message:
+                future.set_exception(wire.error_from_json(message["error"]))
+            else:
+                future.set_result(message["result"])
+        elif feed is not None:
+            feed.put(wire.error_from_json(message["error"]))
+
+    def _busy(self) -> bool:
+        return bool(self._waiting or self._feeds)
+
+    def _read_lines(self) -> None:
+        assert self.process.stderr
+        for line in iter(self.process.stderr.readline, b""):
+            self._lines.append(line.decode("utf-8", "replace").rstrip())
+        self._lines_read.set()
+
+    def _watch(self) -> None:
+        """Two clocks, which count only while this process itself is awake: silence, and work that makes no step."""
+        before = time.monotonic()
+        while self.gone is None:
+            time.sleep(_TICK_S)
+            now = time.monotonic()
+            if now - before > _ASLEEP_S:
+                self._seen = self._stepped = now
+            before = now
+            silent, idle = now - self._seen, now - self._stepped
+            if silent > _STUCK_S or (silent > _SILENT_S and self._is_stopped()):
+                self.kill(f"it did not answer for {silent:.0f} s")
+            elif self._busy() and idle > max(_LEAST_HUNG_S, _HUNG_TIMES * self._longest_s):
+                self.kill(f"its work made no step for {idle:.0f} s")
+
+    def _is_stopped(self) -> bool:
+        try:
+            return bool(psutil.Process(self.process.pid).status() == psutil.STATUS_STOPPED)
+        except psutil.Error:
+            return False
+
+    def _bury(self) -> None:
+        """The pipe has ended: reap the process, and tell all who wait."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(_SILENT_S)
+        self.process.kill()
+        code = self.process.wait()
+        self._lines_read.wait(_SILENT_S)
+        with self._lock:
+            self.gone = self._post_mortem(code)
+            waiting, feeds = list(self._waiting.values()), list(self._feeds.values())
+            self._waiting.clear()
+            self._feeds.clear()
+        for future in waiting:
+            future.set_exception(self._epitaph(""))
+        for feed in feeds:
+            feed.put(self._epitaph("".join(feed.texts)))
+        self._outbox.put(None)
+        self._threads[1].join()
+        for stream in (self.process.stdin, self.process.stdout, self.process.stderr):
+            if stream is not None:
+                with contextlib.suppress(OSError):
+                    stream.close()
+
+    def _post_mortem(self, code: int) -> EngineCrashed:
+        name = ""
+        if code < 0:
+            with contextlib.suppress(ValueError):
+                name = signal.Signals(-code).name
+        ended = self._reason or (f"it was ended by {name or code}" if code < 0 else f"it ended with exit status {code}")
+        if name == "SIGKILL" and not self._reason:
+            ended += ", by somebody or for want of memory"
+        said = self._assertion or next((line for line in reversed(self._lines) if line), "")
+        crash = EngineCrashed(
+            f"{self._file}: the engine's process is gone: {ended}{f': {said}' if said else ''}; the next call starts another"
+        )
+        crash.signal, crash.assertion, crash.lines = name, self._assertion, tuple(self._lines)
+        return crash
+
+    def _epitaph(self, partial: str) -> QwqError:
+        crash = self.gone
+        if self._closing or crash is None:
+            return EngineClosed(f"{self._file}: the model is unloaded; load it again")
+        error = EngineCrashed(*crash.args)
+        error.signal, error.assertion, error.lines, error.partial = crash.signal, crash.assertion, crash.lines, partial
+        return error
+
+
+class RemoteFeed(Feed):
+    """The host's end of a reply: keeps its text for a crash, and tells the worker how much was read."""
+
+    def __init__(self, worker: WorkerProcess) -> None:
+        super().__init__(lambda feed: worker.tell({"id": self.number, "do": "cancel"}))
+        self.number = 0
+        self.texts: list[str] = []
+        self._worker, self._n_taken = worker, 0
+
+    def put(self, event: Any) -> None:
+        if isinstance(event, Thinking | Answer):
+            self.texts.append(event.text)
+        super().put(event)
+
+    def taken(self) -> None:
+        self._n_taken += 1
+        if self._n_taken == _ACK_EVERY:
+            self._worker.tell({"id": self.number, "do": "read", "n": self._n_taken})
+            self._n_taken = 0
+
+
+def _started(python: str | None) -> subprocess.Popen[bytes]:
+    """The child, with the caller's search path and nothing else of it."""
+    code = f"import sys; sys.path[:] = {sys.path!r}; from qwq_lite.worker import main; main()"
+    command = [python or sys.executable, "-c", code]
+    flags = 0
+    if sys.platform == "win32":
+        flags = subprocess.CREATE_NO_WINDOW | subprocess.BELOW_NORMAL_PRIORITY_CLASS
+    return subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        bufsize=0,
+        creationflags=flags,
+        env={**os.environ, "GGML_NO_BACKTRACE": "1", MARK: "1"},
+    )
+
+
+def _result(future: Future[Any], deadline: float, meanwhile: Callable[[], None]) -> Any:
+    """A future's result. In short waits, for on Windows a long one cannot be interrupted."""
+    while True:
+        meanwhile()
+        try:
+            return future.result(max(0.0, min(_LOOK_S, deadline - time.monotonic())))
+        except FutureTimeout:
+            if not future.done() and time.monotonic() >= deadline:
+                raise

@@ -1,0 +1,186 @@
+"""A model whose engine runs in a process of its own: the same `Model`, and no crash of llama.cpp reaches the host.
+
+The child is `worker`, watched by threads of the host. When it dies or hangs, calls in flight raise EngineCrashed, and the next
+call starts another. Conversations go on: what was cached of them is computed again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable, Hashable, Iterator
+from concurrent.futures import TimeoutError as FutureTimeout
+from pathlib import Path
+from typing import Any
+
+from qwq_lite import gguf_header, wire
+from qwq_lite.chat import Model
+from qwq_lite.errors import EngineClosed, EngineCrashed, EngineError, TemplateError
+from qwq_lite.events import Progress
+from qwq_lite.hardware import report_from_json
+from qwq_lite.model import Prompt
+from qwq_lite.model import options as model_options
+from qwq_lite.plan import RunPlan
+from qwq_lite.process import RemoteFeed, WorkerProcess
+from qwq_lite.stream import Stream, in_thread
+
+_BEGIN_S = 20.0  # for the prompt of a reply; a template has 2 s by its own clock
+_CRASHES, _WITHIN_S = 3, 60.0
+
+
+class RemoteModel(Model):
+    """A model in a worker process. Made by `loading.load`.
+
+    plan: what it runs with. notices: what the user should know of that, one line each.
+    """
+
+    def __init__(
+        self,
+        file: Path,
+        options: dict[str, Any],
+        plan: RunPlan | None = None,
+        *,
+        python: str | None = None,
+        on_progress: Callable[[Progress], None] | None = None,
+    ) -> None:
+        self._file, self._options, self._python = file, options, python
+        self._given_plan, self._on_progress = plan, on_progress
+        self._changing = threading.RLock()
+        self._closed = False
+        self._owner = os.getpid()
+        self._crashes: deque[float] = deque(maxlen=_CRASHES)
+        self._held: list[
+            WorkerProcess
+        ] = []  # the worker at hand; apart from self, so that it ends when self is dropped
+        weakref.finalize(self, _drop, self._held, self._owner)
+        self._header: gguf_header.Header | None = None
+        self._start()
+
+    @property
+    def pid(self) -> int | None:
+        """The worker's process, None while there is none."""
+        worker = self._held[0]
+        return None if worker.gone else worker.process.pid
+
+    def generate(self, prompt: Prompt, *, session: Hashable = None, **options: Any) -> Stream:
+        """As `LocalModel.generate`. Raises besides: EngineCrashed, here or while the stream is read."""
+        model_options(options)  # refused here, before anything is sent
+        worker = self._alive()
+        feed = RemoteFeed(worker)
+        with _as_template_error(worker, self._file):
+            worker.ask(
+                "generate",
+                feed=feed,
+                timeout_s=_BEGIN_S,
+                prompt=prompt if isinstance(prompt, str) else list(prompt),
+                session=_name(session),
+                options=_plain(options),
+            )
+        return Stream(feed)
+
+    async def agenerate(self, prompt: Prompt, *, session: Hashable = None, **options: Any) -> Stream:
+        """As `generate`, without holding up the event loop."""
+        return await in_thread(functools.partial(self.generate, prompt, session=session, **options))
+
+    def tokenize(self, text: str) -> list[int]:
+        found: list[int] = self._call("tokenize", text)
+        return found
+
+    def save_session(self, session: Hashable, path: str | os.PathLike[str], extra: dict[str, Any]) -> None:
+        self._call("save", _name(session), str(Path(path).absolute()), extra)
+
+    def restore_session(self, session: Hashable, path: str | os.PathLike[str]) -> dict[str, Any]:
+        found: dict[str, Any] = self._call("restore", _name(session), str(Path(path).absolute()))
+        return found
+
+    def fork_session(self, session: Hashable, twin: Hashable) -> None:
+        self._call("fork", _name(session), _name(twin))
+
+    def release_session(self, session: Hashable) -> None:
+        """Never raises and waits for nothing: a finalizer calls it."""
+        if os.getpid() == self._owner:
+            self._held[0].tell({"id": 0, "do": "release", "args": [_name(session)]})
+
+    def unload(self) -> None:
+        """Stop what runs and end the worker. Further calls raise EngineClosed; unloading again does nothing."""
+        if os.getpid() != self._owner:
+            return
+        self._closed = True  # without the lock, which a load under way holds: a signal handler may come through here
+        self._held[0].end()
+
+    def _call(self, verb: str, *arguments: Any) -> Any:
+        return self._alive().ask(verb, args=list(arguments))
+
+    def _alive(self) -> WorkerProcess:
+        """The worker; a new one where the last has died."""
+        if os.getpid() != self._owner:
+            raise EngineError("the model was loaded in another process, of which this one is a copy; load it here")
+        with self._changing:
+            if self._closed:
+                raise EngineClosed(f"{self._file}: the model is unloaded; load it again")
+            crash = self._held[0].gone
+            if crash is not None:
+                now = time.monotonic()
+                self._crashes.append(now)
+                if len(self._crashes) == _CRASHES and now - self._crashes[0] < _WITHIN_S:
+                    error = EngineCrashed(
+                        f"{self._file}: the engine crashed {_CRASHES} times within {_WITHIN_S:.0f} s, the last time: {crash};"
+                        " run: qwq-lite doctor"
+                    )
+                    error.signal, error.assertion, error.lines = crash.signal, crash.assertion, crash.lines
+                    raise error
+                self._start()
+            return self._held[0]
+
+    def _start(self) -> None:
+        worker = WorkerProcess(self._file, self._python)
+        self._held[:] = [worker]
+        try:
+            if self._header is None:  # while the child starts
+                self._header = gguf_header.read(self._file)
+            plan = None if self._given_plan is None else wire.plan_to_json(self._given_plan)
+            found = worker.ask("load", meanwhile=self._show, model=str(self._file), options=self._options, plan=plan)
+        except BaseException:
+            worker.kill()
+            raise
+        self.n_ctx, self.notices = int(found["n_ctx"]), tuple(found["notices"])
+        self.plan = wire.plan_from_json(found["plan"], self._header)
+        self.engine = report_from_json(found["engine"])
+
+    def _show(self) -> None:
+        """Load progress, on the thread that loads."""
+        for share in self._held[0].progress():
+            if self._on_progress is not None:
+                self._on_progress(Progress("load", share, 1.0))
+
+
+def _drop(held: list[WorkerProcess], owner: int) -> None:
+    if held and os.getpid() == owner:  # not from a forked copy of the host
+        held[0].kill()
+
+
+@contextlib.contextmanager
+def _as_template_error(worker: WorkerProcess, file: Path) -> Iterator[None]:
+    """A prompt that takes for ever is the template's doing: the worker is ended, for nothing else stops it."""
+    try:
+        yield
+    except FutureTimeout as error:
+        worker.kill(f"the chat template did not end within {_BEGIN_S:.0f} s")
+        raise TemplateError(
+            f"{file}: its chat template (tokenizer.chat_template) did not end within {_BEGIN_S:.0f} s; the next call starts the"
+            " engine anew"
+        ) from error
+
+
+def _name(session: Hashable) -> str | None:
+    """A session's name for the other side, where it only must be told from others."""
+    return None if session is None else repr(session)
+
+
+def _plain(options: dict[str, Any]) -> dict[str, Any]:
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in options.items()}

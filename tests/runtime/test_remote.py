@@ -1,0 +1,371 @@
+"""The engine in its own process: the same replies, and whatever ends it ends nothing else."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+import qwq_lite
+from qwq_lite import process, remote
+from qwq_lite.loading import load
+from qwq_lite.remote import RemoteModel
+from qwq_lite.stream import MOST_UNREAD
+
+LONG = "Tell me a long story about the sea."
+WAIT_S = 60
+posix = pytest.mark.skipif(sys.platform == "win32", reason="signals")
+
+
+@pytest.fixture(scope="module")
+def model(demo_gguf: Path) -> Iterator[RemoteModel]:
+    with load(demo_gguf, n_ctx=4096) as loaded:
+        assert isinstance(loaded, RemoteModel)
+        yield loaded
+
+
+@pytest.fixture
+def fragile(demo_gguf: Path) -> Iterator[RemoteModel]:
+    """One of its own for each test that ends it: too many deaths in a row are given up."""
+    with load(demo_gguf, n_ctx=2048) as loaded:
+        assert isinstance(loaded, RemoteModel)
+        yield loaded
+
+
+def pid_of(model: RemoteModel) -> int:
+    assert model.pid is not None
+    return model.pid
+
+
+def struck(model: RemoteModel, number: int, after: int = 10) -> qwq_lite.EngineCrashed:
+    """What a reply raises when its engine gets a signal after so many events; and how long that took is checked."""
+    texts: list[str] = []
+    at = 0.0
+    with pytest.raises(qwq_lite.EngineCrashed) as caught:
+        for n, event in enumerate(model.chat().stream(LONG, seed=1, max_tokens=900)):
+            if isinstance(event, qwq_lite.Answer):
+                texts.append(event.text)
+            if n == after:
+                os.kill(pid_of(model), number)
+                at = time.monotonic()
+    assert time.monotonic() - at < 4
+    assert caught.value.partial.startswith("".join(texts))
+    return caught.value
+
+
+def gone(pid: int, within_s: float = 10) -> bool:
+    deadline = time.monotonic() + within_s
+    while psutil.pid_exists(pid) and time.monotonic() < deadline:
+        if psutil.Process(pid).status() == psutil.STATUS_ZOMBIE and psutil.Process(pid).ppid() != os.getpid():
+            return True
+        time.sleep(0.05)
+    return not psutil.pid_exists(pid)
+
+
+def test_replies_are_those_of_the_engine_in_this_process(model: RemoteModel, demo_gguf: Path) -> None:
+    asked: dict[str, Any] = {"seed": 3, "max_tokens": 40}
+    with load(demo_gguf, n_ctx=4096, isolated=False) as here:
+        for question in ("What is the capital of France?", "¿Qué es el mar? 海是什么?"):
+            assert model.ask(question, **asked).answer == here.ask(question, **asked).answer
+        assert model.tokenize(
+            "naïve 海 \ud83d\ude00".encode("utf-16", "surrogatepass").decode("utf-16")
+        ) == here.tokenize("naïve 海 😀")
+        assert (model.n_ctx, model.plan.choice, model.notices) == (here.n_ctx, here.plan.choice, here.notices)
+        assert model.engine.version == here.engine.version
+
+
+def test_a_conversation_goes_on_forks_and_is_saved(model: RemoteModel, tmp_path: Path) -> None:
+    chat = model.chat("Answer in one short sentence.")
+    first = chat.ask("What is the sea?", seed=1, max_tokens=20)
+    second = chat.ask("And a lake?", seed=1, max_tokens=20)
+    assert second.stats.n_reused > first.stats.n_prompt
+    chat.save(tmp_path / "chat")
+    twin, back = chat.fork(), qwq_lite.Chat.restore(model, tmp_path / "chat")
+    for other in (twin, back):
+        assert other.ask("Why?", seed=2, max_tokens=5).stats.n_reused > second.stats.n_prompt
+
+
+def test_errors_keep_their_kind(model: RemoteModel, tmp_path: Path) -> None:
+    with pytest.raises(qwq_lite.UsageError, match="temperature"):
+        model.ask("Hi", temperature=-1.0)
+    with pytest.raises(qwq_lite.ContextFull):
+        model.ask("word " * 5000, when_full="error")
+    with pytest.raises(qwq_lite.FormatError):
+        qwq_lite.Chat.restore(model, __file__)
+    with pytest.raises(qwq_lite.FormatError):
+        load(__file__)
+    bad = tmp_path / "no.gguf"
+    bad.write_bytes(b"GGUF")
+    with pytest.raises(qwq_lite.FormatError):
+        load(bad)
+
+
+def test_a_model_that_does_not_fit_leaves_no_process(demo_gguf: Path) -> None:
+    before = psutil.Process().children()
+    with pytest.raises(qwq_lite.PlanError):
+        load(demo_gguf, memory=1 << 20)
+    assert psutil.Process().children() == before
+
+
+def test_a_reply_is_cancelled_from_another_thread(model: RemoteModel) -> None:
+    chat = model.chat()
+    threading.Timer(0.3, chat.cancel).start()
+    reply = chat.ask(LONG, max_tokens=3000)
+    assert reply.finish_reason == "cancelled"
+    assert 0 < reply.stats.n_generated < 2000
+
+
+def test_it_is_read_by_an_event_loop(model: RemoteModel) -> None:
+    async def several() -> list[str]:
+        replies = await asyncio.gather(*(model.chat().aask("Hi", seed=1, max_tokens=5) for _ in range(3)))
+        return [reply.answer for reply in replies]
+
+    first, *others = asyncio.run(several())
+    assert first
+    assert others == [first, first]
+
+
+def test_a_reader_that_does_not_read_stops_the_engine(model: RemoteModel) -> None:
+    stream = model.generate("1 2 3 4 5 6 7 8 9 10 11 12", max_tokens=3000, temperature=0.0)
+    worker = psutil.Process(pid_of(model))
+    deadline = time.monotonic() + WAIT_S
+    busy = 1.0
+    while busy > 0.2 and time.monotonic() < deadline:
+        before = sum(worker.cpu_times()[:2])
+        time.sleep(0.5)
+        busy = (sum(worker.cpu_times()[:2]) - before) / 0.5
+    assert busy <= 0.2
+    events = list(stream)
+    assert len(events) > 2 * MOST_UNREAD + 64  # it waited with more to come, and went on
+    assert isinstance(events[-1], qwq_lite.Done)
+
+
+@posix
+@pytest.mark.parametrize("name", ["SIGKILL", "SIGSEGV", "SIGABRT"])
+def test_a_death_is_an_exception_and_the_next_call_works(fragile: RemoteModel, name: str) -> None:
+    before = pid_of(fragile)
+    crash = struck(fragile, getattr(signal, name))
+    assert crash.signal == name
+    assert name in str(crash)
+    assert gone(before)
+    assert fragile.ask("Hi", seed=1, max_tokens=5).answer
+    assert pid_of(fragile) != before
+
+
+@posix
+def test_a_process_that_is_stopped_is_ended(fragile: RemoteModel) -> None:
+    before = pid_of(fragile)
+    assert "did not answer" in str(struck(fragile, signal.SIGSTOP))
+    assert gone(before)
+    assert fragile.ask("Hi", seed=1, max_tokens=5).answer
+
+
+@posix
+def test_a_conversation_survives_its_engine(fragile: RemoteModel) -> None:
+    chat = fragile.chat()
+    first = chat.ask("What is the sea?", seed=1, max_tokens=10)
+    os.kill(pid_of(fragile), signal.SIGKILL)
+    deadline = time.monotonic() + WAIT_S
+    while fragile.pid is not None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    second = chat.ask("Why?", seed=1, max_tokens=10)
+    assert second.stats.n_reused == 0
+    assert second.stats.n_prefilled > first.stats.n_prompt
+    assert len(chat.messages) == 4
+
+
+@posix
+def test_a_crash_loop_is_given_up(fragile: RemoteModel) -> None:
+    for _ in range(remote._CRASHES - 1):
+        struck(fragile, signal.SIGKILL, after=1)
+    struck(fragile, signal.SIGKILL, after=1)
+    with pytest.raises(qwq_lite.EngineCrashed, match=f"{remote._CRASHES} times"):
+        fragile.ask("Hi")
+
+
+@posix
+def test_kills_at_random_moments_leave_nothing(demo_gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote, "_WITHIN_S", 0.0)
+    rng = random.Random(7)
+    process = psutil.Process()
+    before = process.children()
+    with load(demo_gguf, n_ctx=1024) as model:
+        assert isinstance(model, RemoteModel)
+        n_descriptors = process.num_fds()
+        for _ in range(8):
+            pid = pid_of(model)
+            threading.Timer(rng.random(), os.kill, (pid, rng.choice((signal.SIGKILL, signal.SIGSEGV)))).start()
+            with pytest.raises(qwq_lite.EngineCrashed):
+                while True:
+                    model.ask(LONG, max_tokens=100)
+            assert gone(pid)
+            assert model.ask("Hi", max_tokens=2).stats.n_generated
+        assert process.num_fds() == n_descriptors
+    assert process.children() == before
+
+
+HOST = """
+import os, sys, threading, time
+import qwq_lite
+models = []
+thread = threading.Thread(target=lambda: models.append(qwq_lite.load({file!r}, n_ctx=512)))
+thread.start()
+thread.join()
+model = models[0]
+if {fork}:
+    if os.fork() == 0:
+        time.sleep(30)
+        os._exit(0)
+print(model.pid, flush=True)
+for event in model.chat().stream({question!r}, max_tokens=100000, when_full="drop"):
+    time.sleep(0.01)
+"""
+
+
+@posix
+@pytest.mark.parametrize("fork", [False, True])
+def test_no_engine_outlives_its_host(demo_gguf: Path, fork: bool) -> None:
+    """Also where a forked copy of the host keeps the pipe open; and the thread that loaded it has ended long before."""
+    code = HOST.format(file=str(demo_gguf), fork=fork, question=LONG)
+    host = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, start_new_session=True)
+    assert host.stdout
+    try:
+        pid = int(host.stdout.readline())
+        time.sleep(1.5)
+        assert psutil.pid_exists(pid)
+        host.kill()
+        host.wait()
+        assert gone(pid)
+    finally:
+        os.killpg(host.pid, signal.SIGKILL)
+        host.stdout.close()
+
+
+SLEEPER = """
+import qwq_lite
+with qwq_lite.load({file!r}, n_ctx=1024) as model:
+    print(model.pid, flush=True)
+    reply = model.ask({question!r}, max_tokens=600, temperature=0.0)
+    print(reply.finish_reason, reply.stats.n_generated, flush=True)
+"""
+
+
+@posix
+def test_a_host_that_sleeps_keeps_its_engine(demo_gguf: Path) -> None:
+    """Host and child stopped and woken together, as a laptop's lid or Ctrl-Z and fg do it."""
+    code = SLEEPER.format(file=str(demo_gguf), question=LONG)
+    host = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, start_new_session=True)
+    assert host.stdout
+    pid = int(host.stdout.readline())
+    time.sleep(0.7)
+    os.killpg(host.pid, signal.SIGSTOP)
+    time.sleep(5)
+    assert psutil.Process(pid).status() == psutil.STATUS_STOPPED
+    os.killpg(host.pid, signal.SIGCONT)
+    said = host.stdout.read().decode()
+    assert host.wait() == 0
+    assert said.split()[0] in ("stop", "length")
+    host.stdout.close()
+
+
+@pytest.mark.parametrize("place", ["plain", "numpy.py"])
+def test_a_script_without_a_main_guard_runs_anywhere(demo_gguf: Path, tmp_path: Path, place: str) -> None:
+    if place == "numpy.py":
+        (tmp_path / "numpy.py").write_text("raise SystemExit('the wrong numpy')")
+    code = f"import qwq_lite\nprint(qwq_lite.load({str(demo_gguf)!r}, n_ctx=512).ask('Hi', max_tokens=3).answer)\n"
+    folder = tmp_path / "scripts"
+    folder.mkdir()
+    (folder / "ask.py").write_text(code)
+    done = subprocess.run(
+        [sys.executable, folder / "ask.py"], cwd=tmp_path, capture_output=True, text=True, timeout=WAIT_S, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.strip()
+
+
+@posix
+def test_a_forked_copy_of_the_host_is_refused(model: RemoteModel) -> None:
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            model.ask("Hi")
+            os.write(write, b"answered")
+        except qwq_lite.EngineError as error:
+            os.write(write, str(error).encode())
+        finally:
+            os._exit(0)
+    os.waitpid(child, 0)
+    assert b"another process" in os.read(read, 1000)
+    os.close(read)
+    os.close(write)
+    assert model.ask("Hi", max_tokens=2).stats.n_generated
+
+
+def test_after_unload_nothing_is_left(demo_gguf: Path) -> None:
+    process = psutil.Process()
+    before = process.num_fds() if sys.platform != "win32" else 0
+    model = load(demo_gguf, n_ctx=512)
+    assert isinstance(model, RemoteModel)
+    pid, stream = pid_of(model), model.generate(LONG, max_tokens=400)
+    next(iter(stream))
+    started = time.monotonic()
+    model.unload()
+    model.unload()
+    assert time.monotonic() - started < 5
+    assert gone(pid)
+    with pytest.raises(qwq_lite.EngineClosed):
+        model.ask("Hi")
+    if sys.platform != "win32":
+        assert process.num_fds() == before
+
+
+def test_a_worker_starts_no_worker(demo_gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(process.MARK, "1")
+    with pytest.raises(qwq_lite.UsageError, match="isolated=False"):
+        load(demo_gguf)
+
+
+def test_progress_comes_on_the_thread_that_loads_and_may_end_it(demo_gguf: Path) -> None:
+    seen: list[tuple[int, float]] = []
+    before = psutil.Process().children()
+    load(demo_gguf, n_ctx=512, on_progress=lambda event: seen.append((threading.get_ident(), event.done))).unload()
+    assert {thread for thread, _ in seen} == {threading.get_ident()}
+    assert seen[-1][1] == 1.0
+
+    def stop(_event: qwq_lite.Progress) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        load(demo_gguf, n_ctx=512, on_progress=stop)
+    assert psutil.Process().children() == before
+
+
+def test_what_is_no_json_is_refused(model: RemoteModel) -> None:
+    with pytest.raises(qwq_lite.UsageError, match="must be texts, numbers, lists and dicts"):
+        model.generate([{"role": "user", "content": object()}])
+    assert model.ask("Hi", max_tokens=2).stats.n_generated
+
+
+@pytest.mark.parametrize("said", [b"\x05\0\0\0hello", b"", b"Traceback"])
+def test_a_child_that_speaks_nonsense_is_a_crash(demo_gguf: Path, monkeypatch: pytest.MonkeyPatch, said: bytes) -> None:
+    def started(_python: str | None) -> subprocess.Popen[bytes]:
+        code = f"import sys, os; os.write(1, {said!r}); print('last words', file=sys.stderr)"
+        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        return subprocess.Popen([sys.executable, "-c", code], bufsize=0, **pipes)
+
+    monkeypatch.setattr(process, "_started", started)
+    with pytest.raises(qwq_lite.EngineCrashed, match="last words") as caught:
+        load(demo_gguf)
+    assert caught.value.lines == ("last words",)
