@@ -54,9 +54,8 @@ class RemoteModel(Model):
         self._closed = False
         self._owner = os.getpid()
         self._crashes: deque[float] = deque(maxlen=_CRASHES)
-        self._held: list[
-            WorkerProcess
-        ] = []  # the worker at hand; apart from self, so that it ends when self is dropped
+        # The worker at hand, apart from self: the finalizer that ends it must not hold self.
+        self._held: list[WorkerProcess] = []
         weakref.finalize(self, _drop, self._held, self._owner)
         self._header: gguf_header.Header | None = None
         self._start()

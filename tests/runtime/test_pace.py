@@ -108,6 +108,22 @@ def test_the_hosts_bandwidth_is_measured_once_and_not_before_a_reply_is_long_eno
         assert measured.asked == [2]
 
 
+@pytest.mark.parametrize("n_gpu_layers", [1, 10, ALL_LAYERS - 1])
+def test_the_hosts_bandwidth_is_measured_for_a_layer_on_the_host(n_gpu_layers: int) -> None:
+    measured = Measured(1e10)
+    assert Pace(make_plan(n_gpu_layers, host_bandwidth=0.0), 3, measured)(reply(0.5)) is not None
+    assert measured.asked == [3]
+
+
+def test_the_hosts_bandwidth_is_not_measured_where_every_layer_is_on_the_gpu(never: Callable[[int], float]) -> None:
+    plan = make_plan(ALL_LAYERS, host_bandwidth=0.0)
+    assert plan.footprint.host.kv == 0
+    notice = Pace(plan, 2, never)(reply(0.5))
+    assert notice is not None
+    assert f"allows {plan.decode_tok_s:.1f}" in notice.text
+    assert Pace(plan, 2, never)(reply(plan.decode_tok_s * 0.8)) is None
+
+
 def test_a_bandwidth_that_is_not_known_is_no_reason_to_speak() -> None:
     assert Pace(make_plan(host_bandwidth=0.0), 2, Measured(0.0))(reply(1e-3)) is None
 
@@ -117,6 +133,8 @@ def test_the_reason_is_the_cards_memory_where_there_is_a_card(n_gpu_layers: int,
     notice = Pace(make_plan(n_gpu_layers), 2, never)(reply(0.1))
     assert notice is not None
     assert ("the card's memory" in notice.text) == ("--ctx" in notice.text) == (n_gpu_layers > 0)
+    assert ("smaller context" in notice.text) == (n_gpu_layers > 0)
+    assert "--reserve" not in notice.text
     assert ("keep the processor" in notice.text) == (n_gpu_layers == 0)
 
 
@@ -132,5 +150,6 @@ def test_a_thread_is_left_to_the_desktop() -> None:
 def test_a_later_reply_is_judged_too(never: Callable[[int], float]) -> None:
     """A card that spills while a chat runs was fast at first."""
     pace = Pace(make_plan(), 2, never)
-    assert pace(reply(1e6)) is None
+    assert [pace(reply(1e6)) for _ in range(3)] == [None] * 3
     assert pace(reply(0.1)) is not None
+    assert pace(reply(0.1)) is None

@@ -24,7 +24,7 @@ COMMAND = [sys.executable, "-c", "from qwq_lite.cli import main; main()"]
 WAIT_S = 120
 KEYS = {
     "model", "weight_type", "on", "choice", "sources", "devices", "mapped", "reclaimable", "decode_tok_s_estimate",
-    "refused", "next_best", "faster", "raise_limit", "next",
+    "notices", "refused", "next_best", "faster", "raise_limit", "next",
 }  # fmt: skip
 COLUMNS = {"weights", "kv", "compute", "backend", "total", "limit", "free"}
 CHOICES = {
@@ -131,6 +131,30 @@ def test_a_slow_machine_is_warned_of_first(plan: Runner) -> None:
     assert plan.json("qwq-32b", "-q", "Q8_0", "--machine", "desktop-64gb")["faster"] == arguments[0]
 
 
+@pytest.mark.parametrize(
+    ("arguments", "lead"),
+    [
+        (("qwq-32b", "--machine", "rtx-3090"), "Estimate"),
+        (("qwq-32b", "--machine", "rtx-3090", "--gpu-layers", "0", "--type-k", "q8_0"), "Estimate"),
+        (("qwq-32b", "-q", "Q8_0", "--machine", "desktop-64gb"), "Slow"),
+    ],
+)
+def test_the_speed_is_said_once_with_what_answers_take(arguments: tuple[str, ...], lead: str, plan: Runner) -> None:
+    said = [line for line in plan(*arguments).out.splitlines() if "tok/s" in line]
+    form = (
+        rf"{lead}: about (\d+\.\d) tok/s by the memory's bandwidth; a typical answer \(1,700 tokens\) takes (\d+\.\d) minutes,"
+        r" a long one \(4,400\) (\d+\.\d) minutes"
+    )
+    (match,) = (re.fullmatch(form, line) for line in said)
+    assert match is not None
+    speed, typical, long = map(float, match.groups())
+    estimate = plan.json(*arguments)["decode_tok_s_estimate"]
+    assert speed == pytest.approx(estimate, abs=0.06)
+    assert typical == pytest.approx(1_700 / estimate / 60, abs=0.1)
+    assert long == pytest.approx(4_400 / estimate / 60, abs=0.15)
+    assert (lead == "Slow") == (typical > 10)
+
+
 def test_the_faster_model_is_for_what_was_given(plan: Runner) -> None:
     asked = ("--machine", "desktop-64gb", "--reserve", "1GiB", "--ctx", "16384", "--host-weights", "no-repack")
     second = plan("qwq-32b", "-q", "Q8_0", *asked).out.splitlines()[1]
@@ -151,6 +175,8 @@ def test_a_smaller_weight_type_of_the_same_model_is_faster_too(plan: Runner) -> 
 def test_json_has_its_keys_and_adds_up(machine: str, plan: Runner) -> None:
     found = plan.json("qwq-32b-preview", "--machine", machine)
     assert found.keys() >= KEYS
+    assert isinstance(found["next"], list)
+    assert isinstance(found["notices"], list)
     assert found["choice"].keys() >= CHOICES
     assert (found["model"], found["weight_type"]) == ("qwq-32b-preview", "Q4_K_M")
     assert "by table" in found["on"]
@@ -227,9 +253,39 @@ def test_text_and_json_say_the_same(plan: Runner) -> None:
 def test_what_is_given_is_what_is_planned(plan: Runner) -> None:
     asked = ("--ctx", "5000", "--type-k", "Q8_0", "--type-v", "q4_0", "--gpu-layers", "40", "-q", "q4_k_m")
     done = plan(*QWQ_3090, *asked, "--json")
-    assert "unequal K and V" in done.err
+    (notice,) = json.loads(done.out)["notices"]
+    assert done.err == f"{notice}\n"
+    assert "unequal K and V" in notice
     choice = json.loads(done.out)["choice"]
     assert [choice[name] for name in ("n_ctx", "type_k", "type_v", "n_gpu_layers")] == [5000, "q8_0", "q4_0", 40]
+
+
+@pytest.mark.parametrize(
+    ("machine", "types", "said"),
+    [
+        ("rtx-3090", ("q8_0", "q4_0"), True),
+        ("2x-rtx-3060-12gb", ("q8_0", "q4_0"), True),
+        ("rtx-3090", ("q8_0", "q8_0"), False),
+        ("m3-max-36gb", ("q8_0", "q4_0"), False),
+        ("laptop-32gb", ("q8_0", "q4_0"), False),
+    ],
+)
+@pytest.mark.parametrize("json_option", [(), ("--json",)])
+def test_unequal_k_and_v_on_cuda_are_noted_on_standard_error(
+    machine: str, types: tuple[str, str], said: bool, json_option: tuple[str, ...], plan: Runner
+) -> None:
+    asked = ("deepseek-r1-distill-qwen-7b", "--machine", machine, "--type-k", types[0], "--type-v", types[1])
+    done = plan(*asked, *json_option)
+    assert done.status == 0
+    assert len(done.err.splitlines()) == int(said)
+    assert ("unequal K and V (--type-k, --type-v) on the CPU" in done.err) == said
+    assert ("unequal K and V" in done.out) == (said and json_option != ())
+
+
+@pytest.mark.parametrize(("option", "name"), [("--type-k", "q8_0"), ("--type-v", "q4_0")])
+def test_one_cache_type_is_that_of_both(option: str, name: str, plan: Runner) -> None:
+    choice = plan.json(*QWQ_3090, option, name)["choice"]
+    assert (choice["type_k"], choice["type_v"]) == (name, name)
 
 
 def test_a_larger_weight_type_falls_to_the_next_that_fits(plan: Runner) -> None:
@@ -256,9 +312,10 @@ def test_a_budget_is_the_hosts_where_there_is_no_gpu(plan: Runner) -> None:
 
 
 @pytest.mark.parametrize("name", ["--memory", "--reserve"])
-@pytest.mark.parametrize("text", ["", "much", "24i", "-5", "24 TiB", "1e9", "24GiB!", "nan"])
+@pytest.mark.parametrize("text", ["", "much", "24", "22.5", "00", "24i", "-5", "24 TiB", "1e9", "24GiB!", "nan"])
 def test_a_budget_that_is_no_size_is_one_line_with_an_example(name: str, text: str, plan: Runner) -> None:
     said = assert_one_line(plan(*QWQ_3090, f"{name}={text}"), 2)
+    assert "a number with a unit" in said
     assert name in said
     assert repr(text) in said
     assert "24GiB" in said
@@ -278,25 +335,58 @@ def test_a_smaller_type_that_would_be_all_on_the_gpu_is_named(plan: Runner) -> N
     done = plan("qwq-32b", "-q", "Q6_K", "--machine", "rtx-3090", "--json")
     assert done.status == 0
     assert json.loads(done.out)["choice"]["n_gpu_layers"] < 65
-    assert done.err.startswith("Q4_K_M (-q Q4_K_M) would be all on the GPU: 32,768 tokens, q8_0 KV, 65/65 layers")
+    (notice,) = json.loads(done.out)["notices"]
+    assert done.err == f"{notice}\n"
+    assert notice.startswith("Q4_K_M (-q Q4_K_M) would be all on the GPU: 32,768 tokens, q8_0 KV, 65/65 layers")
+    assert plan.json("qwq-32b", "-q", "Q4_K_M", "--machine", "rtx-3090")["choice"]["n_gpu_layers"] == 65
+
+
+def test_a_type_that_does_not_fit_and_a_smaller_one_on_the_gpu_are_both_named(plan: Runner) -> None:
+    done = plan("qwq-32b", "-q", "F16", "--machine", "rtx-3090")
+    assert done.status == 0
+    other, smaller = done.err.splitlines()
+    assert re.fullmatch(r"F16 does not fit; this is Q\w+", other)
+    assert smaller.startswith("Q4_K_M (-q Q4_K_M) would be all on the GPU: ")
+    assert other not in done.out
+
+
+def test_layers_that_were_asked_for_are_no_reason_to_name_a_smaller_type(plan: Runner) -> None:
+    assert plan.json("qwq-32b", "-q", "Q6_K", "--machine", "rtx-3090", "--gpu-layers", "20")["notices"] == []
 
 
 def test_a_repository_is_a_name_too(plan: Runner) -> None:
     assert plan.json("Qwen/QwQ-32B", "--machine", "rtx-3090")["choice"]["n_ctx"] == 32_768
+    for name in catalog.GEOMETRIES:
+        repository = catalog.geometry(name)[0].repository
+        by_repository = plan.json(repository, "--machine", "rtx-3090")
+        assert by_repository["model"] == repository
+        assert by_repository == {**plan.json(name, "--machine", "rtx-3090"), "model": repository}
 
 
-@pytest.mark.parametrize("name", ["missing.gguf", "/missing/model"])
+@pytest.mark.parametrize("name", ["missing.gguf", "missing.GGUF", "missing/model.gguf", "/missing/model"])
 def test_a_file_that_is_not_there_is_said_to_be_so(name: str, plan: Runner) -> None:
     assert f"{name}: there is no such file" in assert_one_line(plan(name, "--machine", "rtx-3090"), 1)
 
 
 def test_a_folder_without_a_config_is_said_to_be_none(tmp_path: Path, plan: Runner) -> None:
-    assert "config.json" in assert_one_line(plan(tmp_path, "--machine", "rtx-3090"), 1)
+    said = assert_one_line(plan(tmp_path, "--machine", "rtx-3090"), 1)
+    assert f"{tmp_path}: has no config.json" in said
 
 
 def test_a_size_needs_a_unit_but_for_nothing(plan: Runner) -> None:
-    assert "24GiB" in assert_one_line(plan(*QWQ_3090, "--memory", "24"), 2)
-    assert plan(*QWQ_3090, "--reserve", "0").status == 0
+    said = assert_one_line(plan(*QWQ_3090, "--memory", "24"), 2)
+    assert "--memory is '24'" in said
+    assert "24GiB" in said
+    assert plan.json(*QWQ_3090, "--reserve", "0") == plan.json(*QWQ_3090)
+
+
+@pytest.mark.parametrize("nothing", ["0", "0GiB"])
+def test_a_budget_of_nothing_is_one(nothing: str, plan: Runner) -> None:
+    found = plan.json(*QWQ_3090, "--memory", nothing)
+    assert found["choice"]["n_gpu_layers"] == 0
+    assert found["sources"]["limit"] == "given"
+    said = assert_one_line(plan("qwq-32b", "--machine", "laptop-16gb", "--memory", nothing), 1)
+    assert "GiB too much for the host" in said
 
 
 @pytest.mark.parametrize("model", ["qwq-33b", "Qwen/QwQ-33B"])
@@ -339,10 +429,19 @@ def test_an_empty_model_is_one_line(plan: Runner) -> None:
 
 def test_threads_change_nothing_for_a_known_machine(plan: Runner) -> None:
     assert plan.json(*QWQ_3090, "--threads", "1") == plan.json(*QWQ_3090)
+    assert plan.json(*QWQ_3090, "--threads", "512") == plan.json(*QWQ_3090)
 
 
 @pytest.mark.parametrize(
-    "option", [("--ctx", "255"), ("--ctx", "many"), ("--gpu-layers", "-2"), ("--threads", "0"), ("--threads", "all")]
+    "option",
+    [
+        ("--ctx", "255"),
+        ("--ctx", "many"),
+        ("--gpu-layers", "-2"),
+        ("--threads", "0"),
+        ("--threads", "513"),
+        ("--threads", "all"),
+    ],
 )
 def test_a_number_out_of_range_is_usage(option: tuple[str, str], plan: Runner) -> None:
     done = plan(*QWQ_3090, *option)
@@ -501,6 +600,20 @@ def test_a_file_has_its_weight_type(tiny_gguf: Path, plan: Runner) -> None:
     said = assert_one_line(plan(tiny_gguf, "-q", "Q4_K_M", "--machine", "rtx-3090"), 2)
     assert str(tiny_gguf) in said
     assert "-q" in said
+
+
+def test_a_file_is_named_without_a_weight_type_and_its_next_step_is_a_chat(tiny_gguf: Path, plan: Runner) -> None:
+    found, lines = (
+        plan.json(tiny_gguf, "--machine", "rtx-3090"),
+        plan(tiny_gguf, "--machine", "rtx-3090").out.splitlines(),
+    )
+    assert found["weight_type"] is None
+    assert found["notices"] == []
+    assert lines[0].startswith(f"{tiny_gguf}, on ")
+    (command,) = found["next"]
+    assert lines[-1] == f"Next: {command}"
+    assert not any(line.startswith("then: ") for line in lines)
+    assert shlex.split(command)[:3] == ["qwq-lite", "chat", str(tiny_gguf)]
 
 
 def test_a_damaged_file_is_one_line(tmp_path: Path, plan: Runner) -> None:

@@ -5,15 +5,19 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from qwq_lite import catalog, gguf_header, ghost, local, machines, planning
+from qwq_lite.backend import devices
 from qwq_lite.errors import PlanError, UsageError
 from qwq_lite.gguf_header import Header
 from qwq_lite.plan import (
     GIB,
     LEAST_CTX,
+    PATIENCE_S,
+    TYPICAL_TOKENS,
     Gpu,
     Room,
     Wishes,
@@ -139,6 +143,41 @@ def test_a_slow_plan_comes_with_a_faster_model_and_a_fast_one_with_none() -> Non
     assert faster.faster is None
 
 
+@pytest.mark.parametrize("bandwidth", [1e8, 1e9, 1e10, 3e10, 5e10, 7e10, 1e11, 1e12])
+@pytest.mark.parametrize("model", ["qwq-32b", "deepseek-r1-distill-qwen-14b", "deepseek-r1-distill-qwen-1.5b"])
+def test_the_faster_model_is_the_largest_that_is_no_long_wait_or_else_the_fastest(
+    model: str, bandwidth: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    room = Room(48 * GIB, host_bandwidth=bandwidth)
+    monkeypatch.setattr(planning, "_known_room", lambda _: (room, "a machine"))
+    found = planning.plan_model(model, quant="Q8_0", machine="any")
+    speeds = {
+        name: search([as_candidate(geometry)], room, Wishes(), by_formula(room)).decode_tok_s
+        for name, (_, geometry) in catalog.GEOMETRIES.items()  # from the largest to the smallest
+    }
+    own, enough = found.plan.decode_tok_s, TYPICAL_TOKENS / PATIENCE_S
+    assert found.plan.slow == (own < enough)
+    faster = {name: speed for name, speed in speeds.items() if speed > own}
+    quick = [name for name, speed in faster.items() if speed >= enough]
+    if own >= enough:
+        assert found.faster is None
+    else:
+        assert found.faster == (quick[0] if quick else max(faster, key=lambda name: faster[name]))
+
+
+def test_the_smallest_model_has_no_faster_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    room = Room(48 * GIB, host_bandwidth=1e8)
+    monkeypatch.setattr(planning, "_known_room", lambda _: (room, "a machine"))
+    found = planning.plan_model(list(catalog.GEOMETRIES)[-1], machine="any")
+    assert found.plan.slow
+    assert found.faster is None
+
+
+@pytest.mark.parametrize("wishes", [Wishes(), Wishes(n_ctx=4096, type_k="q8_0", n_gpu_layers=3, host_weights="pinned")])
+def test_a_plan_keeps_the_wishes_that_it_was_made_for(wishes: Wishes) -> None:
+    assert planning.plan_model("qwq-32b", machine="rtx-3090", wishes=wishes).plan.wishes == wishes
+
+
 def test_a_faster_model_is_named_though_it_is_slow_too() -> None:
     """Where even the smallest is a long wait, the fastest is better than none; nothing is faster than that."""
     slow = planning.plan_model("qwq-32b", memory_bytes=24 * GIB, machine="laptop-32gb")
@@ -167,7 +206,9 @@ def test_a_macs_limit_is_raised_where_more_comes_of_it(machine: str, expected: s
 
 def test_a_macs_limit_is_not_raised_for_what_fits_below_it() -> None:
     wishes = Wishes(n_ctx=LEAST_CTX, type_k="q8_0")
-    assert planning.plan_model("qwq-32b-preview", machine="m2-pro-32gb", wishes=wishes).raise_limit is None
+    found = planning.plan_model("qwq-32b-preview", machine="m2-pro-32gb", wishes=wishes)
+    assert found.raise_limit is None
+    assert planning.raised_limit(found.plan) is None
 
 
 @pytest.mark.parametrize(
@@ -206,6 +247,27 @@ def test_layers_for_a_gpu_that_is_not_there_are_remarked_on(layers: int | None, 
     assert len(lines) == n_lines
     assert all("no GPU" in line for line in lines)
     assert list(planning.remarks(QWQ, Room(GIB, (Gpu("CUDA0", GIB),)), Wishes(n_gpu_layers=layers))) == []
+
+
+@pytest.mark.parametrize(
+    ("type_k", "type_v", "unequal"),
+    [
+        (None, None, False),
+        ("q8_0", None, False),
+        (None, "q4_0", False),
+        ("q8_0", "q8_0", False),
+        ("q8_0", "q4_0", True),
+        ("f16", "q8_0", True),
+    ],
+)
+@pytest.mark.parametrize("names", [(), ("CUDA0",), ("Vulkan0",), ("MTL0",), ("Vulkan0", "CUDA0")])
+def test_unequal_k_and_v_are_remarked_on_for_cuda(
+    type_k: str | None, type_v: str | None, unequal: bool, names: tuple[str, ...]
+) -> None:
+    room = Room(GIB, tuple(Gpu(name, GIB) for name in names))
+    lines = list(planning.remarks(QWQ, room, Wishes(type_k=type_k, type_v=type_v)))
+    assert len(lines) == int(unequal and "CUDA0" in names)
+    assert all("unequal K and V" in line and "\n" not in line for line in lines)
 
 
 def test_remarks_come_with_a_plan() -> None:
@@ -290,8 +352,32 @@ def test_nothing_fits_any_more(small_header: Header, room: Room) -> None:
 
 def test_a_plan_for_another_file_is_refused(small_header: Header) -> None:
     plan = planning.plan_model("qwq-32b", machine="rtx-3090").plan
-    with pytest.raises(UsageError, match="the plan is for another file, Q4_K_M"):
+    with pytest.raises(UsageError, match="the plan is for another file, Q4_K_M") as caught:
         planning.adapted(plan, small_header, WIDE)
+    assert str(small_header.path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("model", "weight_type"), [("deepseek-r1-distill-qwen-1.5b", "Q8_0"), ("deepseek-r1-distill-qwen-7b", "Q4_K_M")]
+)
+def test_a_plan_for_another_file_is_refused_both_ways(
+    model: str, weight_type: str, small_header: Header, tmp_path: Path
+) -> None:
+    """Another weight type of the same model is another file too, also where its plan would fit."""
+    _, geometry = catalog.geometry(model)
+    path = tmp_path / "other.gguf"
+    ghost.write(path, geometry, ghost.tensors(geometry, file_type(weight_type)))
+    other = gguf_header.read(path)
+    for planned, loaded in ((small_header, other), (other, small_header)):
+        plan = planning.plan_header(planned, WIDE, Wishes(n_ctx=LEAST_CTX))
+        with pytest.raises(UsageError, match=f"the plan is for another file, {planned.path.name}"):
+            planning.adapted(plan, loaded, WIDE)
+
+
+def test_a_plan_made_by_name_is_for_the_file_that_came_of_it(small_header: Header) -> None:
+    planned = planning.plan_model("deepseek-r1-distill-qwen-1.5b", machine="rtx-3090")
+    kept, line = planning.adapted(planned.plan, small_header, planned.plan.room)
+    assert (kept, line) == (planned.plan, None)
 
 
 def test_wishes_outlive_a_plan_that_no_longer_fits(small_header: Header) -> None:
@@ -301,11 +387,33 @@ def test_wishes_outlive_a_plan_that_no_longer_fits(small_header: Header) -> None
     assert (other.choice.n_ctx, other.choice.type_k) == (4096, "q4_0")
 
 
+@pytest.fixture
+def no_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Arguments are refused before llama.cpp is asked for anything."""
+
+    def asked(*_: object, **__: object) -> None:
+        raise AssertionError("llama.cpp was asked")
+
+    monkeypatch.setattr(devices, "report", asked)
+    monkeypatch.setattr(local, "LoadedModel", asked)
+
+
+@pytest.mark.usefixtures("no_engine")
 def test_load_takes_a_plan_or_wishes_and_nothing_else(small_header: Header) -> None:
     planned = planning.plan_model("deepseek-r1-distill-qwen-1.5b", machine="rtx-3090")
-    with pytest.raises(UsageError, match="a RunPlan is expected"):
+    with pytest.raises(UsageError, match="plan is a Planned, a RunPlan is expected"):
         local.load(small_header.path, plan=planned)  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="give one of the two"):
         local.load(small_header.path, plan=planned.plan, n_ctx=4096)
     with pytest.raises(UsageError, match="memory is '2GiB'"):
         local.load(small_header.path, memory="2GiB")  # type: ignore[arg-type]
+
+
+@pytest.mark.usefixtures("no_engine")
+@pytest.mark.parametrize(
+    "wish", [{"type_k": "q8_0"}, {"type_v": "q8_0"}, {"n_gpu_layers": 0}, {"host_weights": "mmap"}, {"n_ctx": 32_768}]
+)
+def test_load_takes_no_wish_beside_a_plan_not_even_what_it_has(wish: dict[str, Any], small_header: Header) -> None:
+    plan = planning.plan_model("deepseek-r1-distill-qwen-1.5b", machine="rtx-3090").plan
+    with pytest.raises(UsageError, match="give one of the two"):
+        local.load(small_header.path, plan=plan, **wish)
