@@ -303,7 +303,9 @@ def _result(future: Future[Any], deadline: float, meanwhile: Callable[[], None])
     while True:
         meanwhile()
         try:
-            return future.result(max(0.0, min(_LOOK_S, deadline - time.monotonic())))
+            result = future.result(max(0.0, min(_LOOK_S, deadline - time.monotonic())))
+            meanwhile()  # what came before the result, and after the last look
+            return result
         except FutureTimeout:
             if not future.done() and time.monotonic() >= deadline:
                 raise
