@@ -19,6 +19,7 @@ from qwq_lite._version import __version__ as __version__
 
 if TYPE_CHECKING:
     from qwq_lite.chat import Chat, Model
+    from qwq_lite.child import run_worker_if_asked
     from qwq_lite.errors import (
         CheckpointError,
         ContextFull,
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "chat": ("Chat", "Model"),
+    "child": ("run_worker_if_asked",),
     "errors": (
         "CheckpointError",
         "ContextFull",
@@ -87,6 +89,7 @@ __all__ = [
     "Wishes",
     "load",
     "plan_model",
+    "run_worker_if_asked",
 ]
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from qwq_lite import child
 from qwq_lite.chat import Model
 from qwq_lite.errors import UsageError
 from qwq_lite.events import Progress
@@ -66,8 +67,11 @@ def load(
         from qwq_lite import local
 
         return local.load(model, plan=plan, on_progress=on_progress, **options)
-    from qwq_lite import process, remote
+    if child.is_child():
+        raise UsageError(
+            "this process is an engine's own, and such a one starts none: a frozen application calls"
+            " qwq_lite.run_worker_if_asked() first thing in its main script; elsewhere give isolated=False"
+        )
+    from qwq_lite import remote
 
-    if os.environ.get(process.MARK):
-        raise UsageError("this process is a worker itself, and a worker starts none; give isolated=False")
     return remote.RemoteModel(Path(model), options, plan, python=python, on_progress=on_progress)

@@ -8,11 +8,9 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
-import os
 import queue
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections import deque
@@ -24,13 +22,12 @@ from typing import Any
 
 import psutil
 
-from qwq_lite import wire
+from qwq_lite import child, wire
 from qwq_lite.errors import EngineClosed, EngineCrashed, QwqError
 from qwq_lite.events import Answer, Done, Thinking
 from qwq_lite.stream import Feed
 from qwq_lite.wire import Pipe
 
-MARK = "QWQ_LITE_WORKER"  # in the environment of a worker
 _LINES_KEPT = 20
 _ACK_EVERY = 64
 _TICK_S = 0.25
@@ -58,7 +55,7 @@ class WorkerProcess:
         self._assertion, self._reason, self._closing = "", "", False
         self._seen = self._stepped = time.monotonic()
         self._n_steps, self._longest_s = 0, 0.0
-        self.process = _started(python)
+        self.process = child.start("qwq_lite.worker:main", python)
         assert self.process.stdin and self.process.stdout and self.process.stderr
         self._pipe = Pipe(self.process.stdout.fileno(), self.process.stdin.fileno())
         self._outbox: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
@@ -278,24 +275,6 @@ class RemoteFeed(Feed):
         if self._n_taken == _ACK_EVERY:
             self._worker.tell({"id": self.number, "do": "read", "n": self._n_taken})
             self._n_taken = 0
-
-
-def _started(python: str | None) -> subprocess.Popen[bytes]:
-    """The child, with the caller's search path and nothing else of it."""
-    code = f"import sys; sys.path[:] = {sys.path!r}; from qwq_lite.worker import main; main()"
-    command = [python or sys.executable, "-c", code]
-    flags = 0
-    if sys.platform == "win32":
-        flags = subprocess.CREATE_NO_WINDOW | subprocess.BELOW_NORMAL_PRIORITY_CLASS
-    return subprocess.Popen(
-        command,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        bufsize=0,
-        creationflags=flags,
-        env={**os.environ, "GGML_NO_BACKTRACE": "1", MARK: "1"},
-    )
 
 
 def _result(future: Future[Any], deadline: float, meanwhile: Callable[[], None]) -> Any:

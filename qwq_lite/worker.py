@@ -17,6 +17,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from qwq_lite import gguf_header, local, wire
 from qwq_lite.backend import native
 from qwq_lite.errors import EngineError
@@ -195,6 +197,7 @@ def _settle() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if sys.platform == "win32":
         ctypes.windll.kernel32.SetErrorMode(0x0001 | 0x0002 | 0x8000)  # no dialogs of any kind
+        psutil.Process().nice(psutil.BELOW_NORMAL_PRIORITY_CLASS)
         return
     import resource
 

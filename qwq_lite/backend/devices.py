@@ -13,7 +13,8 @@ import signal
 import subprocess
 import sys
 
-from qwq_lite.backend import child, native
+from qwq_lite import child
+from qwq_lite.backend import native
 from qwq_lite.errors import EngineError
 from qwq_lite.hardware import Device, DeviceKind, EngineReport, report_from_json
 

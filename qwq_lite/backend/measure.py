@@ -19,7 +19,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from qwq_lite.backend import child, native
+from qwq_lite import child
+from qwq_lite.backend import native
 from qwq_lite.backend.context import ContextSettings
 from qwq_lite.backend.model import model_params
 from qwq_lite.choice import Choice

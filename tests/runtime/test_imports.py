@@ -155,6 +155,7 @@ def test_public_names_are_pinned_and_all_there() -> None:
         "Wishes",
         "load",
         "plan_model",
+        "run_worker_if_asked",
     ]
     assert all(getattr(qwq_lite, name) is not None for name in qwq_lite.__all__)
 

@@ -18,7 +18,7 @@ import psutil
 import pytest
 
 import qwq_lite
-from qwq_lite import process, remote
+from qwq_lite import child, remote
 from qwq_lite.loading import load
 from qwq_lite.remote import RemoteModel
 from qwq_lite.stream import MOST_UNREAD
@@ -332,8 +332,8 @@ def test_after_unload_nothing_is_left(demo_gguf: Path) -> None:
 
 
 def test_a_worker_starts_no_worker(demo_gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(process.MARK, "1")
-    with pytest.raises(qwq_lite.UsageError, match="isolated=False"):
+    monkeypatch.setenv(child.MARK, "qwq_lite.worker:main")
+    with pytest.raises(qwq_lite.UsageError, match="run_worker_if_asked"):
         load(demo_gguf)
 
 
@@ -360,12 +360,12 @@ def test_what_is_no_json_is_refused(model: RemoteModel) -> None:
 
 @pytest.mark.parametrize("said", [b"\x05\0\0\0hello", b"", b"Traceback"])
 def test_a_child_that_speaks_nonsense_is_a_crash(demo_gguf: Path, monkeypatch: pytest.MonkeyPatch, said: bytes) -> None:
-    def started(_python: str | None) -> subprocess.Popen[bytes]:
+    def started(_target: str, _python: str | None) -> subprocess.Popen[bytes]:
         code = f"import sys, os; os.write(1, {said!r}); print('last words', file=sys.stderr)"
         pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         return subprocess.Popen([sys.executable, "-c", code], bufsize=0, **pipes)
 
-    monkeypatch.setattr(process, "_started", started)
+    monkeypatch.setattr(child, "start", started)
     with pytest.raises(qwq_lite.EngineCrashed, match="last words") as caught:
         load(demo_gguf)
     assert caught.value.lines == ("last words",)
