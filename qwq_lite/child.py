@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 
+from qwq_lite import windows_job
 from qwq_lite.errors import UsageError
 
 MARK = "QWQ_LITE_WORKER"  # in a child's environment: what it is to run, as module:function
@@ -54,7 +55,7 @@ def start(target: str, python: str | None = None) -> subprocess.Popen[bytes]:
     Raises: UsageError in a frozen application that never called `run_worker_if_asked`: it would only open itself once more.
     """
     pipe = subprocess.PIPE
-    return subprocess.Popen(
+    process = subprocess.Popen(
         _command(target, python),
         stdin=pipe,
         stdout=pipe,
@@ -63,6 +64,9 @@ def start(target: str, python: str | None = None) -> subprocess.Popen[bytes]:
         creationflags=_hidden(),
         env=_environment(target),
     )
+    if sys.platform == "win32":
+        windows_job.tie(int(process._handle))  # type: ignore[attr-defined] # Popen keeps it so
+    return process
 
 
 def ask(module: str, function: str, question: str = "") -> subprocess.CompletedProcess[str]:

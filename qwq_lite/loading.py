@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -27,6 +28,7 @@ def load(
     n_threads: int | None = None,
     on_progress: Callable[[Progress], None] | None = None,
     isolated: bool = True,
+    idle_unload: float | None = None,
     python: str | None = None,
 ) -> Model:
     """Load a GGUF file, any text model that llama.cpp runs.
@@ -45,6 +47,8 @@ def load(
         on_progress: called with load progress, on this thread; what it raises ends the loading.
         isolated: run the engine in a process of its own, which may crash without harm: calls then raise EngineCrashed, and the
             next call starts another. False runs it here, where a failed assertion in llama.cpp ends this program.
+        idle_unload: seconds without a call or a reply after which the worker ends and gives its memory back; the next call loads
+            again, with on_progress on its thread, and computes what was cached anew. None keeps it.
         python: the interpreter of that process; for programs that embed Python and whose sys.executable is something else.
 
     Raises: FormatError for a file that is no GGUF model; PlanError when nothing fits the memory; EngineError when llama.cpp
@@ -63,6 +67,8 @@ def load(
         "memory": memory,
         "n_threads": n_threads,
     }
+    if idle_unload is not None and (not isolated or not idle_unload > 0):
+        raise UsageError(f"idle_unload is {idle_unload!r}; seconds above 0 are allowed, with isolated=True")
     if not isolated:
         from qwq_lite import local
 
@@ -74,4 +80,6 @@ def load(
         )
     from qwq_lite import remote
 
-    return remote.RemoteModel(Path(model), options, plan, python=python, on_progress=on_progress)
+    return remote.RemoteModel(
+        Path(model), options, plan, python=python, idle_s=idle_unload or math.inf, on_progress=on_progress
+    )

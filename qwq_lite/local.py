@@ -13,7 +13,7 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from qwq_lite import catalog, gguf_header, history, normalization, pace, planning, prompt, sampling, sessions
+from qwq_lite import catalog, engines, gguf_header, history, normalization, pace, planning, prompt, sampling, sessions
 from qwq_lite.backend import devices
 from qwq_lite.backend.context import Context, ContextSettings
 from qwq_lite.backend.model import LoadedModel
@@ -69,27 +69,33 @@ def load(
         plan = planning.plan_header(header, room, wishes)
     else:
         plan, notice = planning.adapted(plan, header, room)
-    notices = [*([notice] if notice else []), *planning.remarks(plan.candidate.shape, room, plan.wishes)]
+    notices = [
+        *([notice] if notice else []),
+        *planning.remarks(plan.candidate.shape, room, plan.wishes),
+        *planning.held(plan),
+    ]
 
     def report(share: float) -> None:
         if on_progress is not None:
             on_progress(Progress("load", share, 1.0))
 
     types = header.keys.get("tokenizer.ggml.token_type")
-    weights = LoadedModel(
-        file,
-        plan.choice,
-        token_types=[kind for kind in types if isinstance(kind, int)] if isinstance(types, list) else None,
-        on_progress=report,
-    )
-    context = None
+    leave = engines.register(file, plan.footprint.total)  # before it is loaded: two programs may start together
+    weights = context = None
     try:
+        weights = LoadedModel(
+            file,
+            plan.choice,
+            token_types=[kind for kind in types if isinstance(kind, int)] if isinstance(types, list) else None,
+            on_progress=report,
+        )
         context = Context(weights, ContextSettings.of(plan.choice, threads))
-        return LocalModel(header, weights, context, plan, engine, tuple(notices))
+        return LocalModel(header, weights, context, plan, engine, tuple(notices), leave)
     except BaseException:
-        if context is not None:
-            context.close()
-        weights.close()
+        for part in (context, weights):
+            if part is not None:
+                part.close()
+        leave()
         raise
 
 
@@ -107,6 +113,7 @@ class LocalModel(Model):
         plan: RunPlan,
         engine: EngineReport,
         notices: tuple[str, ...] = (),
+        leave: Callable[[], None] = lambda: None,
     ) -> None:
         self.plan, self.engine, self.notices = plan, engine, notices
         self._header, self._weights = header, weights
@@ -129,6 +136,7 @@ class LocalModel(Model):
         self._unloaded = False
         # A model that is dropped without `unload` is freed too, by its engine's thread.
         weakref.finalize(self, self._scheduler.close, wait=False).atexit = False
+        self._leave = weakref.finalize(self, leave)
 
     def generate(self, prompt: Prompt, *, session: Hashable = None, **options: Any) -> Stream:
         """A reply as a stream of events.
@@ -233,7 +241,7 @@ class LocalModel(Model):
             if threading.get_ident() in self._callers:
                 return
             self._changed.wait_for(lambda: not self._callers)
-        self._scheduler.close()
+        self._close()
 
     @contextlib.contextmanager
     def _inside(self) -> Iterator[None]:
@@ -249,7 +257,11 @@ class LocalModel(Model):
                 self._changed.notify_all()
                 last = self._unloaded and not self._callers
             if last:
-                self._scheduler.close()
+                self._close()
+
+    def _close(self) -> None:
+        self._scheduler.close()
+        self._leave()
 
     def _sampling(self, options: Options) -> sampling.Sampling:
         user = {name: getattr(options, name) for name in ("temperature", "top_k", "top_p", "min_p")}

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from qwq_lite import catalog, gguf_header, ghost, machines, memory, pace, shape
+from qwq_lite import catalog, engines, gguf_header, ghost, machines, memory, pace, shape
 from qwq_lite.backend import devices
 from qwq_lite.backend.measure import measure
 from qwq_lite.choice import Choice
@@ -81,8 +81,11 @@ def plan_model(
         plan = search(candidates, room, wishes, count)
     except PlanError as error:
         error.smaller = what_fits(room, wishes)
+        if not machine:
+            error.args = ("; ".join([str(error), *held()]),)
         raise
     notices += _other_types(plan, candidates)
+    notices += () if machine else held(plan)
     return Planned(
         plan,
         model,
@@ -109,8 +112,8 @@ def plan_header(header: gguf_header.Header, room: Room, wishes: Wishes) -> RunPl
         return search([candidate], room, wishes, _measured(header.path, room, []))
     except PlanError as error:
         error.smaller = what_fits(room, wishes)
-        if error.smaller:
-            error.args = (f"{error}; what fits: qwq-lite plan {error.smaller}",)
+        smaller = [f"what fits: qwq-lite plan {error.smaller}"] if error.smaller else []
+        error.args = ("; ".join([str(error), *held(), *smaller]),)
         raise
 
 
@@ -162,6 +165,19 @@ def remarks(model: ModelShape, room: Room, wishes: Wishes) -> Iterator[str]:
     type_k = wishes.type_k or wishes.type_v or "f16"
     if (wishes.type_v or type_k) != type_k and any(name.startswith("CUDA") for name in room.gpu_names):
         yield "CUDA builds compute attention over unequal K and V (--type-k, --type-v) on the CPU, many times slower"
+
+
+def held(plan: RunPlan | None = None) -> list[str]:
+    """Who holds memory on this machine, one line each; with a plan only where that makes it shorter, or both use the same pages.
+
+    What an engine has mapped counts as free for all others, until it reads its weights again.
+    """
+    others = engines.running()
+    if plan is not None and not plan.refused:
+        host = plan.footprint.host.total + sum(other.n_bytes for other in others)
+        if host <= plan.room.host or plan.room.gpus:
+            return []
+    return [other.line() for other in others]
 
 
 def raised_limit(plan: RunPlan) -> str | None:

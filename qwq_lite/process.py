@@ -22,30 +22,38 @@ from typing import Any
 
 import psutil
 
-from qwq_lite import child, wire
+from qwq_lite import child, engines, wire
 from qwq_lite.errors import EngineClosed, EngineCrashed, QwqError
 from qwq_lite.events import Answer, Done, Thinking
+from qwq_lite.plan import GIB
 from qwq_lite.stream import Feed
 from qwq_lite.wire import Pipe
 
 _LINES_KEPT = 20
 _ACK_EVERY = 64
-_TICK_S = 0.25
+_TICK_S = 0.1
 _LOOK_S = 0.1
 _ASLEEP_S = 1.0  # a tick that takes so long: the host itself was stopped or the laptop slept
-_SILENT_S = 2.0  # without a beat; a beat comes every half second
+_SILENT_S = 1.5  # without a beat, from a process that the system has stopped; a beat comes every half second
 _STUCK_S = 30.0  # the same for a process that the system does run: a machine may be very busy
 _LEAST_HUNG_S, _HUNG_TIMES = 600.0, 20  # no step of the work for so long, or so many times the longest step so far
 _GOODBYE_S = 5.0
+_OBEY_S = 30.0  # from a cancel to the end of its reply: a GPU cannot be interrupted within a batch
+_REAP_S = 2.0
+
+
+class Retired(Exception):
+    """The worker was idle for so long that it gave its memory back; another must be started."""
 
 
 class WorkerProcess:
     """One child process, the calls that wait for it, and what it died of."""
 
-    def __init__(self, file: Path, python: str | None) -> None:
-        self._file = file
+    def __init__(self, file: Path, python: str | None, idle_s: float = math.inf) -> None:
+        self._file, self._idle_s = file, idle_s
         self._progress: queue.SimpleQueue[float] = queue.SimpleQueue()
         self.gone: EngineCrashed | None = None
+        self.retired = False  # gone, or going: nobody asked anything for idle_s
         self._numbers = itertools.count(1)
         self._waiting: dict[int, Future[Any]] = {}
         self._feeds: dict[int, RemoteFeed] = {}
@@ -53,7 +61,7 @@ class WorkerProcess:
         self._lines: deque[str] = deque(maxlen=_LINES_KEPT)
         self._lines_read = threading.Event()
         self._assertion, self._reason, self._closing = "", "", False
-        self._seen = self._stepped = time.monotonic()
+        self._seen = self._stepped = self._used = self._answered = time.monotonic()
         self._n_steps, self._longest_s = 0, 0.0
         self.process = child.start("qwq_lite.worker:main", python)
         assert self.process.stdin and self.process.stdout and self.process.stderr
@@ -82,12 +90,14 @@ class WorkerProcess:
     ) -> Any:
         """Send a request and wait for its answer. meanwhile: called on this thread again and again.
 
-        Raises: what the worker raised; UsageError for what is no JSON; EngineCrashed; FutureTimeout.
+        Raises: what the worker raised; UsageError for what is no JSON; EngineCrashed; FutureTimeout; Retired.
         """
         future: Future[Any] = Future()
         number = next(self._numbers)
         data = wire.encoded({"id": number, "do": verb, **fields})
         with self._lock:
+            if self.retired:
+                raise Retired
             if self.gone is not None:
                 raise self._epitaph("")
             self._waiting[number] = future
@@ -117,21 +127,30 @@ class WorkerProcess:
     def end(self) -> None:
         """Ask the worker to free the model and go; kill it where it does not."""
         self._closing = True
-        with contextlib.suppress(QwqError, FutureTimeout):
-            self.ask("unload", timeout_s=_GOODBYE_S, args=[])
+        self.tell({"id": 0, "do": "unload", "args": []})
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(_GOODBYE_S)
         self.kill()
 
     def kill(self, reason: str = "") -> None:
-        """End the process; without a reason because nobody wants it any more."""
-        self._reason = self._reason or reason
-        self._closing = self._closing or not reason
+        """End the process, and wait until it is gone; without a reason because nobody wants it any more."""
+        if self.gone is None:
+            self._reason = self._reason or reason
+            self._closing = self._closing or not reason
         with contextlib.suppress(OSError):
             self.process.kill()
+        self.wait()
+
+    def wait(self) -> None:
+        """Wait until the process is reaped and all who waited were told."""
         if threading.current_thread() not in self._threads:
             for thread in self._threads:
                 thread.join()
+
+    @property
+    def crash(self) -> EngineCrashed | None:
+        """What it died of, None while it lives and where it was ended by its owner."""
+        return None if self._closing or self.retired else self.gone
 
     def _write(self) -> None:
         while (data := self._outbox.get()) is not None:
@@ -171,6 +190,7 @@ class WorkerProcess:
         with self._lock:
             future = self._waiting.pop(message["id"], None)
             feed = self._feeds.pop(message["id"], None) if "error" in message else None
+        self._answered = self._seen  # what was asked before may have been waiting for this
         if future is not None:
             if "error" in message:
                 future.set_exception(wire.error_from_json(message["error"]))
@@ -195,13 +215,25 @@ class WorkerProcess:
             time.sleep(_TICK_S)
             now = time.monotonic()
             if now - before > _ASLEEP_S:
-                self._seen = self._stepped = now
+                self._seen = self._stepped = self._answered = now
             before = now
             silent, idle = now - self._seen, now - self._stepped
             if silent > _STUCK_S or (silent > _SILENT_S and self._is_stopped()):
                 self.kill(f"it did not answer for {silent:.0f} s")
             elif self._busy() and idle > max(_LEAST_HUNG_S, _HUNG_TIMES * self._longest_s):
                 self.kill(f"its work made no step for {idle:.0f} s")
+            elif any(now - max(feed.cancelled_at, self._answered) > _OBEY_S for feed in list(self._feeds.values())):
+                self.kill(f"it did not stop within {_OBEY_S:.0f} s of being asked to")
+            elif self._is_idle(now):
+                self.end()
+
+    def _is_idle(self, now: float) -> bool:
+        """Whether nobody asked anything for so long that the memory is given back. Then nobody can any more."""
+        with self._lock:
+            if self._busy():
+                self._used = now
+            self.retired = self.retired or now - self._used > self._idle_s
+            return self.retired
 
     def _is_stopped(self) -> bool:
         try:
@@ -212,10 +244,10 @@ class WorkerProcess:
     def _bury(self) -> None:
         """The pipe has ended: reap the process, and tell all who wait."""
         with contextlib.suppress(subprocess.TimeoutExpired):
-            self.process.wait(_SILENT_S)
+            self.process.wait(_REAP_S)
         self.process.kill()
         code = self.process.wait()
-        self._lines_read.wait(_SILENT_S)
+        self._lines_read.wait(_REAP_S)
         with self._lock:
             self.gone = self._post_mortem(code)
             waiting, feeds = list(self._waiting.values()), list(self._feeds.values())
@@ -238,8 +270,12 @@ class WorkerProcess:
             with contextlib.suppress(ValueError):
                 name = signal.Signals(-code).name
         ended = self._reason or (f"it was ended by {name or code}" if code < 0 else f"it ended with exit status {code}")
+        lost = engines.forget(self.process.pid)
         if name == "SIGKILL" and not self._reason:
             ended += ", by somebody or for want of memory"
+            if lost is not None:
+                free = psutil.virtual_memory().available
+                ended += f" (it needs {lost.n_bytes / GIB:.1f} GiB, {free / GIB:.1f} are free without it)"
         said = self._assertion or next((line for line in reversed(self._lines) if line), "")
         crash = EngineCrashed(
             f"{self._file}: the engine's process is gone: {ended}{f': {said}' if said else ''}; the next call starts another"
@@ -263,7 +299,12 @@ class RemoteFeed(Feed):
         super().__init__(lambda feed: worker.tell({"id": self.number, "do": "cancel"}))
         self.number = 0
         self.texts: list[str] = []
+        self.cancelled_at = math.inf
         self._worker, self._n_taken = worker, 0
+
+    def cancel(self) -> None:
+        self.cancelled_at = min(self.cancelled_at, time.monotonic())
+        super().cancel()
 
     def put(self, event: Any) -> None:
         if isinstance(event, Thinking | Answer):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import os
 import threading
 import time
@@ -26,7 +27,7 @@ from qwq_lite.hardware import report_from_json
 from qwq_lite.model import Prompt
 from qwq_lite.model import options as model_options
 from qwq_lite.plan import RunPlan
-from qwq_lite.process import RemoteFeed, WorkerProcess
+from qwq_lite.process import RemoteFeed, Retired, WorkerProcess
 from qwq_lite.stream import Stream, in_thread
 
 _BEGIN_S = 20.0  # for the prompt of a reply; a template has 2 s by its own clock
@@ -46,9 +47,10 @@ class RemoteModel(Model):
         plan: RunPlan | None = None,
         *,
         python: str | None = None,
+        idle_s: float = math.inf,
         on_progress: Callable[[Progress], None] | None = None,
     ) -> None:
-        self._file, self._options, self._python = file, options, python
+        self._file, self._options, self._python, self._idle_s = file, options, python, idle_s
         self._given_plan, self._on_progress = plan, on_progress
         self._changing = threading.RLock()
         self._closed = False
@@ -64,23 +66,22 @@ class RemoteModel(Model):
     def pid(self) -> int | None:
         """The worker's process, None while there is none."""
         worker = self._held[0]
-        return None if worker.gone else worker.process.pid
+        return None if worker.gone or worker.retired else worker.process.pid
 
     def generate(self, prompt: Prompt, *, session: Hashable = None, **options: Any) -> Stream:
         """As `LocalModel.generate`. Raises besides: EngineCrashed, here or while the stream is read."""
         model_options(options)  # refused here, before anything is sent
-        worker = self._alive()
-        feed = RemoteFeed(worker)
-        with _as_template_error(worker, self._file):
-            worker.ask(
-                "generate",
-                feed=feed,
-                timeout_s=_BEGIN_S,
-                prompt=prompt if isinstance(prompt, str) else list(prompt),
-                session=_name(session),
-                options=_plain(options),
-            )
-        return Stream(feed)
+        fields: dict[str, Any] = {
+            "prompt": prompt if isinstance(prompt, str) else list(prompt),
+            "session": _name(session),
+            "options": _plain(options),
+        }
+        while True:
+            worker = self._alive()
+            feed = RemoteFeed(worker)
+            with contextlib.suppress(Retired), _as_template_error(worker, self._file):
+                worker.ask("generate", feed=feed, timeout_s=_BEGIN_S, **fields)
+                return Stream(feed)
 
     async def agenerate(self, prompt: Prompt, *, session: Hashable = None, **options: Any) -> Stream:
         """As `generate`, without holding up the event loop."""
@@ -113,7 +114,9 @@ class RemoteModel(Model):
         self._held[0].end()
 
     def _call(self, verb: str, *arguments: Any) -> Any:
-        return self._alive().ask(verb, args=list(arguments))
+        while True:
+            with contextlib.suppress(Retired):
+                return self._alive().ask(verb, args=list(arguments))
 
     def _alive(self) -> WorkerProcess:
         """The worker; a new one where the last has died."""
@@ -122,22 +125,28 @@ class RemoteModel(Model):
         with self._changing:
             if self._closed:
                 raise EngineClosed(f"{self._file}: the model is unloaded; load it again")
-            crash = self._held[0].gone
-            if crash is not None:
-                now = time.monotonic()
-                self._crashes.append(now)
-                if len(self._crashes) == _CRASHES and now - self._crashes[0] < _WITHIN_S:
-                    error = EngineCrashed(
-                        f"{self._file}: the engine crashed {_CRASHES} times within {_WITHIN_S:.0f} s, the last time: {crash};"
-                        " run: qwq-lite doctor"
-                    )
-                    error.signal, error.assertion, error.lines = crash.signal, crash.assertion, crash.lines
-                    raise error
+            worker = self._held[0]
+            if worker.crash is not None:
+                self._count(worker.crash)
+            if worker.retired or worker.gone is not None:
+                worker.wait()  # never two models at once
                 self._start()
             return self._held[0]
 
+    def _count(self, crash: EngineCrashed) -> None:
+        """Raises: EngineCrashed when there were too many."""
+        now = time.monotonic()
+        self._crashes.append(now)
+        if len(self._crashes) == _CRASHES and now - self._crashes[0] < _WITHIN_S:
+            error = EngineCrashed(
+                f"{self._file}: the engine crashed {_CRASHES} times within {_WITHIN_S:.0f} s, the last time: {crash};"
+                " run: qwq-lite doctor"
+            )
+            error.signal, error.assertion, error.lines = crash.signal, crash.assertion, crash.lines
+            raise error
+
     def _start(self) -> None:
-        worker = WorkerProcess(self._file, self._python)
+        worker = WorkerProcess(self._file, self._python, self._idle_s)
         self._held[:] = [worker]
         try:
             if self._header is None:  # while the child starts

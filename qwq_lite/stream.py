@@ -5,14 +5,17 @@ The engine holds a `Feed`, the reader a `Stream`: when nobody holds the stream a
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import queue
 from collections.abc import AsyncIterator, Callable, Iterator
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from qwq_lite.errors import QwqError
 from qwq_lite.events import Done, Event
+
+if TYPE_CHECKING:
+    import asyncio
 
 MOST_UNREAD = 512  # events that wait for a reader; the engine then waits too
 _WAIT_S = 0.25  # Windows does not wake a waiting main thread for Ctrl-C
@@ -86,6 +89,8 @@ class Stream:
             self._leave()
 
     async def __aiter__(self) -> AsyncIterator[Event]:
+        import asyncio  # 20 ms that a worker's start does without
+
         loop, ready = asyncio.get_running_loop(), asyncio.Event()
 
         def wake() -> None:
@@ -134,6 +139,8 @@ class Stream:
 
 async def in_thread(make: Callable[[], Stream]) -> Stream:
     """The stream that `make` returns, made on another thread. A task that is cancelled meanwhile cancels the stream."""
+    import asyncio
+
     made = asyncio.get_running_loop().run_in_executor(None, make)
     try:
         return await asyncio.shield(made)

@@ -76,12 +76,12 @@ class _Worker:
                 self._generate(number, message)
                 return
             result = self._load(message) if verb == "load" else self._call(verb, message)
+            self._send({"id": number, "result": result})
         except BaseException as error:
             self._send({"id": number, "error": wire.error_to_json(error)})
-            return
-        self._send({"id": number, "result": result})
-        if verb == "unload":
-            os._exit(0)
+        finally:
+            if verb == "unload":  # also where nothing was loaded yet
+                os._exit(0)
 
     def _load(self, message: dict[str, Any]) -> dict[str, Any]:
         self._report_aborts()
