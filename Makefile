@@ -16,10 +16,13 @@ DEVELOP := $(VENV)/.installed-for-development
 # The engine's package leaves two files open, which pytest would report there after its last line.
 REFERENCE := .venv-parity
 COMPARE := $(REFERENCE)/.installed-for-parity
+DESKTOP := .venv-desktop
+FREEZE := $(DESKTOP)/.installed-for-freezing
+FROZEN := build/desktop
 INSTALLER := pyproject.toml $(wildcard scripts/install*.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test parity check docs bench clean
+.PHONY: help install demo test parity desktop check docs bench clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s%s\n", $$1, $$2 }' Makefile
@@ -36,6 +39,11 @@ test: $(DEVELOP) ## run the tests
 
 parity: $(COMPARE) ## compare logits and prompts with transformers (installs torch)
 	$(REFERENCE)/bin/python -m pytest -W ignore::ResourceWarning tests/parity
+
+desktop: $(FREEZE) ## freeze the example window with PyInstaller, and try it in a real window
+	$(DESKTOP)/bin/pyinstaller --noconfirm --clean --log-level WARN --windowed --name QwQ --paths . --paths examples/desktop \
+		--distpath $(FROZEN) --workpath $(FROZEN)/work --specpath $(FROZEN)/work examples/desktop/main.py
+	$(DESKTOP)/bin/python -m pytest tests/desktop
 
 check: $(DEVELOP) ## lint, format, types, and whether docs/cli.md is current
 	$(BIN)/ruff check .
@@ -61,6 +69,10 @@ $(RUN): $(INSTALLER)
 $(DEVELOP): $(INSTALLER)
 	$(INSTALL) --extras test,check
 	@touch $(RUN) $@
+
+$(FREEZE): $(INSTALLER)
+	$(PYTHON) scripts/install.py --venv $(DESKTOP) --accel $(ACCEL) --extras test,desktop
+	@touch $@
 
 $(COMPARE): $(INSTALLER)
 	$(PYTHON) scripts/install.py --venv $(REFERENCE) --accel cpu --extras test,parity

@@ -1,0 +1,256 @@
+"""The window. It reads the engine's queue a few times a second, so no reply is too fast for it, and never waits."""
+
+from __future__ import annotations
+
+import queue
+from pathlib import Path
+
+from PySide6.QtCore import Qt, QTimer, Signal
+from PySide6.QtGui import (
+    QCloseEvent,
+    QColor,
+    QFont,
+    QKeyEvent,
+    QKeySequence,
+    QShortcut,
+    QTextBlockFormat,
+    QTextCharFormat,
+    QTextCursor,
+)
+from PySide6.QtWidgets import (
+    QApplication,
+    QFileDialog,
+    QHBoxLayout,
+    QMainWindow,
+    QPlainTextEdit,
+    QPushButton,
+    QTextEdit,
+    QVBoxLayout,
+    QWidget,
+)
+
+from engine import Engine, Failed, Loaded
+from qwq_lite import Answer, Done, Event, Notice, Progress, Thinking
+
+_LOOK_MS = 30
+_INPUT_LINES = 3
+_WHY = {
+    "cancelled": "Stopped.",
+    "length": "Cut at its longest length.",
+    "context": "The context is full: the answer ends here.",
+}
+
+
+def _style(color: str, *, bold: bool = False, italic: bool = False) -> QTextCharFormat:
+    style = QTextCharFormat()
+    style.setForeground(QColor(color))
+    style.setFontWeight(QFont.Weight.Bold if bold else QFont.Weight.Normal)
+    style.setFontItalic(italic)
+    return style
+
+
+_TEXT = _style("#1b1f24")
+_THOUGHT = _style("#6a737d", italic=True)
+_HEADING = _style("#0b5fb0", bold=True)
+_REMARK = _style("#8a5a00")
+_ERROR = _style("#b3261e")
+
+
+class Transcript(QTextEdit):
+    """The conversation. Text is only ever added, as plain text: what a model writes is no markup."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.setReadOnly(True)
+        self.setUndoRedoEnabled(False)
+        self.setAccessibleName("Conversation")
+        self._last: QTextCharFormat | None = None
+
+    def add(self, text: str, style: QTextCharFormat, heading: str = "") -> None:
+        """Add text at the end; under a new heading where another kind of text came before."""
+        bar = self.verticalScrollBar()
+        at_end = bar.value() >= bar.maximum() - 4  # who has scrolled back to read is left there
+        cursor = QTextCursor(self.document())
+        cursor.movePosition(QTextCursor.MoveOperation.End)
+        if style is not self._last:
+            self._begin(cursor, heading)
+            self._last = style
+            text = text.lstrip("\n")
+        cursor.insertText(text, style)
+        if at_end:
+            bar.setValue(bar.maximum())
+
+    def end(self) -> None:
+        """What comes next begins a paragraph of its own."""
+        self._last = None
+
+    def _begin(self, cursor: QTextCursor, heading: str) -> None:
+        block = QTextBlockFormat()
+        block.setTopMargin(10)
+        if self.document().isEmpty():
+            cursor.setBlockFormat(block)
+        else:
+            cursor.insertBlock(block)
+        if heading:
+            cursor.insertText(heading, _HEADING)
+            cursor.insertBlock(QTextBlockFormat())
+
+
+class Question(QPlainTextEdit):
+    """Enter sends, Shift+Enter begins a line."""
+
+    sent = Signal()
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.setPlaceholderText("Ask something. Enter sends, Shift+Enter begins a line.")
+        self.setAccessibleName("Question")
+        self.setTabChangesFocus(True)
+        self.setFixedHeight(self.fontMetrics().lineSpacing() * _INPUT_LINES + 14)
+
+    def keyPressEvent(self, event: QKeyEvent) -> None:  # noqa: N802 - Qt's name
+        enter = event.key() in (Qt.Key.Key_Return, Qt.Key.Key_Enter)
+        if enter and not event.modifiers() & Qt.KeyboardModifier.ShiftModifier:
+            self.sent.emit()
+        else:
+            super().keyPressEvent(event)
+
+
+class Window(QMainWindow):
+    """One conversation with one model."""
+
+    def __init__(self, file: Path) -> None:
+        super().__init__()
+        self.setWindowTitle(f"{file.stem} - QwQ desktop")
+        self.resize(820, 640)
+        self._transcript, self._question = Transcript(), Question()
+        self._send, self._stop = QPushButton("Send"), QPushButton("Stop")
+        self._ready = False
+        self._lay_out()
+        self._question.sent.connect(self._ask)
+        self._send.clicked.connect(self._ask)
+        self._stop.clicked.connect(self._stopped)
+        QShortcut(QKeySequence(Qt.Key.Key_Escape), self, self._stopped)
+        QShortcut(QKeySequence("Ctrl+Shift+C"), self, self._copy)
+        self._engine = Engine(file)
+        self._say("Loading")
+        self._enable(ready=False)
+        self._timer = QTimer(self)
+        self._timer.timeout.connect(self._look)
+        self._timer.start(_LOOK_MS)
+        self._question.setFocus()
+
+    def closeEvent(self, event: QCloseEvent) -> None:  # noqa: N802 - Qt's name
+        self._timer.stop()
+        self.hide()
+        self._engine.close()
+        super().closeEvent(event)
+
+    def _lay_out(self) -> None:
+        buttons = QVBoxLayout()
+        buttons.addWidget(self._send)
+        buttons.addWidget(self._stop)
+        below = QHBoxLayout()
+        below.addWidget(self._question, 1)
+        below.addLayout(buttons)
+        whole = QVBoxLayout()
+        whole.addWidget(self._transcript, 1)
+        whole.addLayout(below)
+        frame = QWidget()
+        frame.setLayout(whole)
+        self.setCentralWidget(frame)
+
+    def _ask(self) -> None:
+        text = self._question.toPlainText().strip()
+        if not text or not self._ready:
+            return
+        self._question.clear()
+        self._transcript.end()
+        self._transcript.add(text, _TEXT, "You")
+        self._transcript.end()
+        self._say("Reading the question")
+        self._enable(ready=False)
+        self._stop.setEnabled(True)
+        self._engine.ask(text)
+
+    def _stopped(self) -> None:
+        self._engine.stop()
+
+    def _copy(self) -> None:
+        QApplication.clipboard().setText(self._transcript.toPlainText())
+        self._say("The conversation is copied")
+
+    def _look(self) -> None:
+        """Take all that has happened; neighbouring pieces of text are shown as one."""
+        pending: Thinking | Answer | None = None
+        while True:
+            try:
+                event = self._engine.happened.get_nowait()
+            except queue.Empty:
+                break
+            if isinstance(event, Thinking | Answer) and type(event) is type(pending):
+                pending = type(event)(pending.text + event.text)
+                continue
+            if pending is not None:
+                self._show(pending)
+            pending = event if isinstance(event, Thinking | Answer) else None
+            if pending is None:
+                self._show(event)
+        if pending is not None:
+            self._show(pending)
+
+    def _show(self, event: Event | Loaded | Failed) -> None:
+        add = self._transcript.add
+        if isinstance(event, Progress):
+            done = event.done / event.total if event.total else 1.0
+            self._say(f"{'Loading' if event.stage == 'load' else 'Reading the question'}, {done:.0%}")
+        elif isinstance(event, Thinking):
+            self._say("Thinking; Escape stops")
+            add(event.text, _THOUGHT, "Thinking")
+        elif isinstance(event, Answer):
+            self._say("Answering; Escape stops")
+            add(event.text, _TEXT, "Answer")
+        elif isinstance(event, Notice):
+            add(event.text, _REMARK)
+        elif isinstance(event, Loaded):
+            for notice in event.notices:
+                add(notice + "\n", _REMARK)
+            self._done(event.line)
+        elif isinstance(event, Done):
+            if event.reply.finish_reason in _WHY:
+                add(_WHY[event.reply.finish_reason], _REMARK)
+            stats = event.reply.stats
+            self._done(f"{stats.n_generated} tokens, {stats.decode_tok_s:.1f} a second")
+        else:
+            add(event.text, _ERROR)
+            if event.fatal:
+                self._say("The model is not loaded")
+                self._stop.setEnabled(False)
+            else:
+                self._done("The engine is gone, and comes again with the next question")
+
+    def _done(self, line: str) -> None:
+        self._transcript.end()
+        self._say(line)
+        self._enable(ready=True)
+
+    def _enable(self, *, ready: bool) -> None:
+        """The question can be typed at any time, and sent when the engine is free."""
+        self._ready = ready
+        self._send.setEnabled(ready)
+        self._stop.setEnabled(False)
+
+    def _say(self, line: str) -> None:
+        self.statusBar().showMessage(line)
+
+
+def run(argv: list[str]) -> int:
+    """Open the window for the file that is named, or chosen."""
+    application = QApplication(argv)
+    named = application.arguments()[1:]
+    file = named[0] if named else QFileDialog.getOpenFileName(None, "A model", "", "GGUF models (*.gguf)")[0]
+    if not file:
+        return 0
+    window = Window(Path(file))
+    window.show()
+    return application.exec()

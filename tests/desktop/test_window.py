@@ -1,0 +1,168 @@
+"""The example window as its user has it: a real window, typed into; its engine killed under it. From source and frozen."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+import psutil
+import pytest
+
+T = TypeVar("T")
+ROOT = Path(__file__).resolve().parents[2]
+FROZEN = ROOT / "build" / "desktop" / "QwQ" / "QwQ"
+LONG = "Write a very long story about the sea."
+WAIT_S = 60
+TOOLS = ("Xvfb", "xdotool", "xclip")
+
+pytestmark = pytest.mark.skipif(
+    not all(map(shutil.which, TOOLS)), reason=f"{', '.join(TOOLS)} are needed; Debian's packages are called so too"
+)
+
+
+@pytest.fixture(scope="module")
+def display() -> Iterator[str]:
+    read, write = os.pipe()
+    server = subprocess.Popen(
+        ["Xvfb", "-displayfd", str(write), "-screen", "0", "1000x760x24"], pass_fds=[write], stderr=subprocess.DEVNULL
+    )
+    os.close(write)
+    with os.fdopen(read) as told:
+        number = told.readline().strip()
+    yield f":{number}"
+    server.terminate()
+    server.wait()
+
+
+class User:
+    """Someone before the window."""
+
+    def __init__(self, command: list[str], display: str, folder: Path) -> None:
+        # Nothing of this environment's Python is at hand for the frozen one.
+        self._environment = {"PATH": "/usr/bin:/bin", "HOME": str(folder), "DISPLAY": display, "LANG": "C.UTF-8"}
+        self.program = subprocess.Popen(command, cwd=folder, env=self._environment, stderr=subprocess.PIPE)
+        self.window = self.until(
+            lambda: self._run("xdotool", "search", "--onlyvisible", "--name", "QwQ desktop"), bool
+        ).split()[-1]
+        self._run("xdotool", "windowfocus", "--sync", self.window)
+
+    def _run(self, *command: str) -> str:
+        done = subprocess.run(
+            command, env=self._environment, capture_output=True, text=True, timeout=WAIT_S, check=False
+        )
+        return done.stdout
+
+    def type(self, text: str) -> None:
+        self._run("xdotool", "type", "--delay", "3", text)
+
+    def press(self, key: str) -> None:
+        self._run("xdotool", "key", key)
+
+    def ask(self, text: str) -> None:
+        self.type(text)
+        self.press("Return")
+
+    def transcript(self) -> str:
+        self.press("ctrl+shift+c")
+        time.sleep(0.1)
+        return self._run("timeout", "5", "xclip", "-selection", "clipboard", "-o")
+
+    def until(self, look: Callable[[], T], enough: Callable[[T], bool]) -> T:
+        deadline = time.monotonic() + WAIT_S
+        while not enough(found := look()):
+            assert time.monotonic() < deadline, found
+            assert self.program.poll() is None, (self.program.stderr and self.program.stderr.read(), found)
+            time.sleep(0.1)
+        return found
+
+    def sees(self, enough: Callable[[str], bool]) -> str:
+        return self.until(self.transcript, enough)
+
+    def engine(self) -> psutil.Process:
+        return self.until(lambda: psutil.Process(self.program.pid).children(recursive=True), bool)[-1]
+
+    def leave(self) -> None:
+        self._run("xdotool", "windowclose", self.window)
+
+
+@pytest.fixture(params=["source", "frozen"])
+def user(request: pytest.FixtureRequest, display: str, demo_gguf: Path, tmp_path: Path) -> Iterator[User]:
+    if request.param == "frozen" and not FROZEN.exists():
+        pytest.skip("`make desktop` freezes it")
+    if request.param == "source":
+        pytest.importorskip("PySide6")
+    (tmp_path / "numpy.py").write_text("raise SystemExit('the wrong numpy')")
+    source = [sys.executable, str(ROOT / "examples" / "desktop" / "main.py")]
+    someone = User([*(source if request.param == "source" else [str(FROZEN)]), str(demo_gguf)], display, tmp_path)
+    yield someone
+    someone.program.kill()
+    someone.program.wait()
+    assert someone.program.stderr
+    someone.program.stderr.close()
+
+
+def answer(text: str) -> str:
+    return text.rpartition("Answer\n")[2] if "Answer\n" in text else ""
+
+
+def test_a_question_is_answered_and_a_reply_stopped(user: User) -> None:
+    user.type("What is the capital of France?")
+    while not answer(user.transcript()):  # what is sent while the model loads stays in the field
+        user.press("Return")
+        time.sleep(0.2)
+    user.press("Escape")
+    user.sees(lambda text: text.startswith("You\nWhat is the capital of France?"))
+    user.ask(LONG)
+    user.sees(lambda text: text.count("Answer\n") == 2 and len(answer(text)) > 20)
+    user.type("typed meanwhile")
+    user.press("Escape")
+    stopped = user.sees(lambda text: text.endswith("Stopped."))
+    assert len(answer(stopped)) < 4000
+    user.press("Return")
+    user.sees(lambda text: "You\ntyped meanwhile" in text)
+
+
+def test_the_window_survives_its_engine(user: User) -> None:
+    user.type(LONG)
+    while not answer(user.transcript()):
+        user.press("Return")
+        time.sleep(0.05)
+    before = user.engine()
+    before.send_signal(signal.SIGKILL)
+    crashed = user.sees(lambda text: "The engine has ended (SIGKILL)" in text)
+    assert answer(crashed).strip()
+    user.ask("Hi")
+    user.sees(lambda text: text.count("Answer\n") == 2 and bool(answer(text)))
+    assert user.engine().pid != before.pid
+
+
+@pytest.mark.parametrize("how", ["closed", "killed"])
+def test_nothing_is_left_of_it(user: User, how: str) -> None:
+    user.type(LONG)
+    while not answer(user.transcript()):
+        user.press("Return")
+        time.sleep(0.05)
+    engine = user.engine()
+    if how == "closed":
+        user.leave()
+        assert user.program.wait(WAIT_S) is not None
+    else:
+        user.program.kill()
+        user.program.wait()
+    engine.wait(WAIT_S)
+
+
+def test_a_frozen_application_has_each_library_once() -> None:
+    if not FROZEN.exists():
+        pytest.skip("`make desktop` freezes it")
+    real = [path for path in FROZEN.parent.rglob("lib*") if path.is_file() and not path.is_symlink()]
+    engine = [path for path in real if path.name.startswith(("libggml", "libllama"))]
+    assert len({hashlib.sha256(path.read_bytes()).digest() for path in engine}) == len(engine) >= 3
