@@ -1,9 +1,11 @@
-"""Does the host survive every death of its engine? Kills at random moments of prefill, decode and saving a conversation.
+"""Does the host survive every death of its engine, and no engine outlive its host? Kills at random moments.
 
-    python bench/kills.py [--model FILE] [--kills 60]
+    python bench/kills.py [--model FILE] [--kills 100] [--hosts 50] [--n-ctx 93184]
 
-SIGKILL, SIGSEGV, SIGABRT and SIGSTOP by chance. Each must end in EngineCrashed, the next call must work, and no process and no
-descriptor may be left. Not on Windows. Ends with one JSON line.
+Engines: SIGKILL, SIGSEGV, SIGABRT and SIGSTOP by chance, while it loads, reads a prompt, decodes or saves a conversation. Each
+must end in EngineCrashed, the next call must work, and no process and no descriptor may be left. The default context is 2 GiB of
+the demo model's memory, which a core dump or a debugger would take seconds to go through. Hosts: SIGKILL, half of them with a
+forked copy alive. Not on Windows. Ends with one JSON line.
 """
 
 from __future__ import annotations
@@ -12,11 +14,14 @@ import argparse
 import json
 import os
 import random
+import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import threading
 import time
+from collections import Counter
 from pathlib import Path
 
 import psutil
@@ -30,49 +35,116 @@ from qwq_lite.loading import load  # noqa: E402
 from qwq_lite.remote import RemoteModel  # noqa: E402
 
 SIGNALS = ("SIGKILL", "SIGSEGV", "SIGABRT", "SIGSTOP")
+WORKS = ("load", "prefill", "decode", "save")
 SEED = 11
+MOST_S = 60.0
+HOST = """
+import os, sys, threading, time
+import qwq_lite
+models = []
+thread = threading.Thread(target=lambda: models.append(qwq_lite.load(sys.argv[1], n_ctx=512)))
+thread.start()
+thread.join()
+if sys.argv[2] == "fork" and os.fork() == 0:
+    time.sleep(120)
+    os._exit(0)
+models[0].ask("Tell me a story about the sea.", max_tokens=100000)
+"""
 
 
-def talk(model: RemoteModel, rng: random.Random) -> None:
-    """Ask and save until something ends it."""
-    while True:
-        chat = model.chat()
-        chat.ask("Tell me a story about " + "the sea " * rng.randrange(60), max_tokens=30)
-        with tempfile.TemporaryDirectory() as folder:
-            chat.save(Path(folder) / "chat")
+def work(model: RemoteModel, kind: str, rng: random.Random) -> None:
+    """One thing after the other of one kind, until something ends it."""
+    chat = model.chat()
+    if kind == "save":
+        chat.ask("the sea " * 100, max_tokens=1)
+    with tempfile.TemporaryDirectory() as folder:
+        while True:
+            if kind == "save":
+                chat.save(Path(folder) / "chat")
+            elif kind == "prefill":
+                model.ask("".join(rng.choices("abcdefgh \n", k=600)), max_tokens=1)
+            else:
+                model.ask("Tell me a long story.", max_tokens=100)
 
 
-def struck(model: RemoteModel, rng: random.Random) -> float:
+def child() -> int:
+    """The engine's process, as soon as there is one."""
+    deadline = time.monotonic() + MOST_S
+    while time.monotonic() < deadline:
+        found = psutil.Process().children()
+        if found:
+            return int(found[0].pid)
+        time.sleep(0.001)
+    raise RuntimeError("no engine was started")
+
+
+def struck(model: RemoteModel, kind: str, rng: random.Random) -> float:
     """Seconds from a signal to the exception. Raises: what is no EngineCrashed."""
-    pid, at = model.pid, [0.0]
-    assert pid is not None
+    if kind == "load":
+        os.kill(child(), signal.SIGKILL)
+        while psutil.Process().children():
+            time.sleep(0.001)
+    at, pid, name, after_s = [0.0], [0], rng.choice(SIGNALS), rng.random() * 0.8
 
     def strike() -> None:
+        pid[0] = child()
+        time.sleep(after_s)
         at[0] = time.monotonic()
-        os.kill(pid, getattr(signal, rng.choice(SIGNALS)))
+        os.kill(pid[0], getattr(signal, name))
 
-    threading.Timer(rng.random() * 0.8, strike).start()
+    striker = threading.Thread(target=strike)
+    striker.start()
+    seconds = float("inf")
     try:
-        talk(model, rng)
+        work(model, kind, rng)
     except EngineCrashed:
         seconds = time.monotonic() - at[0]
-    if not model.ask("Hi", max_tokens=2).stats.n_generated or psutil.pid_exists(pid):
+    striker.join()
+    if not model.ask("Hi", max_tokens=2).stats.n_generated or psutil.pid_exists(pid[0]):
         raise RuntimeError("the next call did not work, or the process is still there")
     return seconds
+
+
+def outlived(file: Path, rng: random.Random, *, fork: bool) -> tuple[str, float]:
+    """Kill a host at a random moment: what it was doing, and seconds until its engine is gone."""
+    command = [sys.executable, "-c", HOST, str(file), "fork" if fork else "alone"]
+    host = subprocess.Popen(command, start_new_session=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    time.sleep(0.15 + rng.random() * 2)
+    engines = [
+        process for process in psutil.Process(host.pid).children() if "qwq_lite.worker" in " ".join(process.cmdline())
+    ]
+    n_threads = sum(process.num_threads() for process in engines)
+    host.kill()
+    host.wait()
+    start = time.monotonic()
+    _, left = psutil.wait_procs(engines, MOST_S)
+    seconds = time.monotonic() - start
+    try:
+        os.killpg(host.pid, signal.SIGKILL)  # the forked copy; and an engine that is left
+    except ProcessLookupError:
+        pass
+    if left:
+        raise RuntimeError("an engine outlived its host")
+    return "no engine yet" if not engines else "loading" if n_threads < 4 else "at work", seconds
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--model", type=Path, default=ROOT / "build/demo/SmolLM2-135M-Instruct-Q4_K_M.gguf")
-    parser.add_argument("--kills", type=int, default=60)
+    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--hosts", type=int, default=50)
+    parser.add_argument("--n-ctx", type=int, default=93_184)
     arguments = parser.parse_args()
     remote._WITHIN_S = 0.0  # so many deaths are not given up here
     rng, process = random.Random(SEED), psutil.Process()
-    with load(arguments.model, n_ctx=1024) as model:
+    with load(arguments.model, n_ctx=arguments.n_ctx, type_k="f16") as model:
         assert isinstance(model, RemoteModel)
+        anonymous = psutil.Process(model.pid).memory_info().rss - psutil.Process(model.pid).memory_info().shared
         before = process.num_fds(), len(process.children())
-        times = sorted(struck(model, rng) for _ in range(arguments.kills))
+        kinds = [WORKS[n % len(WORKS)] for n in range(arguments.kills)]
+        times = sorted(struck(model, kind, rng) for kind in kinds)
         after = process.num_fds(), len(process.children())
+    hosts = [outlived(arguments.model, rng, fork=bool(n % 2)) for n in range(arguments.hosts)]
     result = {
         "bench": "kills",
         "kills": arguments.kills,
@@ -81,6 +153,11 @@ def main() -> None:
         "exception_s_worst": round(times[-1], 3),
         "descriptors_left": after[0] - before[0],
         "processes_left": after[1] - before[1],
+        "anonymous_gib": round(anonymous / (1 << 30), 2),
+        "gdb": shutil.which("gdb") is not None,
+        "hosts": len(hosts),
+        "hosts_doing": dict(Counter(doing for doing, _ in hosts)),
+        "engine_gone_s_worst": round(max((seconds for _, seconds in hosts), default=0.0), 3),
     }
     print(json.dumps(result))
 

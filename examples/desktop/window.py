@@ -132,6 +132,7 @@ class Window(QMainWindow):
         self._stop.clicked.connect(self._stopped)
         QShortcut(QKeySequence(Qt.Key.Key_Escape), self, self._stopped)
         QShortcut(QKeySequence("Ctrl+Shift+C"), self, self._copy)
+        QShortcut(QKeySequence("Ctrl+Q"), self, self.close)
         self._engine = Engine(file)
         self._say("Loading")
         self._enable(ready=False)

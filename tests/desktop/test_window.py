@@ -89,9 +89,6 @@ class User:
     def engine(self) -> psutil.Process:
         return self.until(lambda: psutil.Process(self.program.pid).children(recursive=True), bool)[-1]
 
-    def leave(self) -> None:
-        self._run("xdotool", "windowclose", self.window)
-
 
 @pytest.fixture(params=["source", "frozen"])
 def user(request: pytest.FixtureRequest, display: str, demo_gguf: Path, tmp_path: Path) -> Iterator[User]:
@@ -152,7 +149,7 @@ def test_nothing_is_left_of_it(user: User, how: str) -> None:
         time.sleep(0.05)
     engine = user.engine()
     if how == "closed":
-        user.leave()
+        user.press("ctrl+q")
         assert user.program.wait(WAIT_S) is not None
     else:
         user.program.kill()

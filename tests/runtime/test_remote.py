@@ -279,21 +279,6 @@ def test_a_host_that_sleeps_keeps_its_engine(demo_gguf: Path) -> None:
     host.stdout.close()
 
 
-@pytest.mark.parametrize("place", ["plain", "numpy.py"])
-def test_a_script_without_a_main_guard_runs_anywhere(demo_gguf: Path, tmp_path: Path, place: str) -> None:
-    if place == "numpy.py":
-        (tmp_path / "numpy.py").write_text("raise SystemExit('the wrong numpy')")
-    code = f"import qwq_lite\nprint(qwq_lite.load({str(demo_gguf)!r}, n_ctx=512).ask('Hi', max_tokens=3).answer)\n"
-    folder = tmp_path / "scripts"
-    folder.mkdir()
-    (folder / "ask.py").write_text(code)
-    done = subprocess.run(
-        [sys.executable, folder / "ask.py"], cwd=tmp_path, capture_output=True, text=True, timeout=WAIT_S, check=False
-    )
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.strip()
-
-
 @posix
 def test_a_forked_copy_of_the_host_is_refused(model: RemoteModel) -> None:
     read, write = os.pipe()
