@@ -11,6 +11,7 @@ forked copy alive. Not on Windows. Ends with one JSON line.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import random
@@ -82,7 +83,7 @@ def struck(model: RemoteModel, kind: str, rng: random.Random) -> float:
     """Seconds from a signal to the exception. Raises: what is no EngineCrashed."""
     if kind == "load":
         os.kill(child(), signal.SIGKILL)
-        while psutil.Process().children():
+        while model.pid is not None:
             time.sleep(0.001)
     at, pid, name, after_s = [0.0], [0], rng.choice(SIGNALS), rng.random() * 0.8
 
@@ -119,10 +120,8 @@ def outlived(file: Path, rng: random.Random, *, fork: bool) -> tuple[str, float]
     start = time.monotonic()
     _, left = psutil.wait_procs(engines, MOST_S)
     seconds = time.monotonic() - start
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(host.pid, signal.SIGKILL)  # the forked copy; and an engine that is left
-    except ProcessLookupError:
-        pass
     if left:
         raise RuntimeError("an engine outlived its host")
     return "no engine yet" if not engines else "loading" if n_threads < 4 else "at work", seconds

@@ -6,6 +6,7 @@ What ends such a child does not end who started it. Nothing of the caller is imp
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import os
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from qwq_lite.errors import UsageError
 MARK = "QWQ_LITE_WORKER"  # in a child's environment: what it is to run, as module:function
 TIMEOUT_S = 120  # the first load of a CUDA build compiles kernels for cards newer than itself
 _PACKAGE = "qwq_lite"
+_IN_PARTS = ("llama_cpp", "gguf")  # whole, they import a tenth of a second of what is not used here
 _ready = False  # whether this program asked, at its start, if it is a child
 
 
@@ -37,11 +39,20 @@ def run_worker_if_asked() -> None:
     target = os.environ.get(MARK)
     if target is None:
         return
-    module, _, function = target.partition(":")
-    if module.partition(".")[0] != _PACKAGE:
+    if target.partition(".")[0] != _PACKAGE:
         raise UsageError(f"{MARK} is {target!r}; {_PACKAGE} sets it, for its own children only")
-    getattr(importlib.import_module(module), function)()
+    serve(target)
     sys.exit(0)
+
+
+def serve(target: str) -> None:
+    """The child's side: call `module:function`, without what no child of this package needs."""
+    for name in _IN_PARTS:
+        spec = importlib.util.find_spec(name)
+        if spec is not None:  # its modules are found, and its __init__ is not run
+            sys.modules[name] = importlib.util.module_from_spec(spec)
+    module, _, function = target.partition(":")
+    getattr(importlib.import_module(module), function)()
 
 
 def is_child() -> bool:
@@ -105,8 +116,7 @@ def _command(target: str, python: str | None) -> list[str]:
             )
         return [sys.executable]
     # -c and the parent's own path: with -m, a file called numpy.py in the current folder would be taken for numpy.
-    module, _, function = target.partition(":")
-    code = f"import sys; sys.path[:] = {sys.path!r}; from {module} import {function}; {function}()"
+    code = f"import sys; sys.path[:] = {sys.path!r}; from qwq_lite import child; child.serve({target!r})"
     return [python or sys.executable, "-c", code]
 
 

@@ -85,7 +85,7 @@ def forget(pid: int) -> Running | None:
     found = None
     with contextlib.suppress(OSError):
         for path in folder().glob(f"{platform.node()}-{pid}-*{_SUFFIX}"):
-            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError, OverflowError):
                 found = _entry(json.loads(path.read_text("utf-8")))
                 path.unlink()
     return found
@@ -103,7 +103,7 @@ def _read(path: Path) -> Running | None:
         if abs(process.create_time() - float(entry["started"])) > _SAME_S or process.status() == psutil.STATUS_ZOMBIE:
             return None
         return _entry(entry)
-    except (ValueError, KeyError, TypeError, psutil.Error):
+    except (ValueError, KeyError, TypeError, OverflowError, psutil.Error):
         return None
 
 

@@ -18,7 +18,7 @@ from qwq_lite.backend import devices
 from qwq_lite.backend.context import Context, ContextSettings
 from qwq_lite.backend.model import LoadedModel
 from qwq_lite.chat import Model
-from qwq_lite.errors import EngineClosed, TemplateError, UsageError
+from qwq_lite.errors import EngineClosed, EngineError, TemplateError, UsageError
 from qwq_lite.events import Progress
 from qwq_lite.generation import Begin, Policy
 from qwq_lite.hardware import EngineReport
@@ -91,11 +91,13 @@ def load(
         )
         context = Context(weights, ContextSettings.of(plan.choice, threads))
         return LocalModel(header, weights, context, plan, engine, tuple(notices), leave)
-    except BaseException:
+    except BaseException as error:
         for part in (context, weights):
             if part is not None:
                 part.close()
         leave()
+        if isinstance(error, EngineError):  # what was free a moment ago may be gone
+            error.args = ("; ".join([f"{error}; the plan was {plan.line()}", *planning.held()]),)
         raise
 
 

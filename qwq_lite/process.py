@@ -76,8 +76,12 @@ class WorkerProcess:
                 ("watch", self._watch),
             )
         ]
-        for thread in self._threads:
-            thread.start()
+        try:
+            for thread in self._threads:
+                thread.start()
+        except BaseException:  # no memory for one: nobody would watch it
+            self.process.kill()
+            raise
 
     def ask(
         self,

@@ -146,7 +146,10 @@ class RemoteModel(Model):
             raise error
 
     def _start(self) -> None:
-        worker = WorkerProcess(self._file, self._python, self._idle_s)
+        try:
+            worker = WorkerProcess(self._file, self._python, self._idle_s)
+        except (OSError, RuntimeError) as error:  # no such interpreter, no memory, too many processes
+            raise EngineError(f"{self._file}: the engine's process cannot be started: {error}") from error
         self._held[:] = [worker]
         try:
             if self._header is None:  # while the child starts

@@ -18,7 +18,7 @@ import psutil
 import pytest
 
 import qwq_lite
-from qwq_lite import child, remote
+from qwq_lite import child, process, remote
 from qwq_lite.loading import load
 from qwq_lite.remote import RemoteModel
 from qwq_lite.stream import MOST_UNREAD
@@ -137,7 +137,7 @@ def test_it_is_read_by_an_event_loop(model: RemoteModel) -> None:
 
 
 def test_a_reader_that_does_not_read_stops_the_engine(model: RemoteModel) -> None:
-    stream = model.generate("1 2 3 4 5 6 7 8 9 10 11 12", max_tokens=3000, temperature=0.0)
+    stream = model.generate("1 2 3 4 5 6 7 8 9 10 11 12", max_tokens=1500, temperature=0.0)
     worker = psutil.Process(pid_of(model))
     deadline = time.monotonic() + WAIT_S
     busy = 1.0
@@ -354,3 +354,85 @@ def test_a_child_that_speaks_nonsense_is_a_crash(demo_gguf: Path, monkeypatch: p
     with pytest.raises(qwq_lite.EngineCrashed, match="last words") as caught:
         load(demo_gguf)
     assert caught.value.lines == ("last words",)
+
+
+def test_an_idle_engine_gives_its_memory_back_and_comes_again(demo_gguf: Path) -> None:
+    loads: list[float] = []
+    with load(demo_gguf, n_ctx=1024, idle_unload=1.0, on_progress=lambda event: loads.append(event.done)) as model:
+        assert isinstance(model, RemoteModel)
+        chat = model.chat()
+        first = chat.ask("What is the sea?", seed=1, max_tokens=10)
+        before = psutil.Process(pid_of(model))
+        before.wait(WAIT_S)
+        assert model.pid is None
+        loads.clear()
+        second = chat.ask("Why?", seed=1, max_tokens=10)
+        assert loads[-1] == 1.0
+        assert pid_of(model) != before.pid
+        assert second.stats.n_prefilled > first.stats.n_prompt
+        # A reply that takes longer than that is no idleness, read or not.
+        stream = model.generate("1 2 3 4 5 6 7 8 9 10 11 12", max_tokens=600, temperature=0.0)
+        time.sleep(2.5)
+        assert psutil.pid_exists(pid_of(model))
+        assert isinstance(list(stream)[-1], qwq_lite.Done)
+        psutil.wait_procs([psutil.Process(pid_of(model))], WAIT_S)
+    with pytest.raises(qwq_lite.EngineClosed):
+        chat.ask("Hi")
+
+
+def test_calls_that_meet_the_end_of_idleness_are_answered(demo_gguf: Path) -> None:
+    """Asked again and again at the moment when the engine goes."""
+    with load(demo_gguf, n_ctx=512, idle_unload=0.25) as model:
+        for n in range(8):
+            assert model.tokenize("Hello")
+            time.sleep(0.2 + n * 0.02)
+
+
+def test_an_engine_that_does_not_stop_is_ended(fragile: RemoteModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "_OBEY_S", 0.2)
+    stream = fragile.generate("1 2 3 4 5 6 7 8 9 10 11 12", max_tokens=1500, temperature=0.0)
+    next(iter_ := iter(stream))
+    monkeypatch.setattr(fragile._held[0], "tell", lambda _message: None)  # a cancel that is not heard
+    stream.cancel()
+    with pytest.raises(qwq_lite.EngineCrashed, match="did not stop within"):
+        while True:
+            next(iter_)
+
+
+@posix
+def test_a_restart_for_which_there_is_no_memory_is_no_crash(demo_gguf: Path, tmp_path: Path) -> None:
+    file = tmp_path / "model.gguf"
+    file.write_bytes(demo_gguf.read_bytes())
+    with load(file, n_ctx=512) as model:
+        assert isinstance(model, RemoteModel)
+        psutil.Process(pid_of(model)).kill()
+        while model.pid is not None:
+            time.sleep(0.01)
+        file.rename(tmp_path / "away.gguf")
+        for _ in range(2 * remote._CRASHES):
+            with pytest.raises(qwq_lite.FormatError):
+                model.ask("Hi")
+        (tmp_path / "away.gguf").rename(file)
+        assert model.ask("Hi", max_tokens=2).stats.n_generated
+
+
+def test_a_frozen_application_must_say_so_first(demo_gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "frozen", True, raising=False)
+    before = psutil.Process().children()
+    with pytest.raises(qwq_lite.UsageError, match="run_worker_if_asked"):
+        load(demo_gguf)
+    assert psutil.Process().children() == before
+
+
+def test_only_this_package_is_run_for_the_asking(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(child, "_ready", False)
+    qwq_lite.run_worker_if_asked()
+    monkeypatch.setenv(child.MARK, "os:abort")
+    with pytest.raises(qwq_lite.UsageError, match="os:abort"):
+        qwq_lite.run_worker_if_asked()
+
+
+@pytest.mark.parametrize("python", ["/no/such/python", __file__])
+def test_an_interpreter_that_is_none(demo_gguf: Path, python: str) -> None:
+    with pytest.raises(qwq_lite.EngineError, match="cannot be started"):
+        load(demo_gguf, python=python)
