@@ -40,32 +40,35 @@ def tok_s(model: Model, n_tokens: int) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--model", type=Path, default=ROOT / "build/demo/SmolLM2-135M-Instruct-Q4_K_M.gguf")
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--tokens", type=int, default=128)
     arguments = parser.parse_args()
     loads: dict[bool, list[float]] = {True: [], False: []}
-    for _ in range(3):
-        for isolated in (True, False):
-            start = time.perf_counter()
-            model = load(arguments.model, n_ctx=2048, isolated=isolated)
-            loads[isolated].append(time.perf_counter() - start)
-            model.unload()
     speeds: dict[bool, list[float]] = {True: [], False: []}
-    with load(arguments.model, n_ctx=2048) as there, load(arguments.model, n_ctx=2048, isolated=False) as here:
-        for _ in range(arguments.rounds):
-            for isolated, model in ((True, there), (False, here)):
-                speeds[isolated].append(tok_s(model, arguments.tokens))
-        trips = []
-        for _ in range(N_ROUND_TRIPS):
+    trips: list[float] = []
+    for n in range(arguments.rounds):  # where a context comes to lie makes it faster or slower for its whole life
+        models: dict[bool, Model] = {}
+        for isolated in (True, False) if n % 2 else (False, True):
             start = time.perf_counter()
-            there.tokenize("a")
+            models[isolated] = load(arguments.model, n_ctx=2048, isolated=isolated)
+            loads[isolated].append(time.perf_counter() - start)
+        for isolated in (True, False, False, True):
+            speeds[isolated].append(tok_s(models[isolated], arguments.tokens))
+        for _ in range(N_ROUND_TRIPS // arguments.rounds):
+            start = time.perf_counter()
+            models[True].tokenize("a")
             trips.append(time.perf_counter() - start)
+        for model in models.values():
+            model.unload()
     trips.sort()
+    ratios = [there / here for there, here in zip(speeds[True], speeds[False], strict=True)]
+    low, middle, high = statistics.quantiles(ratios, n=4)
     result: dict[str, Any] = {
         "bench": "worker",
         "tok_s_worker": round(statistics.median(speeds[True]), 1),
         "tok_s_here": round(statistics.median(speeds[False]), 1),
-        "ratio": round(statistics.median(speeds[True]) / statistics.median(speeds[False]), 3),
+        "ratio": round(middle, 3),
+        "ratio_quartiles": [round(low, 3), round(high, 3)],
         "delivery_ms_median": round(trips[len(trips) // 2] * 500, 3),
         "delivery_ms_p99": round(trips[len(trips) * 99 // 100] * 500, 3),
         "load_later_s": round(statistics.median(loads[True]) - statistics.median(loads[False]), 3),

@@ -7,6 +7,7 @@ callers hand over requests and read events, and any thread may cancel.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import queue
 import threading
@@ -16,8 +17,6 @@ from collections.abc import Callable, Hashable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
-
-import numpy as np
 
 from qwq_lite.backend.context import Aborted, Context
 from qwq_lite.backend.model import LoadedModel
@@ -287,10 +286,10 @@ class Scheduler:
         row = reply.sequence.row
         assert row is not None, "a row is drawn from once, right after its decode"
         for mask in draw.masks:
-            np.add(row, mask, out=row)
+            row += mask
         if draw.banned:
-            row[list(draw.banned)] = -np.inf
-        if (draw.masks or draw.banned) and row.max() == -np.inf:
+            row[list(draw.banned)] = -math.inf
+        if (draw.masks or draw.banned) and row.max() == -math.inf:
             raise EngineError("the masks of this reply leave no token to sample")
         position = len(reply.sequence.tokens)
         return self._sampler.sample(row, draw.sampling, draw_seed(reply.request.seed, reply.track.attempt, position))

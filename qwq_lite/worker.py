@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import importlib
 import os
 import signal
 import sys
@@ -85,6 +86,8 @@ class _Worker:
 
     def _load(self, message: dict[str, Any]) -> dict[str, Any]:
         self._report_aborts()
+        # Reading weights leaves the interpreter free, so what is first needed after them is imported meanwhile.
+        threading.Thread(target=importlib.import_module, args=("numpy",), daemon=True).start()
         options = message["options"]
         if message["plan"] is not None:
             options["plan"] = wire.plan_from_json(message["plan"], gguf_header.read(Path(message["model"])))

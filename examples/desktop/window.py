@@ -220,6 +220,8 @@ class Window(QMainWindow):
         elif isinstance(event, Done):
             if event.reply.finish_reason in _WHY:
                 add(_WHY[event.reply.finish_reason], _REMARK)
+            elif not event.reply.answer:
+                add("The model ended without an answer.", _REMARK)
             stats = event.reply.stats
             self._done(f"{stats.n_generated} tokens, {stats.decode_tok_s:.1f} a second")
         else:

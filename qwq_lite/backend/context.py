@@ -11,17 +11,18 @@ import ctypes
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from qwq_lite.backend import native
 from qwq_lite.backend.model import LoadedModel
 from qwq_lite.choice import KV_TYPES, Choice
 from qwq_lite.errors import EngineError
 
-Row = npt.NDArray[np.float32]
+if TYPE_CHECKING:  # numpy is imported while the weights are read, and not before
+    import numpy as np
+    import numpy.typing as npt
+
+    Row = npt.NDArray[np.float32]
 
 _ABORTED, _FULL = 2, 1
 _ROWS_KEPT = 64
@@ -148,6 +149,8 @@ class Context:
         if row is None:  # the buffer seldom moves, and an array over it costs more than a draw's bookkeeping
             if len(self._rows) > _ROWS_KEPT:
                 self._rows.clear()
+            import numpy as np
+
             row = self._rows[address] = np.ctypeslib.as_array((ctypes.c_float * self.n_vocab).from_address(address))
         return row
 

@@ -9,24 +9,27 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
-from typing import Any
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING, Any
 
 from qwq_lite.backend import native
 from qwq_lite.sampling import Sampling
 
-Row = npt.NDArray[np.float32]
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    Row = npt.NDArray[np.float32]
 
 _CHAINS_KEPT = 8  # without top_k a chain comes to hold 1.8 MB at QwQ's vocabulary
-_CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])  # llama_token_data
+_CANDIDATE = [("id", "i4"), ("logit", "f4"), ("p", "f4")]  # llama_token_data
 
 
 class Sampler:
     """Chains for the settings used last, and the array of candidates they work on. One thread's own."""
 
     def __init__(self, n_vocab: int) -> None:
+        import numpy as np
+
         self._api = native.engine()
         self._chains: dict[Sampling, Any] = {}  # the one that was longest out of use first
         self._ids = np.arange(n_vocab, dtype=np.int32)
