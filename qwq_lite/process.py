@@ -38,7 +38,10 @@ _SILENT_S = 1.5  # without a beat, from a process that the system has stopped; a
 _STUCK_S = 30.0  # the same for a process that the system does run: a machine may be very busy
 _LEAST_HUNG_S, _HUNG_TIMES = 600.0, 20  # no step of the work for so long, or so many times the longest step so far
 _GOODBYE_S = 5.0
-_OBEY_S = 30.0  # from a cancel to the end of its reply: a GPU cannot be interrupted within a batch
+_OBEY_S, _OBEY_TIMES = (
+    60.0,
+    3,
+)  # from a cancel to the end of its reply, or so many times the longest step: batches are not cut
 _REAP_S = 2.0
 
 
@@ -226,10 +229,14 @@ class WorkerProcess:
                 self.kill(f"it did not answer for {silent:.0f} s")
             elif self._busy() and idle > max(_LEAST_HUNG_S, _HUNG_TIMES * self._longest_s):
                 self.kill(f"its work made no step for {idle:.0f} s")
-            elif any(now - max(feed.cancelled_at, self._answered) > _OBEY_S for feed in list(self._feeds.values())):
-                self.kill(f"it did not stop within {_OBEY_S:.0f} s of being asked to")
+            elif self._disobeys(now):
+                self.kill("it did not stop when it was asked to")
             elif self._is_idle(now):
                 self.end()
+
+    def _disobeys(self, now: float) -> bool:
+        limit = max(_OBEY_S, _OBEY_TIMES * self._longest_s)
+        return any(now - max(feed.cancelled_at, self._answered) > limit for feed in list(self._feeds.values()))
 
     def _is_idle(self, now: float) -> bool:
         """Whether nobody asked anything for so long that the memory is given back. Then nobody can any more."""

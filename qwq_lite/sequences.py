@@ -9,13 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
-from qwq_lite.backend.context import CacheFull, Context, Entry
+from qwq_lite.backend.context import CacheFull, Context, Entry, Row
 from qwq_lite.errors import EngineError
-
-if TYPE_CHECKING:
-    from qwq_lite.backend.context import Row
 
 
 @dataclass(frozen=True)

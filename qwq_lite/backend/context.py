@@ -11,7 +11,7 @@ import ctypes
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from qwq_lite.backend import native
 from qwq_lite.backend.model import LoadedModel
@@ -22,7 +22,7 @@ if TYPE_CHECKING:  # numpy is imported while the weights are read, and not befor
     import numpy as np
     import numpy.typing as npt
 
-    Row = npt.NDArray[np.float32]
+Row: TypeAlias = "npt.NDArray[np.float32]"
 
 _ABORTED, _FULL = 2, 1
 _ROWS_KEPT = 64

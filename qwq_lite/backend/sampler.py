@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from qwq_lite.backend import native
 from qwq_lite.sampling import Sampling
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    Row = npt.NDArray[np.float32]
+Row: TypeAlias = "npt.NDArray[np.float32]"
 
 _CHAINS_KEPT = 8  # without top_k a chain comes to hold 1.8 MB at QwQ's vocabulary
 _CANDIDATE = [("id", "i4"), ("logit", "f4"), ("p", "f4")]  # llama_token_data
