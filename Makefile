@@ -18,6 +18,7 @@ REFERENCE := .venv-parity
 COMPARE := $(REFERENCE)/.installed-for-parity
 DESKTOP := .venv-desktop
 FREEZE := $(DESKTOP)/.installed-for-freezing
+# IPython is left out: it is there for the tests, and something frozen would take it along.
 FROZEN := build/desktop
 INSTALLER := pyproject.toml $(wildcard scripts/install*.py)
 
@@ -42,6 +43,7 @@ parity: $(COMPARE) ## compare logits and prompts with transformers (installs tor
 
 desktop: $(FREEZE) ## freeze the example window with PyInstaller, and try it in a real window
 	$(DESKTOP)/bin/pyinstaller --noconfirm --clean --log-level WARN --windowed --name QwQ --paths . --paths examples/desktop \
+		--exclude-module IPython \
 		--distpath $(FROZEN) --workpath $(FROZEN)/work --specpath $(FROZEN)/work examples/desktop/main.py
 	$(DESKTOP)/bin/python -m pytest tests/desktop
 

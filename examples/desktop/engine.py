@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import traceback
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,10 +23,10 @@ class Loaded:
 
 @dataclass(frozen=True)
 class Failed:
-    """Something ended in an error. fatal: no question can follow."""
+    """Something ended in an error. loaded: a question can follow; otherwise the model must be loaded again."""
 
     text: str
-    fatal: bool
+    loaded: bool
 
 
 class _Closing(Exception):
@@ -47,6 +48,10 @@ class Engine:
     def ask(self, question: str) -> None:
         self._questions.put(question)
 
+    def load_again(self) -> None:
+        """After a load that failed."""
+        self._questions.put("")
+
     def stop(self) -> None:
         """End the reply in hand; what was written stays."""
         if self._chat is not None:
@@ -60,16 +65,22 @@ class Engine:
         self._thread.join(_CLOSE_S)
 
     def _work(self) -> None:
-        try:
-            with qwq_lite.load(self._file, on_progress=self._progress) as model:
-                self._chat = chat = model.chat()
-                self.happened.put(Loaded(model.plan.line(), model.notices))
-                while (question := self._questions.get()) is not None:
-                    self._answer(chat, question)
-        except qwq_lite.QwqError as error:
-            self.happened.put(Failed(str(error), fatal=True))
-        except _Closing:
-            return
+        while not self._closing:
+            try:
+                with qwq_lite.load(self._file, on_progress=self._progress) as model:
+                    self._chat = chat = model.chat()
+                    self.happened.put(Loaded(model.plan.line(), model.notices))
+                    while (question := self._questions.get()) is not None:
+                        self._answer(chat, question)
+                return
+            except qwq_lite.QwqError as error:
+                self.happened.put(Failed(str(error), loaded=False))
+            except _Closing:
+                return
+            except Exception as error:  # a window that waits for a thread that is gone says nothing
+                self.happened.put(Failed(f"{type(error).__name__}: {error}", loaded=False))
+                traceback.print_exc()
+            self._questions.get()  # until `load_again` or `close`
 
     def _answer(self, chat: qwq_lite.Chat, question: str) -> None:
         try:
@@ -81,11 +92,12 @@ class Engine:
             how = error.assertion or error.signal or "without a word"
             self.happened.put(
                 Failed(
-                    f"The engine has ended ({how}). Ask again: it is started anew and knows the conversation.", False
+                    f"The engine has ended ({how}). What it wrote stays here and is no part of the conversation.\n{error}",
+                    loaded=True,
                 )
             )
         except qwq_lite.QwqError as error:
-            self.happened.put(Failed(str(error), fatal=False))
+            self.happened.put(Failed(str(error), loaded=True))
 
     def _progress(self, event: qwq_lite.Progress) -> None:
         if self._closing:

@@ -12,6 +12,7 @@ from PySide6.QtGui import (
     QFont,
     QKeyEvent,
     QKeySequence,
+    QPalette,
     QShortcut,
     QTextBlockFormat,
     QTextCharFormat,
@@ -23,6 +24,7 @@ from PySide6.QtWidgets import (
     QHBoxLayout,
     QMainWindow,
     QPlainTextEdit,
+    QProgressBar,
     QPushButton,
     QTextEdit,
     QVBoxLayout,
@@ -34,11 +36,20 @@ from qwq_lite import Answer, Done, Event, Notice, Progress, Thinking
 
 _LOOK_MS = 30
 _INPUT_LINES = 3
+_MARGIN = 12
 _WHY = {
     "cancelled": "Stopped.",
     "length": "Cut at its longest length.",
     "context": "The context is full: the answer ends here.",
 }
+
+
+def _block(*, above: int = 0, left: int = 0) -> QTextBlockFormat:
+    block = QTextBlockFormat()
+    block.setTopMargin(above)
+    block.setLeftMargin(left)
+    block.setLineHeight(118.0, QTextBlockFormat.LineHeightTypes.ProportionalHeight.value)
+    return block
 
 
 def _style(color: str, *, bold: bool = False, italic: bool = False) -> QTextCharFormat:
@@ -64,6 +75,14 @@ class Transcript(QTextEdit):
         self.setReadOnly(True)
         self.setUndoRedoEnabled(False)
         self.setAccessibleName("Conversation")
+        self.document().setDocumentMargin(_MARGIN)
+        font = self.font()
+        font.setPointSize(font.pointSize() + 1)
+        self.setFont(font)
+        colors = self.palette()  # the text's colours are for white paper, whatever the desktop's theme
+        colors.setColor(QPalette.ColorRole.Base, QColor("#ffffff"))
+        colors.setColor(QPalette.ColorRole.Text, _TEXT.foreground().color())
+        self.setPalette(colors)
         self._last: QTextCharFormat | None = None
 
     def add(self, text: str, style: QTextCharFormat, heading: str = "") -> None:
@@ -73,7 +92,7 @@ class Transcript(QTextEdit):
         cursor = QTextCursor(self.document())
         cursor.movePosition(QTextCursor.MoveOperation.End)
         if style is not self._last:
-            self._begin(cursor, heading)
+            self._begin(cursor, heading, left=_MARGIN if style is _THOUGHT else 0)
             self._last = style
             text = text.lstrip("\n")
         cursor.insertText(text, style)
@@ -84,16 +103,14 @@ class Transcript(QTextEdit):
         """What comes next begins a paragraph of its own."""
         self._last = None
 
-    def _begin(self, cursor: QTextCursor, heading: str) -> None:
-        block = QTextBlockFormat()
-        block.setTopMargin(10)
+    def _begin(self, cursor: QTextCursor, heading: str, left: int) -> None:
         if self.document().isEmpty():
-            cursor.setBlockFormat(block)
+            cursor.setBlockFormat(_block())
         else:
-            cursor.insertBlock(block)
+            cursor.insertBlock(_block(above=_MARGIN))
         if heading:
             cursor.insertText(heading, _HEADING)
-            cursor.insertBlock(QTextBlockFormat())
+            cursor.insertBlock(_block(left=left))
 
 
 class Question(QPlainTextEdit):
@@ -106,7 +123,8 @@ class Question(QPlainTextEdit):
         self.setPlaceholderText("Ask something. Enter sends, Shift+Enter begins a line.")
         self.setAccessibleName("Question")
         self.setTabChangesFocus(True)
-        self.setFixedHeight(self.fontMetrics().lineSpacing() * _INPUT_LINES + 14)
+        self.document().setDocumentMargin(_MARGIN / 2)
+        self.setFixedHeight(self.fontMetrics().lineSpacing() * _INPUT_LINES + 2 * _MARGIN)
 
     def keyPressEvent(self, event: QKeyEvent) -> None:  # noqa: N802 - Qt's name
         enter = event.key() in (Qt.Key.Key_Return, Qt.Key.Key_Enter)
@@ -125,14 +143,16 @@ class Window(QMainWindow):
         self.resize(820, 640)
         self._transcript, self._question = Transcript(), Question()
         self._send, self._stop = QPushButton("Send"), QPushButton("Stop")
-        self._ready = False
+        self._bar = QProgressBar()
+        self._ready, self._loaded = False, True
         self._lay_out()
         self._question.sent.connect(self._ask)
         self._send.clicked.connect(self._ask)
         self._stop.clicked.connect(self._stopped)
         QShortcut(QKeySequence(Qt.Key.Key_Escape), self, self._stopped)
-        QShortcut(QKeySequence("Ctrl+Shift+C"), self, self._copy)
-        QShortcut(QKeySequence("Ctrl+Q"), self, self.close)
+        menu = self.menuBar().addMenu("Conversation")
+        menu.addAction("Copy all of it", QKeySequence("Ctrl+Shift+C"), self._copy)
+        menu.addAction("Quit", QKeySequence("Ctrl+Q"), self.close)
         self._engine = Engine(file)
         self._say("Loading")
         self._enable(ready=False)
@@ -160,8 +180,18 @@ class Window(QMainWindow):
         frame = QWidget()
         frame.setLayout(whole)
         self.setCentralWidget(frame)
+        self._bar.setRange(0, 100)
+        self._bar.setFixedWidth(200)
+        self._bar.hide()
+        self.statusBar().addPermanentWidget(self._bar)
 
     def _ask(self) -> None:
+        if not self._loaded:
+            self._loaded = True
+            self._say("Loading")
+            self._enable(ready=False)
+            self._engine.load_again()
+            return
         text = self._question.toPlainText().strip()
         if not text or not self._ready:
             return
@@ -203,8 +233,9 @@ class Window(QMainWindow):
     def _show(self, event: Event | Loaded | Failed) -> None:
         add = self._transcript.add
         if isinstance(event, Progress):
-            done = event.done / event.total if event.total else 1.0
-            self._say(f"{'Loading' if event.stage == 'load' else 'Reading the question'}, {done:.0%}")
+            self._say("Loading" if event.stage == "load" else "Reading the question")
+            self._bar.setValue(round(100 * event.done / event.total) if event.total else 100)
+            self._bar.show()
         elif isinstance(event, Thinking):
             self._say("Thinking; Escape stops")
             add(event.text, _THOUGHT, "Thinking")
@@ -226,11 +257,8 @@ class Window(QMainWindow):
             self._done(f"{stats.n_generated} tokens, {stats.decode_tok_s:.1f} a second")
         else:
             add(event.text, _ERROR)
-            if event.fatal:
-                self._say("The model is not loaded")
-                self._stop.setEnabled(False)
-            else:
-                self._done("The engine is gone, and comes again with the next question")
+            self._loaded = event.loaded
+            self._done("Ask again" if event.loaded else "The model is not loaded")
 
     def _done(self, line: str) -> None:
         self._transcript.end()
@@ -240,10 +268,12 @@ class Window(QMainWindow):
     def _enable(self, *, ready: bool) -> None:
         """The question can be typed at any time, and sent when the engine is free."""
         self._ready = ready
+        self._send.setText("Send" if self._loaded else "Load again")
         self._send.setEnabled(ready)
         self._stop.setEnabled(False)
 
     def _say(self, line: str) -> None:
+        self._bar.hide()
         self.statusBar().showMessage(line)
 
 

@@ -15,7 +15,7 @@ def _is_wanted(library: Path) -> bool:
     """Whether a library must be named here: what another one needs, under a name of its own, PyInstaller finds."""
     stem = library.name.split(".")[0]
     if stem in (_OPENED, _UNUSED):
-        return stem == _OPENED
+        return stem == _OPENED and library.name.count(".") == 1  # macOS' other names end in .dylib too
     others = (path for path in library.parent.glob(f"{stem}.*") if path != library)
     return not any(filecmp.cmp(library, other, shallow=False) for other in others)
 
