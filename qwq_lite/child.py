@@ -16,6 +16,7 @@ from qwq_lite.errors import UsageError
 
 MARK = "QWQ_LITE_WORKER"  # in a child's environment: what it is to run, as module:function
 TIMEOUT_S = 120  # the first load of a CUDA build compiles kernels for cards newer than itself
+PARENT = os.getppid()  # as early as can be: a host may die while its child still imports
 _PACKAGE = "qwq_lite"
 _IN_PARTS = ("llama_cpp", "gguf")  # whole, they import a tenth of a second of what is not used here
 _ready = False  # whether this program asked, at its start, if it is a child
@@ -116,7 +117,8 @@ def _command(target: str, python: str | None) -> list[str]:
             )
         return [sys.executable]
     # -c and the parent's own path: with -m, a file called numpy.py in the current folder would be taken for numpy.
-    code = f"import sys; sys.path[:] = {sys.path!r}; from qwq_lite import child; child.serve({target!r})"
+    places = [place for place in sys.path if place]  # "" is the current folder too
+    code = f"import sys; sys.path[:] = {places!r}; from qwq_lite import child; child.serve({target!r})"
     return [python or sys.executable, "-c", code]
 
 

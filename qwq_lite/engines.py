@@ -8,6 +8,7 @@ another process has now, counts for nothing and is deleted by who reads it.
 from __future__ import annotations
 
 import contextlib
+import glob
 import itertools
 import json
 import os
@@ -44,7 +45,7 @@ class Running:
 def register(model: Path, n_bytes: int) -> Callable[[], None]:
     """Enter this process's engine; what is returned takes it out again. Never raises, also not where nothing can be written."""
     process = psutil.Process()
-    path = folder() / f"{platform.node()}-{process.pid}-{next(_NUMBERS)}{_SUFFIX}"
+    path = folder() / f"{process.pid}-{next(_NUMBERS)}{_here()}"
     with contextlib.suppress(OSError, psutil.Error):
         entry = {
             "pid": process.pid,
@@ -55,9 +56,12 @@ def register(model: Path, n_bytes: int) -> Callable[[], None]:
         }
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         handle, made = tempfile.mkstemp(dir=path.parent)  # for its owner only, and whole when it has its name
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump(entry, file)
-        Path(made).replace(path)
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                json.dump(entry, file)
+            Path(made).replace(path)
+        except OSError:
+            Path(made).unlink()
 
     def leave() -> None:
         with contextlib.suppress(OSError):
@@ -70,7 +74,7 @@ def running() -> list[Running]:
     """Engines that hold memory now, the largest first."""
     found = []
     with contextlib.suppress(OSError):
-        for path in sorted(folder().glob(f"{platform.node()}*{_SUFFIX}")):
+        for path in sorted(folder().glob(f"*{glob.escape(_here())}")):
             with contextlib.suppress(OSError):
                 entry = _read(path)
                 if entry is None:
@@ -84,11 +88,16 @@ def forget(pid: int) -> Running | None:
     """Take out the engine of a process that has died, and return what it was."""
     found = None
     with contextlib.suppress(OSError):
-        for path in folder().glob(f"{platform.node()}-{pid}-*{_SUFFIX}"):
+        for path in folder().glob(f"{pid}-*{glob.escape(_here())}"):
             with contextlib.suppress(OSError, ValueError, KeyError, TypeError, OverflowError):
                 found = _entry(json.loads(path.read_text("utf-8")))
                 path.unlink()
     return found
+
+
+def _here() -> str:
+    """How names of this machine's entries end: homes may be shared by several."""
+    return f"@{platform.node()}{_SUFFIX}"
 
 
 def folder() -> Path:

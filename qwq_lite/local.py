@@ -69,6 +69,7 @@ def load(
         plan = planning.plan_header(header, room, wishes)
     else:
         plan, notice = planning.adapted(plan, header, room)
+    leave = engines.register(file, plan.footprint.total)  # before it is loaded: two programs may start together
     notices = [
         *([notice] if notice else []),
         *planning.remarks(plan.candidate.shape, room, plan.wishes),
@@ -80,7 +81,6 @@ def load(
             on_progress(Progress("load", share, 1.0))
 
     types = header.keys.get("tokenizer.ggml.token_type")
-    leave = engines.register(file, plan.footprint.total)  # before it is loaded: two programs may start together
     weights = context = None
     try:
         weights = LoadedModel(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -172,7 +173,7 @@ def held(plan: RunPlan | None = None) -> list[str]:
 
     What an engine has mapped counts as free for all others, until it reads its weights again.
     """
-    others = engines.running()
+    others = [other for other in engines.running() if other.pid != os.getpid()]
     if plan is not None and not plan.refused:
         host = plan.footprint.host.total + sum(other.n_bytes for other in others)
         if host <= plan.room.host or plan.room.gpus:

@@ -15,7 +15,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from concurrent.futures import TimeoutError as FutureTimeout
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from qwq_lite import child, engines, wire
 from qwq_lite.errors import EngineClosed, EngineCrashed, QwqError
 from qwq_lite.events import Answer, Done, Thinking
 from qwq_lite.plan import GIB
-from qwq_lite.stream import Feed
+from qwq_lite.stream import MOST_UNREAD, Feed
 from qwq_lite.wire import Pipe
 
 _LINES_KEPT = 20
@@ -38,10 +38,9 @@ _SILENT_S = 1.5  # without a beat, from a process that the system has stopped; a
 _STUCK_S = 30.0  # the same for a process that the system does run: a machine may be very busy
 _LEAST_HUNG_S, _HUNG_TIMES = 600.0, 20  # no step of the work for so long, or so many times the longest step so far
 _GOODBYE_S = 5.0
-_OBEY_S, _OBEY_TIMES = (
-    60.0,
-    3,
-)  # from a cancel to the end of its reply, or so many times the longest step: batches are not cut
+# From a cancel to the end of its reply, or so many times the longest step: a batch on a GPU is not cut.
+_OBEY_S, _OBEY_TIMES = 60.0, 3
+_ON_DISK = ("save", "restore")  # as long as the disk takes, and without a step
 _REAP_S = 2.0
 
 
@@ -64,8 +63,11 @@ class WorkerProcess:
         self._lines: deque[str] = deque(maxlen=_LINES_KEPT)
         self._lines_read = threading.Event()
         self._assertion, self._reason, self._closing = "", "", False
-        self._seen = self._stepped = self._used = self._answered = time.monotonic()
-        self._n_steps, self._longest_s = 0, 0.0
+        # When it last said anything; when its work last made a step; when it was last asked; when it last answered a call; when
+        # the watch last looked.
+        self._seen = self._stepped = self._used = self._answered = self._looked = time.monotonic()
+        self._n_steps, self._longest_s, self._n_on_disk = 0, 0.0, 0
+        self.gone_at = math.inf
         self.process = child.start("qwq_lite.worker:main", python)
         assert self.process.stdin and self.process.stdout and self.process.stderr
         self._pipe = Pipe(self.process.stdout.fileno(), self.process.stdin.fileno())
@@ -84,6 +86,7 @@ class WorkerProcess:
                 thread.start()
         except BaseException:  # no memory for one: nobody would watch it
             self.process.kill()
+            self.process.wait()
             raise
 
     def ask(
@@ -108,6 +111,8 @@ class WorkerProcess:
             if self.gone is not None:
                 raise self._epitaph("")
             self._waiting[number] = future
+            self._used = time.monotonic()
+            self._n_on_disk += verb in _ON_DISK
             if feed is not None:
                 feed.number = number
                 self._feeds[number] = feed
@@ -120,6 +125,9 @@ class WorkerProcess:
             if left is not None:
                 left.cancel()
             raise
+        finally:
+            with self._lock:
+                self._n_on_disk -= verb in _ON_DISK
 
     def progress(self) -> Iterator[float]:
         """Shares of the load that were said since the last call."""
@@ -176,7 +184,8 @@ class WorkerProcess:
     def _take(self, message: dict[str, Any]) -> None:
         if "beat" in message:
             if message["beat"] != self._n_steps or not self._busy():
-                self._longest_s = max(self._longest_s, self._seen - self._stepped if self._busy() else 0.0)
+                if self._busy() and self._seen - self._looked < _ASLEEP_S:  # else it may have slept in between
+                    self._longest_s = max(self._longest_s, self._seen - self._stepped)
                 self._n_steps, self._stepped = message["beat"], self._seen
         elif "load" in message:
             self._progress.put(float(message["load"]))
@@ -197,8 +206,8 @@ class WorkerProcess:
         with self._lock:
             future = self._waiting.pop(message["id"], None)
             feed = self._feeds.pop(message["id"], None) if "error" in message else None
-        self._answered = self._seen  # what was asked before may have been waiting for this
         if future is not None:
+            self._answered = self._seen  # what was asked before may have been waiting for this
             if "error" in message:
                 future.set_exception(wire.error_from_json(message["error"]))
             else:
@@ -223,7 +232,9 @@ class WorkerProcess:
             now = time.monotonic()
             if now - before > _ASLEEP_S:
                 self._seen = self._stepped = self._answered = now
-            before = now
+            before = self._looked = now
+            if self._n_on_disk or any(feed.unread for feed in list(self._feeds.values())):
+                self._stepped = self._answered = now  # it waits for the disk, or for a reader
             silent, idle = now - self._seen, now - self._stepped
             if silent > _STUCK_S or (silent > _SILENT_S and self._is_stopped()):
                 self.kill(f"it did not answer for {silent:.0f} s")
@@ -235,8 +246,10 @@ class WorkerProcess:
                 self.end()
 
     def _disobeys(self, now: float) -> bool:
+        """Whether a reply that has begun goes on long after it was cancelled."""
         limit = max(_OBEY_S, _OBEY_TIMES * self._longest_s)
-        return any(now - max(feed.cancelled_at, self._answered) > limit for feed in list(self._feeds.values()))
+        begun = [feed for feed in list(self._feeds.values()) if feed.begun]
+        return any(now - max(feed.cancelled_at, self._answered) > limit for feed in begun)
 
     def _is_idle(self, now: float) -> bool:
         """Whether nobody asked anything for so long that the memory is given back. Then nobody can any more."""
@@ -260,7 +273,7 @@ class WorkerProcess:
         code = self.process.wait()
         self._lines_read.wait(_REAP_S)
         with self._lock:
-            self.gone = self._post_mortem(code)
+            self.gone, self.gone_at = self._post_mortem(code), time.monotonic()
             waiting, feeds = list(self._waiting.values()), list(self._feeds.values())
             self._waiting.clear()
             self._feeds.clear()
@@ -310,6 +323,7 @@ class RemoteFeed(Feed):
         super().__init__(lambda feed: worker.tell({"id": self.number, "do": "cancel"}))
         self.number = 0
         self.texts: list[str] = []
+        self.begun = False
         self.cancelled_at = math.inf
         self._worker, self._n_taken = worker, 0
 
@@ -317,7 +331,13 @@ class RemoteFeed(Feed):
         self.cancelled_at = min(self.cancelled_at, time.monotonic())
         super().cancel()
 
+    @property
+    def unread(self) -> bool:
+        """Whether its reader is so far behind that the engine waits."""
+        return self.events.qsize() > MOST_UNREAD - _ACK_EVERY
+
     def put(self, event: Any) -> None:
+        self.begun = True
         if isinstance(event, Thinking | Answer):
             self.texts.append(event.text)
         super().put(event)
@@ -330,13 +350,16 @@ class RemoteFeed(Feed):
 
 
 def _result(future: Future[Any], deadline: float, meanwhile: Callable[[], None]) -> Any:
-    """A future's result. In short waits, for on Windows a long one cannot be interrupted."""
+    """A future's result. In short waits, for on Windows a long one cannot be interrupted; a sleep of the host does not count."""
     while True:
         meanwhile()
-        try:
-            result = future.result(max(0.0, min(_LOOK_S, deadline - time.monotonic())))
+        before = time.monotonic()
+        wait([future], max(0.0, min(_LOOK_S, deadline - before)))
+        if future.done():
             meanwhile()  # what came before the result, and after the last look
-            return result
-        except FutureTimeout:
-            if not future.done() and time.monotonic() >= deadline:
-                raise
+            return future.result()
+        now = time.monotonic()
+        if now - before > _ASLEEP_S:
+            deadline += now - before
+        elif now >= deadline:
+            raise FutureTimeout

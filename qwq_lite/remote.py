@@ -13,7 +13,6 @@ import os
 import threading
 import time
 import weakref
-from collections import deque
 from collections.abc import Callable, Hashable, Iterator
 from concurrent.futures import TimeoutError as FutureTimeout
 from pathlib import Path
@@ -30,8 +29,8 @@ from qwq_lite.plan import RunPlan
 from qwq_lite.process import RemoteFeed, Retired, WorkerProcess
 from qwq_lite.stream import Stream, in_thread
 
-_BEGIN_S = 20.0  # for the prompt of a reply; a template has 2 s by its own clock
-_CRASHES, _WITHIN_S = 3, 60.0
+_BEGIN_S = 60.0  # for messages to become a prompt; a template has 2 s by its own clock
+_CRASHES, _WITHIN_S = 3, 60.0  # in a row, each so soon after its load
 
 
 class RemoteModel(Model):
@@ -55,7 +54,8 @@ class RemoteModel(Model):
         self._changing = threading.RLock()
         self._closed = False
         self._owner = os.getpid()
-        self._crashes: deque[float] = deque(maxlen=_CRASHES)
+        self._n_crashes, self._loaded_at = 0, math.inf
+        self._counted: WorkerProcess | None = None  # the last whose crash was counted
         # The worker at hand, apart from self: the finalizer that ends it must not hold self.
         self._held: list[WorkerProcess] = []
         weakref.finalize(self, _drop, self._held, self._owner)
@@ -80,7 +80,7 @@ class RemoteModel(Model):
             worker = self._alive()
             feed = RemoteFeed(worker)
             with contextlib.suppress(Retired), _as_template_error(worker, self._file):
-                worker.ask("generate", feed=feed, timeout_s=_BEGIN_S, **fields)
+                worker.ask("generate", feed=feed, timeout_s=_BEGIN_S if _is_templated(prompt) else math.inf, **fields)
                 return Stream(feed)
 
     async def agenerate(self, prompt: Prompt, *, session: Hashable = None, **options: Any) -> Stream:
@@ -127,20 +127,25 @@ class RemoteModel(Model):
                 raise EngineClosed(f"{self._file}: the model is unloaded; load it again")
             worker = self._held[0]
             if worker.crash is not None:
-                self._count(worker.crash)
+                self._count(worker, worker.crash)
             if worker.retired or worker.gone is not None:
                 worker.wait()  # never two models at once
                 self._start()
             return self._held[0]
 
-    def _count(self, crash: EngineCrashed) -> None:
-        """Raises: EngineCrashed when there were too many."""
-        now = time.monotonic()
-        self._crashes.append(now)
-        if len(self._crashes) == _CRASHES and now - self._crashes[0] < _WITHIN_S:
+    def _count(self, worker: WorkerProcess, crash: EngineCrashed) -> None:
+        """Raises: EngineCrashed after too many, until a minute has passed."""
+        if worker is not self._counted:
+            self._counted = worker
+            soon = worker.gone_at - min(self._loaded_at, worker.gone_at) < _WITHIN_S
+            self._n_crashes = self._n_crashes + 1 if soon else 1
+        if self._n_crashes >= _CRASHES:
+            if time.monotonic() - worker.gone_at >= _WITHIN_S:
+                self._n_crashes = 0
+                return
             error = EngineCrashed(
-                f"{self._file}: the engine crashed {_CRASHES} times within {_WITHIN_S:.0f} s, the last time: {crash};"
-                " run: qwq-lite doctor"
+                f"{self._file}: the engine crashed {_CRASHES} times, each within {_WITHIN_S:.0f} s of its load, the last time:"
+                f" {crash}; wait a minute, or run: qwq-lite doctor"
             )
             error.signal, error.assertion, error.lines = crash.signal, crash.assertion, crash.lines
             raise error
@@ -150,7 +155,10 @@ class RemoteModel(Model):
             worker = WorkerProcess(self._file, self._python, self._idle_s)
         except (OSError, RuntimeError) as error:  # no such interpreter, no memory, too many processes
             raise EngineError(f"{self._file}: the engine's process cannot be started: {error}") from error
-        self._held[:] = [worker]
+        self._held[:], self._loaded_at = [worker], math.inf
+        if self._closed:  # meanwhile, by another thread, which ended the one before
+            worker.kill()
+            raise EngineClosed(f"{self._file}: the model is unloaded; load it again")
         try:
             if self._header is None:  # while the child starts
                 self._header = gguf_header.read(self._file)
@@ -162,6 +170,7 @@ class RemoteModel(Model):
         self.n_ctx, self.notices = int(found["n_ctx"]), tuple(found["notices"])
         self.plan = wire.plan_from_json(found["plan"], self._header)
         self.engine = report_from_json(found["engine"])
+        self._loaded_at = time.monotonic()
 
     def _show(self) -> None:
         """Load progress, on the thread that loads."""
@@ -186,6 +195,10 @@ def _as_template_error(worker: WorkerProcess, file: Path) -> Iterator[None]:
             f"{file}: its chat template (tokenizer.chat_template) did not end within {_BEGIN_S:.0f} s; the next call starts the"
             " engine anew"
         ) from error
+
+
+def _is_templated(prompt: Prompt) -> bool:
+    return not isinstance(prompt, str) and not all(isinstance(part, int) for part in prompt)
 
 
 def _name(session: Hashable) -> str | None:

@@ -129,6 +129,8 @@ class Scheduler:
         # Without a lock, for a signal handler may come through here: an abort that hits another reply is only repeated work.
         if any(reply.feed is feed for reply in self._active):
             self._context.abort(True)
+        else:  # it waits, and so may the engine, in the midst of another reply
+            self._inbox.put(_Job(lambda _sequences: None, Future()))
 
     def _work(self) -> None:
         try:

@@ -14,6 +14,7 @@ import contextlib
 import hashlib
 import json
 import mmap
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -126,7 +127,8 @@ def _mapped(file: files.RandomAccessFile, access: int) -> Iterator[memoryview]:
     view = memoryview(mapping)
     try:
         yield view
-        if access == mmap.ACCESS_WRITE:
+        # Linux's fsync, which comes after, writes mapped pages too. A flush holds the interpreter for as long as the disk takes.
+        if access == mmap.ACCESS_WRITE and sys.platform != "linux":
             mapping.flush()
     finally:
         # While an error is on its way up its traceback may hold a part of the mapping, which then closes with it.

@@ -83,8 +83,10 @@ def encoded(message: dict[str, Any]) -> bytes:
     """A message as it goes through the pipe. Raises: UsageError for what is no JSON."""
     try:
         data = json.dumps(message, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass")
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise UsageError(f"messages and options must be texts, numbers, lists and dicts: {error}") from error
+    if len(data) > _MOST_BYTES:
+        raise UsageError(f"a prompt of {len(data):,} bytes; {_MOST_BYTES:,} are the most, and no context holds them")
     return _LENGTH.pack(len(data)) + data
 
 

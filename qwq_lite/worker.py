@@ -20,7 +20,7 @@ from typing import Any
 
 import psutil
 
-from qwq_lite import gguf_header, local, wire
+from qwq_lite import child, gguf_header, local, wire
 from qwq_lite.backend import native
 from qwq_lite.errors import EngineError
 from qwq_lite.events import Done, Progress
@@ -36,7 +36,7 @@ def main() -> None:
     """The child's whole life."""
     pipe = _own_pipe()
     _settle()
-    threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
+    threading.Thread(target=_end_with_parent, args=(child.PARENT,), daemon=True).start()
     worker = _Worker(pipe)
     threading.Thread(target=worker.beat, daemon=True).start()
     while (message := pipe.receive()) is not None:
@@ -197,7 +197,9 @@ def _own_pipe() -> Pipe:
 
 def _settle() -> None:
     """Ctrl-C is the host's to answer; the desktop goes first; a crash leaves neither core nor dialog."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT"):  # they go to the host's whole group; it may want to save
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
     if sys.platform == "win32":
         ctypes.windll.kernel32.SetErrorMode(0x0001 | 0x0002 | 0x8000)  # no dialogs of any kind
         psutil.Process().nice(psutil.BELOW_NORMAL_PRIORITY_CLASS)
@@ -205,7 +207,7 @@ def _settle() -> None:
     import resource
 
     with contextlib.suppress(OSError, ValueError):
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        resource.setrlimit(resource.RLIMIT_CORE, (1, 1))  # 0 would not hold where dumps go to a program: core(5)
     with contextlib.suppress(OSError):
         os.nice(_NICENESS)
 

@@ -89,6 +89,15 @@ class User:
     def sees(self, enough: Callable[[str], bool]) -> str:
         return self.until(self.transcript, enough)
 
+    def send(self) -> None:
+        """Press Enter until there is an answer: what is sent while the model loads stays in the field."""
+
+        def once() -> str:
+            self.press("Return")
+            return self.transcript()
+
+        self.until(once, lambda text: bool(answer(text)))
+
     def engine(self) -> psutil.Process:
         return self.until(lambda: psutil.Process(self.program.pid).children(recursive=True), bool)[-1]
 
@@ -115,9 +124,7 @@ def answer(text: str) -> str:
 
 def test_a_question_is_answered_and_a_reply_stopped(user: User) -> None:
     user.type("What is the capital of France?")
-    while not answer(user.transcript()):  # what is sent while the model loads stays in the field
-        user.press("Return")
-        time.sleep(0.2)
+    user.send()
     user.press("Escape")
     user.sees(lambda text: text.startswith("You\nWhat is the capital of France?"))
     user.ask(LONG)
@@ -132,9 +139,7 @@ def test_a_question_is_answered_and_a_reply_stopped(user: User) -> None:
 
 def test_the_window_survives_its_engine(user: User) -> None:
     user.type(LONG)
-    while not answer(user.transcript()):
-        user.press("Return")
-        time.sleep(0.05)
+    user.send()
     before = user.engine()
     before.send_signal(signal.SIGKILL)
     crashed = user.sees(lambda text: "The engine has ended (SIGKILL)" in text)
@@ -148,9 +153,7 @@ def test_the_window_survives_its_engine(user: User) -> None:
 def test_nothing_is_left_of_it(user: User, how: str) -> None:
     if how != "closed while loading":
         user.type(LONG)
-        while not answer(user.transcript()):
-            user.press("Return")
-            time.sleep(0.05)
+        user.send()
     engine = user.engine()
     if how == "killed":
         user.program.kill()
@@ -163,9 +166,7 @@ def test_nothing_is_left_of_it(user: User, how: str) -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_the_engine_maps_its_libraries_once_and_the_window_none(user: User) -> None:
     user.type("Hi")
-    while not answer(user.transcript()):
-        user.press("Return")
-        time.sleep(0.2)
+    user.send()
     engine, window = mapped(user.engine().pid), mapped(user.program.pid)
     libraries = [path.name.split(".")[0] for path in engine if path.name.startswith(ENGINE)]
     assert len(libraries) == len(set(libraries)) >= 3

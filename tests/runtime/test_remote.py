@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import random
 import signal
@@ -67,8 +68,10 @@ def struck(model: RemoteModel, number: int, after: int = 10) -> qwq_lite.EngineC
 def gone(pid: int, within_s: float = 10) -> bool:
     deadline = time.monotonic() + within_s
     while psutil.pid_exists(pid) and time.monotonic() < deadline:
-        if psutil.Process(pid).status() == psutil.STATUS_ZOMBIE and psutil.Process(pid).ppid() != os.getpid():
-            return True
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process = psutil.Process(pid)
+            if process.status() == psutil.STATUS_ZOMBIE and process.ppid() != os.getpid():
+                return True
         time.sleep(0.05)
     return not psutil.pid_exists(pid)
 
@@ -254,6 +257,8 @@ def test_no_engine_outlives_its_host(demo_gguf: Path, fork: bool) -> None:
 
 SLEEPER = """
 import qwq_lite
+from qwq_lite import process
+process._STUCK_S = 2.0
 with qwq_lite.load({file!r}, n_ctx=1024) as model:
     print(model.pid, flush=True)
     reply = model.ask({question!r}, max_tokens=600, temperature=0.0)
@@ -381,11 +386,51 @@ def test_an_idle_engine_gives_its_memory_back_and_comes_again(demo_gguf: Path) -
 
 
 def test_calls_that_meet_the_end_of_idleness_are_answered(demo_gguf: Path) -> None:
-    """Asked again and again at the moment when the engine goes."""
-    with load(demo_gguf, n_ctx=512, idle_unload=0.25) as model:
+    """Asked again and again at the moment when the engine goes; and one that is asked all the time does not go."""
+    with load(demo_gguf, n_ctx=512, idle_unload=0.4) as model:
+        assert isinstance(model, RemoteModel)
+        first = pid_of(model)
+        for _ in range(30):
+            assert model.tokenize("Hello")
+            time.sleep(0.05)
+        assert pid_of(model) == first
+        seen = set()
         for n in range(8):
             assert model.tokenize("Hello")
-            time.sleep(0.2 + n * 0.02)
+            seen.add(pid_of(model))
+            time.sleep(0.38 + n * 0.02)
+        assert len(seen) > 1
+
+
+def test_a_waiting_reply_is_cancelled_beside_one_that_runs(model: RemoteModel) -> None:
+    running = model.generate("1 2 3 4 5 6 7 8 9 10 11 12", max_tokens=400, temperature=0.0)
+    waiting = model.generate("a b c d", max_tokens=400)
+    waiting.cancel()
+    (ended,) = list(waiting)
+    assert isinstance(ended, qwq_lite.Done)
+    assert ended.reply.finish_reason == "cancelled"
+    assert not running.finished
+    assert running._feed.events.qsize() < 300  # it did not wait for the other's end
+    assert isinstance(list(running)[-1], qwq_lite.Done)
+
+
+def test_a_reader_that_waits_is_no_hang(fragile: RemoteModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "_LEAST_HUNG_S", 1.0)
+    monkeypatch.setattr(process, "_HUNG_TIMES", 0)
+    stream = fragile.generate("1 2 3 4 5 6 7 8 9 10 11 12", max_tokens=1200, temperature=0.0)
+    deadline = time.monotonic() + WAIT_S
+    while not stream._feed.unread and time.monotonic() < deadline:  # type: ignore[attr-defined]
+        time.sleep(0.05)
+    time.sleep(3)
+    assert isinstance(list(stream)[-1], qwq_lite.Done)
+
+
+@posix
+def test_work_without_a_step_is_a_hang(fragile: RemoteModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "_LEAST_HUNG_S", 0.0)
+    monkeypatch.setattr(process, "_HUNG_TIMES", 0)
+    with pytest.raises(qwq_lite.EngineCrashed, match="made no step"):
+        fragile.ask(LONG * 20, max_tokens=5)
 
 
 def test_an_engine_that_does_not_stop_is_ended(fragile: RemoteModel, monkeypatch: pytest.MonkeyPatch) -> None:
