@@ -12,6 +12,7 @@ from qwq_lite.history import WhenFull
 from qwq_lite.prompt import Message
 from qwq_lite.stream import Stream
 
+MOST_STOP_CHARS = 1_000  # every beginning of a stop text is kept, to know what must be held back
 Prompt = Sequence[Message] | str | Sequence[int]
 
 
@@ -51,6 +52,8 @@ class Options:
                 raise UsageError(f"{name} is {value!r}, a number is allowed")
         if self.stop is not None and not _all(self.stop, str):
             raise UsageError(f"stop is {self.stop!r}; a list of texts is allowed, none of them empty")
+        if self.stop is not None and any(len(text) > MOST_STOP_CHARS for text in self.stop):
+            raise UsageError(f"a text of stop has more than {MOST_STOP_CHARS:,} characters; give its beginning")
         if self.tools is not None and not _all(self.tools, Mapping):
             raise UsageError(
                 f"tools is {self.tools!r}; a list of JSON schemas is allowed, each a dict that is not empty"

@@ -169,9 +169,10 @@ def test_a_build_without_the_symbol_is_no_error(ghost_gguf: Path, monkeypatch: p
 
     def in_a_child_without_it(command: list[str], **options: Any) -> Any:
         *before, code = command
-        gone = "import qwq_lite.backend.measure as m; m._BREAKDOWN = 'no_such_symbol'; _answer()"
-        assert code.endswith("; _answer()")
-        return run([*before, code.removesuffix("_answer()") + gone], **options)
+        path, _, serve = code.partition("from qwq_lite import child; ")
+        assert serve == "child.serve('qwq_lite.backend.measure:_answer')"
+        gone = "import qwq_lite.backend.measure as m; m._BREAKDOWN = 'no_such_symbol'; m._answer()"
+        return run([*before, path + gone], **options)
 
     monkeypatch.setattr(subprocess, "run", in_a_child_without_it)
     assert measure(ghost_gguf, [Choice(256)]) is None
