@@ -1,8 +1,7 @@
 """Engines that run on this machine, so that a program that finds no memory can say who holds it. Advice only: no plan needs it.
 
-One small file for each, in the user's own state folder, named after its machine and process (homes may be shared by
-several). A file whose process is gone, or whose number
-another process has now, counts for nothing and is deleted by who reads it.
+One small file for each, in the user's own state folder, named after its process and machine (homes may be shared by several). A
+file whose process is gone, or whose number another process has now, counts for nothing and is deleted by who reads it.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ Four threads: one reads what it says, one writes, one keeps its last lines, one 
 from __future__ import annotations
 
 import contextlib
+import copy
 import itertools
 import math
 import queue
@@ -311,8 +312,8 @@ class WorkerProcess:
         crash = self.gone
         if self._closing or crash is None:
             return EngineClosed(f"{self._file}: the model is unloaded; load it again")
-        error = EngineCrashed(*crash.args)
-        error.signal, error.assertion, error.lines, error.partial = crash.signal, crash.assertion, crash.lines, partial
+        error = copy.copy(crash)  # each caller's own: a traceback is added to it
+        error.partial = partial
         return error
 
 

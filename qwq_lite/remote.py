@@ -7,6 +7,7 @@ call starts another. Conversations go on: what was cached of them is computed ag
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import math
 import os
@@ -143,11 +144,11 @@ class RemoteModel(Model):
             if time.monotonic() - worker.gone_at >= _WITHIN_S:
                 self._n_crashes = 0
                 return
-            error = EngineCrashed(
+            error = copy.copy(crash)
+            error.args = (
                 f"{self._file}: the engine crashed {_CRASHES} times, each within {_WITHIN_S:.0f} s of its load, the last time:"
-                f" {crash}; wait a minute, or run: qwq-lite doctor"
+                f" {crash}; wait a minute, or run: qwq-lite doctor",
             )
-            error.signal, error.assertion, error.lines = crash.signal, crash.assertion, crash.lines
             raise error
 
     def _start(self) -> None:
