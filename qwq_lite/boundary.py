@@ -14,51 +14,96 @@ _NOUNS = (
     r"|evaluations?|list|version|implementation|explanation|summary|statement|guess|clue"
 )
 _CHINESE = "答案|解答|回答|结果|评分|得分|分数|方案|结论|输出|代码|排名|选择|答复|解法|总结"
-# A heading is Markdown's, or one bold line; a colon may stand within or after the stars.
-HEADING = re.compile(
-    rf"[ \t]*(?:\#{{1,6}}[ \t]*(?:\*\*)?|\*\*)[ \t]*"
-    rf"(?:(?:(?:my|the|our|a)[ ]+)?final[ ]+(?:[a-z]+[ ]+)?(?:{_NOUNS})|最[终終后後]的?(?:{_CHINESE}))"
-    r"[ \t]*[::]?[ \t]*(?:\*\*)?[ \t]*[::]?[ \t]*",
+# A heading is Markdown's, or one bold line; a colon may stand within or after the stars. Without either it needs its colon.
+_FINAL = (
+    rf"(?:(?:my|the|our|a)[ ]+)?(?:final[ ]+(?:[a-z]+[ ]+)?(?:{_NOUNS})|answers?)|最[終终後后]的?(?:{_CHINESE})|答案"
+)
+_HEADING = re.compile(
+    rf"[ \t]*(?:\#{{1,6}}[ \t]*(?:\*\*)?|\*\*)[ \t]*(?:{_FINAL})[ \t]*[:\uff1a]?[ \t]*(?P<end>(?:\*\*)?[ \t]*[:\uff1a]?)[ \t]*",
     re.IGNORECASE,
 )
+_PLAIN = ("final answer", "the final answer", "my final answer", "最终答案")
 LONGEST_HEADING = 60  # characters; a line that is longer is none
-_BOXED = re.compile(r"[ \t]*(?:\\\[|\$\$?|\\\()?[ \t]*\\boxed\{")
+_OPENERS = ("\\[", "$$")  # of a display, which the box may follow on the next line
+_BOXED = re.compile(r"[ \t]*(?:(?:\\\[|\$\$?|\\\()[ \t]*\n?)?[ \t]*\\boxed\{")
+_BOXED_SO_FAR = re.compile(r"(?:(?:\\[\[(]|\$\$?)[ \t]*\n?)?[ \t]*(?:\\(?:b(?:o(?:x(?:ed?)?)?)?)?)?\Z")
 _CLOSING = re.compile(
     r"(?:(?:so|thus|hence|therefore|in conclusion|in summary|overall|finally|and so|ultimately)\b[, ]*)?"
     r"(?:i(?:'ll| will| would)? (?:conclude|say|answer)\b[^.\n]{0,40}?)?"
-    r"(?:the|my|our)[ ](?:final |correct |best |required |only )*(?:answers?|solution|result|final scores?|ratings?)\b"
+    r"(?:the|my|our)[ ](?:final |correct |best |required |only )*"
+    r"(?:answers?|solution|result|options?|choice|final scores?|ratings?)\b"
     r"(?:[ ](?:here|to (?:this|the) (?:question|problem)))?[ ]?(?:is|are|would be|should be|must be|as follows|:)"
     r"|(?:因此|所以|综上所述|综上|故|总之)[，, ]*[^。\n]{0,12}?(?:答案|评分|得分|结果|结论|选项)[^。\n]{0,6}?(?:如下|为|是|：)",
     re.IGNORECASE,
 )
+_CONCLUSION = re.compile(r"(?:(?:therefore|thus|hence)\b|因此|综上|所以)[^\n]{1,200}\s*", re.IGNORECASE)
+_DOUBT = re.compile(r"\s*(?:no\b|wait|hmm|but\b|actually|hold on|不对|不過|不过|等等|等一下|但)", re.IGNORECASE)
 _SENTENCE = re.compile(r"[.!?。！？](?:[ \t]+|(?<=[。！？]))|\n+")
 _TAIL, _NEAR = 0.6, 200  # a closing sentence stands in the last part of a text, or so many characters from its end
 
 
 def is_heading(line: str) -> bool:
     """Whether a whole line announces the answer."""
-    return len(line) <= LONGEST_HEADING and HEADING.fullmatch(line) is not None
-
-
-def may_become_heading(line: str) -> bool:
-    """Whether an unfinished line could still be one: then it is held back."""
-    bare = line.lstrip(" \t")
-    return len(line) <= LONGEST_HEADING and (not bare or bare[0] in "#*")
+    if len(line) > LONGEST_HEADING:
+        return False
+    plain = line.strip(" \t")
+    return _HEADING.fullmatch(line) is not None or (plain[-1:] in ":\uff1a" and plain[:-1].rstrip().lower() in _PLAIN)
 
 
 def is_boxed(line: str) -> bool:
     """Whether a line is a boxed result on display."""
-    return _BOXED.match(line) is not None
+    return _BOXED.match(line[:LONGEST_HEADING]) is not None
+
+
+def is_fence(line: str) -> bool:
+    """Whether a line opens or closes a block of code, in which nothing announces an answer."""
+    return line.lstrip(" \t").startswith("```")
+
+
+def ends_in_code(text: str) -> bool:
+    """Whether a text ends within a block of code that nothing has closed."""
+    return sum(map(is_fence, lines(text))) % 2 == 1
+
+
+def may_announce(line: str) -> bool:
+    """Whether an unfinished line could still be a heading or a boxed result: then it is held back."""
+    bare = line.lstrip(" \t")
+    if len(line) > LONGEST_HEADING:
+        return False
+    if not bare or bare[0] in "#*" or _BOXED_SO_FAR.match(bare):
+        return True
+    low = bare.lower()
+    return any(text.startswith(low) or low.removeprefix(text).strip() in ("", ":", "\uff1a") for text in _PLAIN)
+
+
+def lines(text: str) -> list[str]:
+    """Lines with their newline, as a stream has them: no other character parts two. What opens a display is one with the next."""
+    parts = text.split("\n")
+    found, opener = [], ""
+    for part in parts[:-1]:
+        line = f"{opener}{part}\n"
+        opener = line if not opener and part.strip(" \t") in _OPENERS else ""
+        if not opener:
+            found.append(line)
+    return [*found, opener + parts[-1]]
+
+
+def is_chinese(text: str) -> bool:
+    """Whether a text is written in Chinese, formulas and names of other scripts in it notwithstanding."""
+    n_chinese = sum("\u4e00" <= character <= "\u9fff" for character in text)
+    return 3 * n_chinese > sum(character.isalpha() for character in text)
 
 
 def causal_start(text: str) -> int | None:
     """Where the answer would have begun for someone who read the text as it came; None where it would not."""
-    place = 0
-    for line in text.splitlines(keepends=True):
-        if line.endswith("\n") and (is_heading(line.rstrip("\r\n")) or is_boxed(line)):
+    place, in_code = 0, False
+    for line in lines(text):
+        if is_fence(line):
+            in_code = not in_code
+        elif not in_code and (is_boxed(line) or (line.endswith("\n") and is_heading(line.rstrip("\r\n")))):
             return place
         place += len(line)
-    return place - len(line) if text and is_boxed(line) else None
+    return None
 
 
 def final_start(text: str, *, ended: bool = True) -> int | None:
@@ -66,19 +111,38 @@ def final_start(text: str, *, ended: bool = True) -> int | None:
 
     ended: the model ended its turn; a text that was cut has no closing sentence.
     """
-    heading, boxed, place = None, None, 0
-    for line in text.splitlines(keepends=True):
-        if is_heading(line.rstrip("\r\n")):
+    heading, boxed, place, in_code = None, None, 0, False
+    rows = lines(text)
+    n_fences = sum(map(is_fence, rows))
+    for line in rows:
+        if is_fence(line):
+            n_fences -= 1
+            in_code = not in_code and n_fences > 0  # one that nothing closes opens nothing
+        elif not in_code and _announces(line):
             heading = place
         elif "\\boxed{" in line:
             boxed = place
         place += len(line)
-    if heading is not None and text[heading:].count("\n") and text[heading:].partition("\n")[2].strip():
+    if heading is not None and _has_text_after_heading(text[heading:]):
         return heading
     if not ended:
         return None
     closing = _closing_start(text, boxed)
     return closing if closing is not None else boxed
+
+
+def _announces(line: str) -> bool:
+    """Whether a line is a heading, or begins with one that is closed and goes on with the answer."""
+    bare = line.rstrip("\r\n")
+    if is_heading(bare):
+        return True
+    found = _HEADING.match(bare)
+    return found is not None and found["end"].startswith("**") and not {":", "\uff1a"}.isdisjoint(found[0])
+
+
+def _has_text_after_heading(text: str) -> bool:
+    line, _, rest = text.partition("\n")
+    return bool(rest.strip()) or not is_heading(line.rstrip("\r"))
 
 
 def _closing_start(text: str, boxed: int | None) -> int | None:
@@ -88,5 +152,17 @@ def _closing_start(text: str, boxed: int | None) -> int | None:
         before = [start for start in starts if start <= boxed and text[start:boxed].count("\n") <= 2]
     else:
         before = [start for start in starts if start >= min(len(text) * _TAIL, len(text) - _NEAR)]
-    found = [start for start in before if _CLOSING.match(text, start)]
-    return found[-1] if found else None
+    found = [start for start in before if _CLOSING.match(text, start) or _concludes(text, start)]
+    if not found or _is_doubted(text, found[-1]):
+        return None
+    return found[-1]
+
+
+def _concludes(text: str, start: int) -> bool:
+    """Whether the text's last paragraph is one sentence that draws a conclusion."""
+    return text[max(0, start - 2) : start] == "\n\n" and _CONCLUSION.fullmatch(text, start) is not None
+
+
+def _is_doubted(text: str, start: int) -> bool:
+    end = _SENTENCE.search(text, start)
+    return end is not None and _DOUBT.match(text, end.end()) is not None

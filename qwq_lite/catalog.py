@@ -18,7 +18,7 @@ from qwq_lite.shape import ModelShape
 class CatalogModel:
     """One known model. `matches` is tried on the file's general.name and on the file name.
 
-    tied: the output layer is the embedding, so the file has no output.weight.
+    tied: the output layer is the embedding, so the file has no output.weight. undivided: it thinks and marks no thought.
     """
 
     name: str
@@ -26,12 +26,13 @@ class CatalogModel:
     matches: str
     sampling: Sampling
     tied: bool = False
+    undivided: bool = False
 
 
 # Sources: QwenLM/QwQ README; deepseek-ai/DeepSeek-R1 README, usage recommendations. The settings that a file carries
 # (its generation_config.json) win over these: for Preview, whose authors gave none, that is how it is meant.
 MODELS = (
-    CatalogModel("qwq-32b-preview", "Qwen/QwQ-32B-Preview", r"qwq.*32b.*preview", Sampling()),
+    CatalogModel("qwq-32b-preview", "Qwen/QwQ-32B-Preview", r"qwq.*32b.*preview", Sampling(), undivided=True),
     CatalogModel("qwq-32b", "Qwen/QwQ-32B", r"qwq.*32b", Sampling()),
     CatalogModel(
         "deepseek-r1-distill-qwen",

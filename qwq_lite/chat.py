@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import weakref
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, Protocol
 
 from qwq_lite.errors import FormatError, UsageError
 from qwq_lite.events import Done, Event, Reply
 from qwq_lite.hardware import EngineReport
-from qwq_lite.history import n_leading
+from qwq_lite.history import History, n_leading
 from qwq_lite.model import Engine
+from qwq_lite.orders import Drop, Steer
 from qwq_lite.plan import RunPlan
 from qwq_lite.prompt import Message
 from qwq_lite.stream import Stream
@@ -22,7 +24,8 @@ _SESSIONS = itertools.count(1)
 
 
 class Chat:
-    """Messages of one conversation. A reply's thought is not sent back: only its answer becomes a message.
+    """Messages of one conversation. A reply's thought is not sent back: only its answer becomes a message. Of a model that
+    marks no thought the whole reply does, or its answer by choice (`history`).
 
     What the model computed for it stays in the cache while there is room, so the next turn prefills only what is new. One
     reply at a time: another question cancels the reply in hand, which then is no part of the conversation.
@@ -36,6 +39,7 @@ class Chat:
         self._asked: tuple[list[Message], str] | None = None  # what the last question followed, and the question
         self._running: Callable[[], Stream | None] = lambda: None  # weakly, so that a stream that is dropped is left
         self._beginning: object | None = None  # the question whose prompt is being made
+        self._early: list[Callable[[Stream], None]] | None = None  # what was asked of its reply meanwhile
         weakref.finalize(self, model.release_session, self._session).atexit = False
 
     @property
@@ -54,9 +58,10 @@ class Chat:
 
     async def astream(self, text: str, **options: Any) -> AsyncIterator[Event]:
         """As `stream`, for `async for`; a task that is cancelled cancels the reply."""
-        past, beginning = list(self._messages), self._begin(text)
-        made = await self._model.agenerate(self._sent(past, text), session=self._session, **options)
-        running = self._begun(beginning, made, past, text)
+        past = list(self._messages)
+        with self._begin(text) as beginning:
+            made = await self._model.agenerate(self._sent(past, text), session=self._session, **options)
+        running = self._begun(beginning, made, past, text, options.get("history"))
         try:
             async for event in running:
                 yield event
@@ -103,6 +108,33 @@ class Chat:
         if running is not None:
             running.cancel()
 
+    def conclude(self) -> None:
+        """Answer now: end the thought in hand at its next break. Any thread may call, a signal handler too.
+
+        Without a reply in hand nothing happens; where the answer has begun, a Notice says so.
+        """
+        self._order(Stream.conclude)
+
+    def steer(self, hint: str, drop: Drop | None = None) -> None:
+        """Give the thought in hand a hint in the model's own voice, in place of its last "paragraph" or "sentence".
+
+        As `Stream.steer`; any thread may call, and it waits for nothing.
+        Raises: UsageError for an empty hint, another drop, or where no reply is being made.
+        """
+        Steer(hint, drop)  # refused here
+        if not self._order(lambda stream: stream.steer(hint, drop)):
+            raise UsageError("no reply is being made, so there is no thought to steer; ask something first")
+
+    def _order(self, give: Callable[[Stream], None]) -> bool:
+        running = self._running()
+        if self._early is not None:
+            self._early.append(give)
+        elif running is not None and not running.finished:
+            give(running)
+        else:
+            return False
+        return True
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write messages and what is cached of them to a file that only its owner may read.
 
@@ -130,26 +162,38 @@ class Chat:
         return chat
 
     def _reply(self, past: list[Message], text: str, options: dict[str, Any]) -> Stream:
-        past, beginning = list(past), self._begin(text)
-        made = self._model.generate(self._sent(past, text), session=self._session, **options)
-        return self._begun(beginning, made, past, text)
+        past = list(past)
+        with self._begin(text) as beginning:
+            made = self._model.generate(self._sent(past, text), session=self._session, **options)
+        return self._begun(beginning, made, past, text, options.get("history"))
 
-    def _begin(self, text: str) -> object:
+    @contextlib.contextmanager
+    def _begin(self, text: str) -> Iterator[object]:
+        """While the prompt of a question is being made."""
         if not isinstance(text, str):
             raise UsageError(f"the question is {text!r}, a text is expected; for messages there is Model.generate")
         self.cancel()
-        self._beginning = beginning = object()
-        return beginning
+        self._beginning, self._early = (beginning := object()), []
+        try:
+            yield beginning
+        except BaseException:
+            self._early = None
+            raise
 
-    def _begun(self, beginning: object, running: Stream, past: list[Message], text: str) -> Stream:
+    def _begun(
+        self, beginning: object, running: Stream, past: list[Message], text: str, history: History | None
+    ) -> Stream:
         if self._beginning is not beginning:  # cancelled while the prompt was being made
             running.cancel()
         self._running = latest = weakref.ref(running)
         self._asked = past, text
+        early, self._early = self._early, None
+        for give in early or ():
+            give(running)
 
         def seen(event: Event) -> None:
             if isinstance(event, Done) and self._running is latest:
-                self._keep(past, text, event.reply)
+                self._keep(past, text, event.reply, history)
 
         return running.watch(seen)
 
@@ -157,14 +201,15 @@ class Chat:
         lead = n_leading(past)
         return [*past[:lead], *past[lead + self._n_left_out :], {"role": "user", "content": text}]
 
-    def _keep(self, past: list[Message], text: str, reply: Reply) -> None:
+    def _keep(self, past: list[Message], text: str, reply: Reply, history: History | None) -> None:
         if reply.finish_reason == "cancelled" and (not reply.answer or len(self._messages) > len(past)):
             return
         self._n_left_out += reply.stats.n_dropped
+        whole = reply.undivided and history != "answer"
         self._messages = [
             *past,
             {"role": "user", "content": text},
-            {"role": "assistant", "content": reply.answer},
+            {"role": "assistant", "content": reply.thinking + reply.answer if whole else reply.answer},
         ]
 
 

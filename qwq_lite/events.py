@@ -5,14 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-FinishReason = Literal["stop", "length", "context", "cancelled"]
+FinishReason = Literal["stop", "length", "context", "cancelled", "deadline"]
+ThoughtEnd = Literal["itself", "budget", "deadline", "asked", "context"]
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Work before the first token. stage "load": parts of 1; stage "prefill": tokens."""
+    """How far something has come. stage "load": parts of 1; "prefill": tokens of the prompt; "thinking": tokens of the
+    thought, of those that it may have at most."""
 
-    stage: Literal["load", "prefill"]
+    stage: Literal["load", "prefill", "thinking"]
     done: float
     total: float
 
@@ -36,11 +38,12 @@ class Notice:
     """Something the user should know, in one line.
 
     kind: "left-out" (messages that no longer fit), "full" (the context), "rewound" (a part of the thought no longer counts),
-    "slow" (far below the machine's bandwidth).
+    "restarted" (the answer so far no longer counts), "closed" (the thought was ended for an answer), "late" (what was asked
+    came too late to be done), "slow" (far below the machine's bandwidth).
     """
 
     text: str
-    kind: Literal["left-out", "full", "rewound", "slow"]
+    kind: Literal["left-out", "full", "rewound", "restarted", "closed", "late", "slow"]
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,11 @@ class Stats:
     """Counts and seconds of one reply.
 
     n_reused: tokens of the prompt that were in the cache already; n_prefilled: those that were computed. n_generated: tokens
-    drawn, an end token and those that a rewind took back among them. n_dropped: messages that no longer fitted.
+    drawn or forced, an end token and those that a rewind took back among them. n_dropped: messages that no longer fitted.
+    n_thinking, n_answer: tokens that stand, tags and headings between the two with the thought; n_forced: those of all that
+    were not drawn. thinking_budget: most tokens of the thought, asked for or by the context; None where nothing ends it.
+    thought_end: what ended the thought, None where it did not end or there was none. time_left_s: to the deadline, None
+    without one. n_ctx: cells of the KV cache, n_kv: those that this reply left in use.
     """
 
     n_prompt: int = 0
@@ -58,6 +65,14 @@ class Stats:
     n_dropped: int = 0
     prefill_s: float = 0.0
     decode_s: float = 0.0
+    n_thinking: int = 0
+    n_answer: int = 0
+    n_forced: int = 0
+    thinking_budget: int | None = None
+    thought_end: ThoughtEnd | None = None
+    time_left_s: float | None = None
+    n_ctx: int = 0
+    n_kv: int = 0
 
     @property
     def decode_tok_s(self) -> float:
@@ -67,13 +82,18 @@ class Stats:
 
 @dataclass(frozen=True)
 class Reply:
-    """A finished reply. finish_reason: "stop" (the model ended its turn), "length" (max_tokens), "context" (no room),
-    "cancelled"."""
+    """A finished reply.
+
+    finish_reason: "stop" (the model ended its turn), "length" (max_tokens, or the answer's room after a thought that was
+    ended), "context" (no room), "deadline", "cancelled". undivided: the model marks no thought; where its text names no
+    answer all of it is the answer, and thinking + answer is the text. A thought that was cut leaves no answer else.
+    """
 
     answer: str
     thinking: str
     finish_reason: FinishReason
     stats: Stats = field(default_factory=Stats)
+    undivided: bool = False
 
 
 @dataclass(frozen=True)

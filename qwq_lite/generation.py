@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
-from qwq_lite.events import Answer, Event, FinishReason, Thinking
+from qwq_lite.events import Answer, Event, FinishReason, Notice, Thinking, ThoughtEnd
 from qwq_lite.sampling import Sampling
 
 if TYPE_CHECKING:
@@ -34,14 +34,31 @@ class Force:
 
 @dataclass(frozen=True)
 class Rewind:
-    """Only the reply's first `n_tokens` stand; what comes next is sampled again, with another seed and without `banned`.
+    """Only the reply's first `n_tokens` stand; what comes next is `forced`, then sampled with another seed, without `banned`.
 
-    why: a few words for the notice.
+    why: a few words for the notice. ends: what ends the thought, where the forced tokens do.
     """
 
     n_tokens: int
     banned: frozenset[int] = frozenset()
     why: str = ""
+    forced: tuple[int, ...] = ()
+    ends: ThoughtEnd | None = None
+
+
+@dataclass(frozen=True)
+class Rewrite:
+    """The reply's text loses its last `n_drop` characters and the white space before them, and goes on with `words`.
+
+    In the tokens that tokenizing its last line together with the words gives: a Rewind, once the tokens are known.
+    n_drop: None for what follows the last place where a text may end. words: texts, and control tokens between them.
+    why, ends: as in Rewind.
+    """
+
+    n_drop: int | None
+    words: tuple[str | int, ...]
+    why: str = ""
+    ends: ThoughtEnd | None = None
 
 
 @dataclass(frozen=True)
@@ -53,24 +70,35 @@ class Stop:
     mute: bool = False
 
 
-Action = Force | Rewind | Stop | None  # None: go on
+Action = Force | Rewind | Rewrite | Stop | None  # None: go on
 
 
 @dataclass(frozen=True)
 class Turn:
-    """A phase begins. n_chars: so many trailing characters belong to it already; mute: the token is a tag, not text."""
+    """A phase begins. n_chars: so many trailing characters belong to it already; mute: the token is a tag, not text.
+
+    n_tag: so many characters before those are a tag that was written as text; they are shown nowhere. The answer may begin
+    anew: what it held so far stops counting.
+    """
 
     phase: Phase
     n_chars: int = 0
     mute: bool = False
+    n_tag: int = 0
 
 
 @dataclass(frozen=True)
 class Begin:
-    """What a fold starts from: the phase in which the prompt leaves the model, and the rewinds that this reply had."""
+    """What a fold starts from: the phase in which the prompt leaves the model, and what was done to this reply from outside.
+
+    undivided: the model marks no thought, so its end is found in the text. asked_at: from the token after so many on, the
+    reader waits for the answer.
+    """
 
     phase: Phase = "answer"
     rewinds: tuple[Rewind, ...] = ()
+    undivided: bool = False
+    asked_at: int | None = None
 
 
 # What is made for each token is a NamedTuple: a frozen dataclass takes four times as long to make.
@@ -80,39 +108,46 @@ class Taken(NamedTuple):
     """One token, as a policy sees it.
 
     text: the characters that it completed, of the phase that it leaves the reply in; n_tokens: the reply's length with it;
-    turned: the phase begins with this token.
+    time_s: seconds from the request to the token; forced: nobody drew it; turned: the phase begins with this token.
+    end: the thought is to end for this reason, within so many tokens more.
     """
 
     token: int
     text: str
     phase: Phase
     n_tokens: int
+    time_s: float = 0.0
+    forced: bool = False
     turned: bool = False
+    end: tuple[ThoughtEnd, int] | None = None
 
 
 class Draw(NamedTuple):
     """What the next token may be. Each policy in turn may change it.
 
     masks: rows that are added to the logits, shape (n_vocab,), 0 or minus infinity; banned: tokens that are masked;
-    forced: the token itself, and nothing is sampled.
+    forced: the token itself, and nothing is sampled; eager: a token that is taken when its logit is at most so far below
+    the highest one.
     """
 
     sampling: Sampling
     masks: tuple[Mask, ...] = ()
     banned: frozenset[int] = frozenset()
     forced: int | None = None
+    eager: tuple[int, float] | None = None
 
 
 class Verdict(NamedTuple):
     """A policy's word on a token: its next state, and what follows.
 
-    hold: so many trailing characters of the phase's text are not to be shown yet.
+    hold: so many trailing characters of the phase's text are not to be shown yet. end: as in Taken, for the policies after.
     """
 
     state: Any
     action: Action = None
     hold: int = 0
     turn: Turn | None = None
+    end: tuple[ThoughtEnd, int] | None = None
 
 
 class Policy(Protocol):
@@ -130,75 +165,114 @@ class Policy(Protocol):
     def observe(self, state: Any, taken: Taken) -> Verdict: ...
 
 
+class Given(NamedTuple):
+    """What a reply's rewinds and its reader left to be kept to. bans: tokens not allowed, forced: tokens that come next, both
+    by the reply's length; asked_at: as in Begin."""
+
+    bans: Mapping[int, frozenset[int]] = MappingProxyType({})
+    forced: Mapping[int, tuple[int, ...]] = MappingProxyType({})
+    asked_at: int | None = None
+
+
 class State(NamedTuple):
     """A reply so far.
 
-    pending: bytes of an unfinished UTF-8 character; held: text that is not shown yet; at_start: nothing shown in this phase;
-    forced: tokens that come next; bans: tokens not allowed, by the reply's length; policies: each one's own state.
+    pending: bytes of an unfinished UTF-8 character; held: text that is not shown yet; n_shown: characters shown in this phase;
+    forced: tokens that come next; policies: each one's own state; turned_at: the reply's length when its phase began.
     """
 
     phase: Phase = "answer"
     n_tokens: int = 0
     pending: bytes = b""
     held: str = ""
-    at_start: bool = True
+    n_shown: int = 0
     forced: tuple[int, ...] = ()
-    bans: Mapping[int, frozenset[int]] = MappingProxyType({})
+    given: Given = Given()
     policies: tuple[Any, ...] = ()
+    turned_at: int = 0
 
 
 class Step(NamedTuple):
-    """What came of one token. action: a Rewind or Stop that the caller carries out; the state is the one before it."""
+    """What came of one token. action: what the caller carries out; the state is the one before it."""
 
     state: State
     events: tuple[Event, ...] = ()
-    action: Rewind | Stop | None = None
+    action: Rewind | Rewrite | Stop | None = None
+
+
+_NO_EVENTS: tuple[Event, ...] = ()
+_new = tuple.__new__  # a NamedTuple's own way takes three times as long
+ASKED: tuple[ThoughtEnd, int] = (
+    "asked",
+    96,
+)  # tokens in which a thought finds an end once its reader asked for the answer
 
 
 def start(policies: tuple[Policy, ...], begin: Begin) -> State:
     """The state of a reply without tokens."""
     bans: dict[int, frozenset[int]] = {}
-    for rewind in begin.rewinds:
-        bans = {n: banned for n, banned in bans.items() if n <= rewind.n_tokens}  # those after it were of another text
-        bans[rewind.n_tokens] = bans.get(rewind.n_tokens, frozenset()) | rewind.banned
-    return State(begin.phase, bans=bans, policies=tuple(policy.start(begin) for policy in policies))
+    forced: dict[int, tuple[int, ...]] = {}
+    for rewind in begin.rewinds:  # what came after its place was of another text
+        place = rewind.n_tokens
+        bans = {n: banned for n, banned in bans.items() if n <= place}
+        bans[place] = bans.get(place, frozenset()) | rewind.banned
+        forced = {n: tokens for n, tokens in forced.items() if n < place}
+        if rewind.forced:
+            forced[place] = rewind.forced
+    return State(
+        begin.phase,
+        forced=forced.get(0, ()),
+        given=Given(bans, forced, begin.asked_at),
+        policies=tuple(policy.start(begin) for policy in policies),
+    )
 
 
 def constrain(policies: tuple[Policy, ...], state: State, sampling: Sampling) -> Draw:
     """What the next token may be."""
     if state.forced:
         return Draw(sampling, forced=state.forced[0])
-    draw = Draw(sampling, banned=state.bans.get(state.n_tokens, frozenset()))
+    draw = Draw(sampling, banned=state.given.bans.get(state.n_tokens, frozenset()))
     for policy, own in zip(policies, state.policies, strict=True):
         if policy.constrains:
             draw = policy.constrain(own, draw)
     return draw
 
 
-def advance(policies: tuple[Policy, ...], state: State, token: int, piece: bytes) -> Step:
-    """Take one token into the reply. `piece` is its bytes, empty for a control token."""
+def advance(policies: tuple[Policy, ...], state: State, token: int, piece: bytes, time_s: float = 0.0) -> Step:
+    """Take one token into the reply. `piece` is its bytes, empty for a control token; time_s: when, since the request."""
     text, pending = utf8(state.pending, piece)
-    taken = Taken(token, text, state.phase, state.n_tokens + 1)
+    given = state.given
+    n_tokens = state.n_tokens + 1
+    end = ASKED if given.asked_at is not None and n_tokens > given.asked_at else None
+    taken = _new(Taken, (token, text, state.phase, n_tokens, time_s, bool(state.forced), False, end))
     states: list[Any] = []
-    forced = state.forced[1:]
+    forced = state.forced[1:] if n_tokens not in given.forced else given.forced[n_tokens]
     turn: Turn | None = None
-    action: Rewind | Stop | None = None
+    action: Rewind | Rewrite | Stop | None = None
     hold = 0
     for policy, own in zip(policies, state.policies, strict=True):
-        verdict = policy.observe(own, taken)
-        states.append(verdict.state)
-        hold = max(hold, verdict.hold)
-        if verdict.turn is not None and turn is None:
-            turn = verdict.turn
+        own, wanted, n_held, turned, ending = policy.observe(own, taken)  # noqa: PLW2901 - its new state
+        states.append(own)
+        if n_held > hold:  # noqa: PLR1730 - max() takes as long as all the rest of this loop
+            hold = n_held
+        if wanted is None and turned is None and ending is None:  # nearly always
+            continue
+        if turned is not None and turn is None:
+            turn = turned
             taken = taken._replace(phase=turn.phase, text=_begun(state.held + text, turn), turned=True)
-        if isinstance(verdict.action, Force):
-            forced += verdict.action.tokens
+        if ending is not None:
+            taken = taken._replace(end=ending)
+        if isinstance(wanted, Force):
+            forced += wanted.tokens
         elif action is None:
-            action = verdict.action
+            action = wanted
+    if turn is None and not isinstance(action, Stop):  # nearly every token
+        state, events = _shown(state, n_tokens, pending, state.held + text, forced, tuple(states), hold)
+        return _new(Step, (state, events, action))
     after = State(
-        state.phase, taken.n_tokens, pending, state.held + text, state.at_start, forced, state.bans, tuple(states)
+        state.phase, n_tokens, pending, state.held + text, state.n_shown, forced, given, tuple(states), state.turned_at
     )
-    events: tuple[Event, ...] = ()
+    events = _NO_EVENTS
     if turn is not None:
         after, events = _turned(after, state, text, turn)
     if isinstance(action, Stop):
@@ -228,12 +302,17 @@ def close(state: State) -> tuple[Event, ...]:
     return _show(rest, 0)[1]
 
 
-def fold(policies: tuple[Policy, ...], begin: Begin, tokens: Iterable[tuple[int, bytes]]) -> tuple[State, list[Event]]:
-    """The state after tokens that stand, and all that they show. What was decided on them is history and not asked again."""
+def fold(
+    policies: tuple[Policy, ...], begin: Begin, tokens: Iterable[tuple[int, bytes, float]]
+) -> tuple[State, list[Event]]:
+    """The state after tokens that stand, and all that they show. What was decided on them is history and not asked again.
+
+    tokens: each with its bytes and its time.
+    """
     state = start(policies, begin)
     events: list[Event] = []
-    for token, piece in tokens:
-        step = advance(policies, state, token, piece)
+    for token, piece, time_s in tokens:
+        step = advance(policies, state, token, piece, time_s)
         state = step.state
         events += step.events
     return state, events
@@ -261,21 +340,36 @@ def _turned(counted: State, before: State, text: str, turn: Turn) -> tuple[State
     else:
         whole = before.held + text
         place = len(whole) - turn.n_chars
-        old, new, pending, cut = whole[:place], whole[place:], counted.pending, b""
+        old, new, pending, cut = whole[: max(0, place - turn.n_tag)], whole[place:], counted.pending, b""
     events = close(before._replace(held=old, pending=cut))
-    return counted._replace(phase=turn.phase, held=new, pending=pending, at_start=True), events
+    if before.phase == turn.phase == "answer":
+        n_void = before.n_shown + sum(len(event.text) for event in events if isinstance(event, Answer))
+        if n_void:
+            events += (Notice(f"the {n_void} characters of the answer so far no longer count", "restarted"),)
+    return counted._replace(phase=turn.phase, held=new, pending=pending, n_shown=0, turned_at=counted.n_tokens), events
 
 
 def _show(state: State, hold: int) -> tuple[State, tuple[Event, ...]]:
-    held = state.held
-    if state.at_start:
+    return _shown(state, state.n_tokens, state.pending, state.held, state.forced, state.policies, hold)
+
+
+def _shown(
+    state: State,
+    n_tokens: int,
+    pending: bytes,
+    held: str,
+    forced: tuple[int, ...],
+    policies: tuple[Any, ...],
+    hold: int,
+) -> tuple[State, tuple[Event, ...]]:
+    """The state with what is new in it, once of `held` all but `hold` characters is shown. It is made once: it is large."""
+    n_shown, events = state.n_shown, _NO_EVENTS
+    if not n_shown:
         held = held.lstrip("\n")  # template and model part phases with newlines
     place = len(held) - hold
-    if place <= 0:
-        return (state if held is state.held else state._replace(held=held)), ()
-    text = held[:place] if hold else held
-    event = Thinking(text) if state.phase == "thinking" else Answer(text)
-    rest = State(
-        state.phase, state.n_tokens, state.pending, held[place:], False, state.forced, state.bans, state.policies
-    )
-    return rest, (event,)
+    if place > 0:
+        text = held[:place] if hold else held
+        events = (Thinking(text) if state.phase == "thinking" else Answer(text),)
+        held, n_shown = held[place:], n_shown + place
+    fields = (state.phase, n_tokens, pending, held, n_shown, forced, state.given, policies, state.turned_at)
+    return _new(State, fields), events

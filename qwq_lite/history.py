@@ -10,6 +10,7 @@ from qwq_lite.errors import ContextFull
 from qwq_lite.prompt import Message
 
 WhenFull = Literal["drop", "error"]
+History = Literal["all", "answer"]
 
 
 def fitted(

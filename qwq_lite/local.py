@@ -8,28 +8,38 @@ import hashlib
 import os
 import secrets
 import threading
+import time
 import weakref
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from qwq_lite import catalog, engines, gguf_header, history, normalization, pace, planning, prompt, sampling, sessions
+from qwq_lite import (
+    catalog,
+    control,
+    engines,
+    gguf_header,
+    history,
+    normalization,
+    pace,
+    planning,
+    prompt,
+    sampling,
+    sessions,
+)
+from qwq_lite.active_reply import Request
 from qwq_lite.backend import devices
 from qwq_lite.backend.context import Context, ContextSettings
 from qwq_lite.backend.model import LoadedModel
 from qwq_lite.chat import Model
 from qwq_lite.errors import EngineClosed, EngineError, TemplateError, UsageError
 from qwq_lite.events import Progress
-from qwq_lite.generation import Begin, Policy
 from qwq_lite.hardware import EngineReport
 from qwq_lite.model import Options, Prompt
 from qwq_lite.model import options as model_options
 from qwq_lite.plan import RunPlan, Wishes
-from qwq_lite.policies import arranged
-from qwq_lite.policies.phases import Phases
-from qwq_lite.policies.stops import Stops
 from qwq_lite.prompt import ChatTemplate, Message
-from qwq_lite.scheduler import PREFILL_CHUNK, Request, Scheduler
+from qwq_lite.scheduler import PREFILL_CHUNK, Scheduler
 from qwq_lite.stream import Stream, in_thread
 
 _GPU_PREFILL_CHUNK = 512  # a GPU is slow on small batches; it takes tenths of a second for this one
@@ -159,27 +169,45 @@ class LocalModel(Model):
         return await in_thread(functools.partial(self.generate, prompt, session=session, **options))
 
     def _submit(self, given: Prompt, session: Hashable, options: Options) -> Stream:
+        asked = time.monotonic()
         tokens, n_dropped, templated = self._tokens(given, options)
         answered = any(isinstance(part, Mapping) and part.get("role") == "assistant" for part in given)
-        special = self._vocab.special
-        opened, closed = (special.get(tag) for tag in prompt.THINK_TAGS)
-        policies: tuple[Policy, ...] = arranged(
-            [Phases(opened, closed), Stops(self._vocab.end_tokens, tuple(options.stop or ()), options.max_tokens)]
+        rules = control.rules(
+            options,
+            self._thoughts(options),
+            tokens,
+            control.last_question(given),
+            self.n_ctx,
+            self._vocab.end_tokens,
+            self._vocab.piece,
+            functools.partial(self._vocab.tokenize, parse_special=False),
+            templated=templated,
         )
-        # The template ended the prompt with <think>\n.
-        thinking = templated and opened is not None and opened in tokens[-3:]
-        begin = Begin("thinking" if thinking else "answer")
+        thought_sampling, answer_sampling = self._sampling(options)
         return self._scheduler.submit(
             Request(
                 tokens,
-                policies,
-                self._sampling(options),
+                rules.policies,
+                thought_sampling,
                 secrets.randbits(32) if options.seed is None else options.seed,
-                begin,
+                rules.begin,
                 session,
                 n_dropped=n_dropped,
                 alone=options.seed is not None and not answered,
+                answer_sampling=answer_sampling,
+                thinking_budget=rules.thinking_budget,
+                within_s=options.within,
+                asked=asked,
             )
+        )
+
+    def _thoughts(self, options: Options) -> control.Thoughts:
+        undivided = self._known is not None and self._known.undivided
+        return control.thoughts(
+            options.thought_style,
+            "undivided" if undivided else None,
+            self._vocab.special,
+            self._template.source if self._template else None,
         )
 
     def _tokens(self, given: Prompt, options: Options) -> tuple[list[int], int, bool]:
@@ -265,11 +293,14 @@ class LocalModel(Model):
         self._scheduler.close()
         self._leave()
 
-    def _sampling(self, options: Options) -> sampling.Sampling:
+    def _sampling(self, options: Options) -> tuple[sampling.Sampling, sampling.Sampling]:
+        """Of the thought and of the answer. Neither files nor the catalogue know settings of a phase."""
+        catalogue = self._known.sampling if self._known else catalog.DEFAULT_SAMPLING
         user = {name: getattr(options, name) for name in ("temperature", "top_k", "top_p", "min_p")}
-        return sampling.resolve(
-            user, self._header.keys, self._known.sampling if self._known else catalog.DEFAULT_SAMPLING
-        )
+        answer = {"temperature": options.answer_temperature, "top_p": options.answer_top_p}
+        both = user, {**user, **{name: value for name, value in answer.items() if value is not None}}
+        thought, answered = (sampling.resolve(settings, self._header.keys, catalogue) for settings in both)
+        return thought, answered
 
     def _fallback_template(self) -> str | None:
         return prompt.CHATML if "<|im_start|>" in self._vocab.special else None

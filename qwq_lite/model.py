@@ -5,13 +5,17 @@ from __future__ import annotations
 import os
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Protocol, get_args
+from typing import Any, Literal, Protocol, get_args
 
 from qwq_lite.errors import UsageError
-from qwq_lite.history import WhenFull
+from qwq_lite.history import History, WhenFull
 from qwq_lite.prompt import Message
 from qwq_lite.stream import Stream
 
+ThoughtStyle = Literal["tags", "undivided", "none"]
+Effort = Literal["low", "medium", "high"]
+# Tokens of a thought: of 27 real ones that ended by themselves 10, 23 and 27 were no longer.
+EFFORTS: Mapping[str, int] = {"low": 1024, "medium": 4096, "high": 16384}
 MOST_STOP_CHARS = 1_000  # every beginning of a stop text is kept, to know what must be held back
 Prompt = Sequence[Message] | str | Sequence[int]
 
@@ -26,6 +30,13 @@ class Options:
     stop: texts that end the answer where one begins. tools: JSON schemas for the model's template.
     when_full: what happens to messages that no longer fit: "drop" leaves out the oldest turns, with a Notice; "error"
     raises ContextFull.
+
+    thinking_budget: tokens after which the thought ends at a good place, in a tenth more or 96 tokens; 0 for no thought.
+    effort: "low", "medium", "high", a budget by name. within: seconds from the call to the end of the answer.
+    answer_reserve: tokens of the context that are kept for the answer, and the most that it has after a thought that was
+    ended; None for 1,024. answer_temperature, answer_top_p: in place of the others once the thought has ended.
+    thought_style: how the model marks its thought: "tags"; "undivided", not at all, as QwQ-32B-Preview; "none", it does not
+    think. history: what a Chat sends back of an undivided reply, "all" or "answer"; of one with tags it is the answer always.
     """
 
     seed: int | None = None
@@ -37,16 +48,43 @@ class Options:
     stop: Sequence[str] | None = None
     tools: Sequence[Mapping[str, Any]] | None = None
     when_full: WhenFull | None = None
+    thinking_budget: int | None = None
+    effort: Effort | None = None
+    within: float | None = None
+    answer_reserve: int | None = None
+    answer_temperature: float | None = None
+    answer_top_p: float | None = None
+    thought_style: ThoughtStyle | None = None
+    history: History | None = None
+
+    @property
+    def budget(self) -> int | None:
+        """Tokens of the thought, however they were asked for."""
+        return self.thinking_budget if self.effort is None else EFFORTS[self.effort]
 
     def __post_init__(self) -> None:
-        whole = {"seed": (0, (1 << 64) - 1), "max_tokens": (1, (1 << 31) - 1), "top_k": (0, 1 << 20)}
+        most = (1 << 31) - 1
+        whole = {
+            "seed": (0, (1 << 64) - 1),
+            "max_tokens": (1, most),
+            "top_k": (0, 1 << 20),
+            "thinking_budget": (0, most),
+            "answer_reserve": (1, most),
+        }
         for name, (low, high) in whole.items():
             value = getattr(self, name)
             if value is not None and (
                 not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high
             ):
                 raise UsageError(f"{name} is {value!r}, a whole number from {low} to {high} is allowed")
-        for name in ("temperature", "top_p", "min_p"):  # `Sampling` knows their bounds
+        for name in (
+            "temperature",
+            "top_p",
+            "min_p",
+            "answer_temperature",
+            "answer_top_p",
+            "within",
+        ):  # `Sampling` knows bounds
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int | float) or isinstance(value, bool)):
                 raise UsageError(f"{name} is {value!r}, a number is allowed")
@@ -58,8 +96,16 @@ class Options:
             raise UsageError(
                 f"tools is {self.tools!r}; a list of JSON schemas is allowed, each a dict that is not empty"
             )
-        if self.when_full not in (None, *get_args(WhenFull)):
-            raise UsageError(f"when_full is {self.when_full!r}; {' and '.join(get_args(WhenFull))} are allowed")
+        if self.within is not None and not 0 < self.within < most:
+            raise UsageError(f"within is {self.within!r}, a number of seconds above 0 is allowed")
+        if self.thinking_budget is not None and self.effort is not None:
+            raise UsageError(
+                "thinking_budget and effort are both given; an effort is a budget by name, give one of the two"
+            )
+        words = {"when_full": WhenFull, "effort": Effort, "thought_style": ThoughtStyle, "history": History}
+        for name, allowed in words.items():
+            if getattr(self, name) not in (None, *get_args(allowed)):
+                raise UsageError(f"{name} is {getattr(self, name)!r}; {', '.join(get_args(allowed))} are allowed")
 
 
 def options(given: Mapping[str, Any]) -> Options:

@@ -26,6 +26,7 @@ import psutil
 from qwq_lite import child, engines, wire
 from qwq_lite.errors import EngineClosed, EngineCrashed, QwqError
 from qwq_lite.events import Answer, Done, Thinking
+from qwq_lite.orders import Order
 from qwq_lite.plan import GIB
 from qwq_lite.stream import MOST_UNREAD, Feed
 from qwq_lite.wire import Pipe
@@ -331,6 +332,9 @@ class RemoteFeed(Feed):
     def cancel(self) -> None:
         self.cancelled_at = min(self.cancelled_at, time.monotonic())
         super().cancel()
+
+    def order(self, order: Order) -> None:
+        self._worker.tell({"id": self.number, "do": "order", "order": wire.order_to_json(order)})
 
     @property
     def unread(self) -> bool:

@@ -111,6 +111,7 @@ class ChatTemplate:
     """
 
     def __init__(self, source: str) -> None:
+        self.source = source
         self._template = Template(source)
 
     def render(self, messages: Sequence[Message], **extra: Any) -> str:

@@ -15,43 +15,25 @@ import time
 from collections import deque
 from collections.abc import Callable, Hashable
 from concurrent.futures import Future
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
 
+from qwq_lite.active_reply import ActiveReply, Request
 from qwq_lite.backend.context import Aborted, Context
 from qwq_lite.backend.model import LoadedModel
 from qwq_lite.backend.sampler import Sampler
 from qwq_lite.errors import ContextFull, EngineClosed, EngineError, QwqError, UsageError
 from qwq_lite.events import Done, FinishReason, Notice, Progress, Reply, Stats
-from qwq_lite.generation import Begin, Policy, Rewind
-from qwq_lite.sampling import Sampling, draw_seed
-from qwq_lite.sequences import Part, Sequence, Sequences
+from qwq_lite.generation import Rewind
+from qwq_lite.orders import Conclude, Order
+from qwq_lite.sampling import draw_seed
+from qwq_lite.sequences import Part, Sequences
 from qwq_lite.stream import Feed, Stream
-from qwq_lite.track import Track
 
 PREFILL_CHUNK = 128  # tokens of a decode call in prefill: progress is shown, and a GPU can be cancelled, between two
 _PAUSE_S = 0.05  # between two looks whether a reader that is far behind has read on
 N_ACTIVE = 1  # replies decoded together; more share each read of the weights, and then bits depend on who is beside
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Request:
-    """One reply to make: the prompt's tokens and what holds for the reply.
-
-    session: whose sequence it goes on; None is the one that all requests without a session share.
-    n_dropped: messages that were left out of the prompt, for Stats. alone: as in `Sequences.place`.
-    """
-
-    prompt: list[int]
-    policies: tuple[Policy, ...]
-    sampling: Sampling
-    seed: int
-    begin: Begin = field(default_factory=Begin)
-    session: Hashable = None
-    n_dropped: int = 0
-    alone: bool = False
 
 
 class Scheduler:
@@ -76,7 +58,7 @@ class Scheduler:
         self._sampler = Sampler(model.vocab.n_tokens)
         self._inbox: queue.SimpleQueue[_Waiting | _Job | None] = queue.SimpleQueue()
         self._waiting: deque[_Waiting] = deque()
-        self._active: list[_Reply] = []
+        self._active: list[ActiveReply] = []
         self._sending = threading.Lock()  # what is put into the inbox comes before the None that ends it
         self._closed = False
         self._failure: QwqError | None = None
@@ -194,7 +176,10 @@ class Scheduler:
         except Exception as error:
             feed.put(_unexpected(error))
             return
-        reply = _Reply(feed, request, sequence, self._model.vocab.piece)
+        vocab = self._model.vocab
+        reply = ActiveReply(
+            feed, request, sequence, vocab.piece, lambda text: vocab.tokenize(text, parse_special=False)
+        )
         self._active.append(reply)
         if request.n_dropped:
             feed.put(
@@ -208,8 +193,11 @@ class Scheduler:
 
     def _round(self) -> None:
         """One chunk of a prompt, and one token of every reply whose prompt is done."""
-        for reply in [reply for reply in self._active if reply.feed.cancelled]:
-            self._finish(reply, "cancelled")
+        for reply in list(self._active):
+            if reply.feed.cancelled:
+                self._finish(reply, "cancelled")
+            while reply.feed.orders and reply.prefilled is not None and reply in self._active:
+                self._obey(reply, reply.feed.orders.popleft())
         active = [reply for reply in self._active if not reply.feed.full]
         filling = [reply for reply in active if reply.left or reply.pending is None]
         if filling:
@@ -218,7 +206,7 @@ class Scheduler:
         if decoding and not any(reply.feed.cancelled for reply in decoding):
             self._guarded(self._decode, decoding)
 
-    def _guarded(self, work: Callable[[list[_Reply]], None], replies: list[_Reply]) -> None:
+    def _guarded(self, work: Callable[[list[ActiveReply]], None], replies: list[ActiveReply]) -> None:
         try:
             work(replies)
         except Aborted:  # whoever cancelled is seen in the next round; the others go on from what the cache holds
@@ -235,7 +223,7 @@ class Scheduler:
         if self._closed:  # it may have been set in between
             self._context.abort(True)
 
-    def _fill(self, replies: list[_Reply]) -> None:
+    def _fill(self, replies: list[ActiveReply]) -> None:
         """Decode the next chunk of a prompt, its last token in a batch of its own: bits depend on the batch's shape.
 
         What a rewind leaves to decode again comes this way too.
@@ -254,7 +242,7 @@ class Scheduler:
                 self._sequences.mark(reply.sequence)
             self._choose(replies)
 
-    def _decode(self, replies: list[_Reply]) -> None:
+    def _decode(self, replies: list[ActiveReply]) -> None:
         """A token of each; as long as nothing else is to be done, the next one at once."""
         while True:
             self._sequences.decode([Part(reply.sequence, [reply.token()]) for reply in replies])
@@ -263,26 +251,70 @@ class Scheduler:
             self._choose(replies)
             if replies != self._active or not self._inbox.empty():
                 return
-            if any(reply.pending is None or reply.feed.cancelled or reply.feed.full for reply in replies):
+            if any(reply.pending is None or reply.must_pause for reply in replies):
                 return
 
-    def _choose(self, replies: list[_Reply]) -> None:
-        """Draw each reply's next token from its row and take it in. After a rewind the next round draws again."""
+    def _choose(self, replies: list[ActiveReply]) -> None:
+        """Draw each reply's next token from its row and take it in."""
         for reply in replies:
-            events, action = reply.track.take(self._draw(reply))
+            self._take(reply, self._draw(reply))
+
+    def _take(self, reply: ActiveReply, token: int) -> None:
+        """Take in a token and those that are forced after it: they are decoded together, as a prompt is."""
+        track = reply.track
+        while True:
+            events, action = track.take(token, reply.elapsed_s)
             for event in events:
                 reply.feed.put(event)
             if isinstance(action, Rewind):
-                reply.left = self._sequences.rewind(reply.sequence, len(reply.request.prompt) + action.n_tokens)
-            elif action is not None:
+                self._go_back(reply, action)
+                return
+            if action is not None:
                 self._finish(reply, action.reason)
-            elif len(reply.sequence.tokens) >= self._n_ctx:
-                self._finish(reply, "context")
-            else:
-                reply.pending = reply.track.tokens[-1]
+                return
+            if not track.state.forced:
+                break
+            token = track.state.forced[0]
+        reply.meter()
+        n_decoded = len(reply.sequence.tokens) - len(reply.request.prompt)
+        if len(reply.request.prompt) + len(track.tokens) > self._n_ctx:
+            self._finish(reply, "context")
+        elif len(track.tokens) == n_decoded + 1:
+            reply.pending = token
+        else:
+            reply.left, reply.pending = track.tokens[n_decoded:], None
 
-    def _draw(self, reply: _Reply) -> int:
-        draw = reply.track.constrain(reply.request.sampling)
+    def _go_back(self, reply: ActiveReply, rewind: Rewind) -> None:
+        """Do in the cache what was done to the reply's tokens. Without forced tokens the next round draws again."""
+        n_kept = len(reply.request.prompt) + rewind.n_tokens
+        if reply.track.state.forced:
+            self._sequences.keep(reply.sequence, n_kept)
+            self._take(reply, reply.track.state.forced[0])
+        else:
+            reply.left, reply.pending = self._sequences.rewind(reply.sequence, n_kept), None
+
+    def _obey(self, reply: ActiveReply, order: Order) -> None:
+        """Carry out what the reader asked for; a Notice tells where that came too late."""
+        if isinstance(order, Conclude):
+            if not reply.track.conclude():
+                reply.feed.put(Notice("the answer has begun already, there is no thought to end", "late"))
+            return
+        rewind = reply.track.steer(order)
+        if rewind is None:
+            reply.feed.put(Notice("the thought has ended already, the hint was not used", "late"))
+            return
+        n_tokens = len(reply.request.prompt) + rewind.n_tokens + len(rewind.forced)
+        if n_tokens >= self._n_ctx:
+            reply.feed.put(
+                Notice(f"the hint does not fit the context of {self._n_ctx} tokens and was not used", "full")
+            )
+            return
+        for event in reply.track.rewind(rewind):
+            reply.feed.put(event)
+        self._go_back(reply, rewind)
+
+    def _draw(self, reply: ActiveReply) -> int:
+        draw = reply.track.constrain(reply.sampling)
         if draw.forced is not None:
             return draw.forced
         row = reply.sequence.row
@@ -293,10 +325,12 @@ class Scheduler:
             row[list(draw.banned)] = -math.inf
         if (draw.masks or draw.banned) and row.max() == -math.inf:
             raise EngineError("the masks of this reply leave no token to sample")
+        if draw.eager is not None and row.max() - row[draw.eager[0]] <= draw.eager[1]:
+            return draw.eager[0]
         position = len(reply.sequence.tokens)
         return self._sampler.sample(row, draw.sampling, draw_seed(reply.request.seed, reply.track.attempt, position))
 
-    def _finish(self, reply: _Reply, reason: FinishReason) -> None:
+    def _finish(self, reply: ActiveReply, reason: FinishReason) -> None:
         if reason in ("context", "cancelled"):
             for event in reply.track.flush():
                 reply.feed.put(event)
@@ -307,20 +341,21 @@ class Scheduler:
                     "full",
                 )
             )
-        stats = reply.stats()
+        stats = reply.stats(self._n_ctx)
         self._retire(reply)
         with contextlib.suppress(Exception):  # a remark is worth no reply
             notice = None if reason == "cancelled" else self._remark(stats)
             if notice is not None:
                 reply.feed.put(notice)
-        reply.feed.put(Done(Reply(reply.track.answer, reply.track.thinking, reason, stats)))
+        thinking, answer = reply.track.texts(reason)
+        reply.feed.put(Done(Reply(answer, thinking, reason, stats, reply.request.begin.undivided)))
 
-    def _fail(self, replies: list[_Reply], error: QwqError) -> None:
+    def _fail(self, replies: list[ActiveReply], error: QwqError) -> None:
         for reply in [reply for reply in replies if reply in self._active]:
             self._retire(reply)
             reply.feed.put(error)
 
-    def _retire(self, reply: _Reply) -> None:
+    def _retire(self, reply: ActiveReply) -> None:
         self._sequences.done(reply.sequence)
         self._active.remove(reply)
         self._lift_abort()
@@ -342,44 +377,6 @@ class _Job:
             self.future.set_result(self._work(sequences))
         except BaseException as error:
             self.future.set_exception(error)
-
-
-class _Reply:
-    """A request under way. left: tokens to decode before the next draw; pending: the token drawn and not yet decoded."""
-
-    def __init__(self, feed: Feed, request: Request, sequence: Sequence, piece: Callable[[int], bytes]) -> None:
-        self.feed, self.request, self.sequence = feed, request, sequence
-        self.track = Track(request.policies, request.begin, piece)
-        self.n_reused, self.n_prefilled = len(sequence.tokens), 0
-        self.left = request.prompt[self.n_reused :]
-        self.pending: int | None = None
-        self.started = time.monotonic()
-        self.prefilled: float | None = None
-
-    def go_back(self) -> None:
-        """A batch came to nothing: what is to be decoded follows from what the cache still holds."""
-        self.left = (self.request.prompt + self.track.tokens)[len(self.sequence.tokens) :]
-        if self.pending is not None and len(self.left) == 1:
-            self.left = []
-        else:
-            self.pending = None
-
-    def token(self) -> int:
-        assert self.pending is not None
-        return self.pending
-
-    def stats(self) -> Stats:
-        now = time.monotonic()
-        prefilled = now if self.prefilled is None else self.prefilled
-        return Stats(
-            n_prompt=len(self.request.prompt),
-            n_reused=self.n_reused,
-            n_prefilled=self.n_prefilled,
-            n_generated=self.track.n_taken,
-            n_dropped=self.request.n_dropped,
-            prefill_s=prefilled - self.started,
-            decode_s=now - prefilled,
-        )
 
 
 def _unexpected(error: Exception) -> EngineError:

@@ -168,6 +168,10 @@ class Sequences:
         self._cut(sequence, n_tokens - 1)
         return [last]
 
+    def keep(self, sequence: Sequence, n_tokens: int) -> None:
+        """Let at most the first `n_tokens` stand, for others to be decoded after them; no row is wanted of the last one."""
+        self._cut(sequence, min(n_tokens, len(sequence.tokens)))
+
     def held(self, session: Hashable) -> tuple[list[int], int]:
         """The tokens that the cache holds of a session, and the bytes of their state; nothing for one it does not hold."""
         sequence = self._of(session)

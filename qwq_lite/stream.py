@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import queue
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING
 
 from qwq_lite.errors import QwqError
 from qwq_lite.events import Done, Event
+from qwq_lite.orders import Conclude, Drop, Order, Steer
 
 if TYPE_CHECKING:
     import asyncio
@@ -27,6 +29,7 @@ class Feed:
     def __init__(self, on_cancel: Callable[[Feed], None]) -> None:
         self.cancelled = False
         self.events: queue.SimpleQueue[Event | QwqError] = queue.SimpleQueue()
+        self.orders: deque[Order] = deque()  # of the reader, for the engine to carry out between two tokens
         self.wake: Callable[[], None] = _nobody_waits
         self._on_cancel = on_cancel
 
@@ -37,6 +40,9 @@ class Feed:
     def cancel(self) -> None:
         self.cancelled = True
         self._on_cancel(self)
+
+    def order(self, order: Order) -> None:
+        self.orders.append(order)
 
     @property
     def full(self) -> bool:
@@ -51,11 +57,11 @@ class Stream:
     """Events in order, the last one `Done`. Leaving the iteration, the `with` block, or the stream itself cancels the reply.
 
     The reply is under way from the start, whether it is read or not.
-    Raises, while it is iterated: the QwqError that ended the reply.
+    Raises, while it is iterated: the QwqError that ended the reply. feed: the engine's end.
     """
 
     def __init__(self, feed: Feed) -> None:
-        self._feed = feed
+        self.feed = feed
         self._finished = False
         self._watch: Callable[[Event], None] | None = None
 
@@ -71,17 +77,36 @@ class Stream:
 
     @property
     def cancelled(self) -> bool:
-        return self._feed.cancelled
+        return self.feed.cancelled
 
     def cancel(self) -> None:
         """Stop after the token, or within the graph node, in hand. Any thread; more than once does no harm."""
-        self._feed.cancel()
+        self.feed.cancel()
+
+    def conclude(self) -> None:
+        """Answer now: the thought ends at its next break. Any thread, a signal handler too; waits for nothing.
+
+        A Notice of kind "late" tells that there was no thought any more.
+        """
+        self.feed.order(Conclude())
+
+    def steer(self, hint: str, drop: Drop | None = None) -> None:
+        """Take back the end of the thought and go on from a hint, in the model's own voice; only the hint is computed.
+
+        Between two tokens, soon; waits for nothing. A Notice tells what no longer counts, or that it came too late.
+        Args:
+            hint: such as "Wait, n could be 0." A newline at its end parts it from what the model writes.
+            drop: "paragraph" or "sentence", the last one of the thought so far; None drops nothing.
+
+        Raises: UsageError for an empty hint.
+        """
+        self.feed.order(Steer(hint, drop))
 
     def __iter__(self) -> Iterator[Event]:
         try:
             while not self._finished:
                 try:
-                    event = self._feed.events.get(timeout=_WAIT_S)
+                    event = self.feed.events.get(timeout=_WAIT_S)
                 except queue.Empty:
                     continue
                 yield self._checked(event)
@@ -97,19 +122,19 @@ class Stream:
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody reads on
                 loop.call_soon_threadsafe(ready.set)
 
-        self._feed.wake = wake
+        self.feed.wake = wake
         try:
             while not self._finished:
                 ready.clear()
                 try:
-                    event = self._feed.events.get_nowait()
+                    event = self.feed.events.get_nowait()
                 except queue.Empty:
                     await ready.wait()
                     continue
                 yield self._checked(event)
         finally:
-            if self._feed.wake is wake:  # another reader may have come since
-                self._feed.wake = _nobody_waits
+            if self.feed.wake is wake:  # another reader may have come since
+                self.feed.wake = _nobody_waits
             self._leave()
 
     def __enter__(self) -> Stream:
@@ -125,11 +150,11 @@ class Stream:
 
     def _leave(self) -> None:
         if not self._finished:
-            self._feed.cancel()
+            self.feed.cancel()
 
     def _checked(self, event: Event | QwqError) -> Event:
         self._finished = isinstance(event, QwqError | Done)
-        self._feed.taken()
+        self.feed.taken()
         if isinstance(event, QwqError):
             raise event
         if self._watch is not None:

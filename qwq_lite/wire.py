@@ -18,11 +18,13 @@ from qwq_lite.errors import EngineError, QwqError, UsageError
 from qwq_lite.events import Answer, Done, Event, Notice, Progress, Reply, Stats, Thinking
 from qwq_lite.gguf_header import Header
 from qwq_lite.memory import Buffers, Footprint
+from qwq_lite.orders import Conclude, Order, Steer
 from qwq_lite.plan import Candidate, Gpu, Room, RunPlan, Wishes
 
 _LENGTH = struct.Struct("<I")
 _MOST_BYTES = 1 << 28  # a prompt of 16 million tokens is half of it
 _EVENTS = {kind.__name__: kind for kind in (Progress, Thinking, Answer, Notice)}
+_ORDERS = {kind.__name__: kind for kind in (Conclude, Steer)}
 
 
 class Pipe:
@@ -95,7 +97,7 @@ def event_to_json(event: Event) -> list[Any]:
     if isinstance(event, Done):
         reply = event.reply
         stats = list(dataclasses.astuple(reply.stats))
-        return ["Done", reply.answer, reply.thinking, reply.finish_reason, stats]
+        return ["Done", reply.answer, reply.thinking, reply.finish_reason, stats, reply.undivided]
     return [type(event).__name__, *dataclasses.astuple(event)]
 
 
@@ -104,12 +106,27 @@ def event_from_json(data: list[Any]) -> Event:
     try:
         name, *fields = data
         if name == "Done":
-            answer, thinking, reason, stats = fields
-            return Done(Reply(answer, thinking, reason, Stats(*stats)))
+            answer, thinking, reason, stats, undivided = fields
+            return Done(Reply(answer, thinking, reason, Stats(*stats), undivided))
         event: Event = _EVENTS[name](*fields)
         return event
     except (KeyError, TypeError, ValueError) as error:
         raise EngineError(f"the engine's process sent no event: {error!r}") from error
+
+
+def order_to_json(order: Order) -> list[Any]:
+    """An order as its name and its fields."""
+    return [type(order).__name__, *dataclasses.astuple(order)]
+
+
+def order_from_json(data: list[Any]) -> Order:
+    """Raises: EngineError for what is no order; UsageError."""
+    try:
+        name, *fields = data
+        order: Order = _ORDERS[name](*fields)
+        return order
+    except (KeyError, TypeError, ValueError) as error:
+        raise EngineError(f"the host sent no order: {error!r}") from error
 
 
 def error_to_json(error: BaseException) -> list[str]:

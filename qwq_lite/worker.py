@@ -24,6 +24,7 @@ from qwq_lite import child, gguf_header, local, wire
 from qwq_lite.backend import native
 from qwq_lite.errors import EngineError
 from qwq_lite.events import Done, Progress
+from qwq_lite.orders import Order
 from qwq_lite.stream import MOST_UNREAD, Stream
 from qwq_lite.wire import Pipe
 
@@ -62,10 +63,10 @@ class _Worker:
 
     def take(self, message: dict[str, Any]) -> None:
         number, verb = message["id"], message["do"]
-        if verb in ("cancel", "read"):
+        if verb in ("cancel", "read", "order"):
             reply = self._replies.get(number)
             if reply is not None:
-                reply.cancel() if verb == "cancel" else reply.read(message["n"])
+                reply.obey(verb, message)
             return
         if verb == "generate":  # known before it begins, so that a cancel finds it
             self._replies[number] = _Reply()
@@ -154,12 +155,31 @@ class _Reply:
         self._stream: Stream | None = None
         self._n_unread = 0
         self._cancelled = False
+        self._orders: list[Order] = []  # that came before it began
+
+    def obey(self, verb: str, message: dict[str, Any]) -> None:
+        if verb == "cancel":
+            self.cancel()
+        elif verb == "read":
+            self.read(message["n"])
+        else:
+            self.order(wire.order_from_json(message["order"]))
 
     def begin(self, stream: Stream) -> None:
         with self._changed:
             self._stream = stream
+        for order in self._orders:
+            stream.feed.order(order)
         if self._cancelled:
             stream.cancel()
+
+    def order(self, order: Order) -> None:
+        with self._changed:
+            stream = self._stream
+            if stream is None:
+                self._orders.append(order)
+        if stream is not None:
+            stream.feed.order(order)
 
     def cancel(self) -> None:
         with self._changed:

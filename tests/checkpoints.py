@@ -10,6 +10,7 @@ the same call writes the same bytes. The writer is the demo checkpoint's, `scrip
 from __future__ import annotations
 
 import itertools
+import json
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -92,6 +93,36 @@ def write_random_checkpoint(
     write_tokenizer(folder, layout)
     size = {"hidden": hidden, "ffn": ffn, "kv": hidden // n_head * n_head_kv, "vocab": n_vocab}
     write_weights(folder, random_tensors(size, n_layer, tied, dtype, seed), shards)
+    return folder
+
+
+def write_tagged_checkpoint(demo: Path, folder: Path) -> Path:
+    """The demo checkpoint with QwQ-32B's thinking tags in the place of two tokens that it never writes.
+
+    It does not know what they mean: it thinks until it is told to answer, or ends its turn within the thought. Its template
+    begins the thought with a word, for to a tag alone this model has nothing to say.
+    """
+    folder.mkdir(parents=True)
+    for path in demo.iterdir():
+        if path.suffix == ".safetensors":
+            (folder / path.name).symlink_to(path)
+        elif path.suffix == ".json":
+            (folder / path.name).write_text(path.read_text("utf-8"), "utf-8")
+    names = dict(zip(("<repo_name>", "<reponame>"), ("<think>", "</think>"), strict=True))
+    tokenizer = json.loads((folder / "tokenizer.json").read_text("utf-8"))
+    for token in tokenizer["added_tokens"]:
+        if token["content"] in names:
+            token.update(content=names[token["content"]], special=False)
+    vocab = tokenizer["model"]["vocab"]
+    tokenizer["model"]["vocab"] = {names.get(text, text): number for text, number in vocab.items()}
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer), "utf-8")
+    config = json.loads((folder / "tokenizer_config.json").read_text("utf-8"))
+    for token in config["added_tokens_decoder"].values():
+        if token["content"] in names:
+            token.update(content=names[token["content"]], special=False)
+    config["additional_special_tokens"] = [t for t in config["additional_special_tokens"] if t not in names]
+    config["chat_template"] = config["chat_template"].replace("assistant\n' }}", "assistant\n<think>\nOkay. ' }}")
+    (folder / "tokenizer_config.json").write_text(json.dumps(config), "utf-8")
     return folder
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from qwq_convert.pipeline import convert
 from qwq_lite.recipe import file_type
-from tests.checkpoints import write_random_checkpoint
+from tests.checkpoints import write_random_checkpoint, write_tagged_checkpoint
 from tests.oracle import demo_checkpoint
 
 
@@ -23,6 +23,15 @@ def demo_gguf(demo_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     """The demo model as Q4_K_M."""
     path = tmp_path_factory.mktemp("demo") / "SmolLM2-135M-Instruct-Q4_K_M.gguf"
     convert(demo_folder, file_type("Q4_K_M"), path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def tagged_gguf(demo_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo model with thinking tags, as Q4_K_M."""
+    folder = write_tagged_checkpoint(demo_folder, tmp_path_factory.mktemp("tagged") / "Tagged")
+    path = folder.parent / "Tagged-Q4_K_M.gguf"
+    convert(folder, file_type("Q4_K_M"), path)
     return path
 
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, cast
 
+from qwq_lite.active_reply import Request
 from qwq_lite.backend import native
 from qwq_lite.backend.context import Context, ContextSettings
 from qwq_lite.backend.model import ALL_LAYERS, LoadedModel
@@ -26,7 +27,7 @@ from qwq_lite.policies import arranged
 from qwq_lite.policies.phases import Phases
 from qwq_lite.policies.stops import Stops
 from qwq_lite.sampling import Sampling
-from qwq_lite.scheduler import Request, Scheduler
+from qwq_lite.scheduler import Scheduler
 from qwq_lite.stream import Stream
 
 SAMPLING = Sampling(temperature=0.6, top_k=40, top_p=0.95, min_p=0.0)

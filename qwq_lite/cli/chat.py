@@ -6,20 +6,25 @@ import contextlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
 from qwq_lite.chat import Chat
 from qwq_lite.cli import console
+from qwq_lite.cli.duration import duration
+from qwq_lite.cli.reply import exit_status, show
 from qwq_lite.errors import EngineClosed, EngineError, TemplateError, UsageError
-from qwq_lite.events import Answer, Done, Notice, Progress, Reply, Thinking
+from qwq_lite.events import Progress
+from qwq_lite.history import History
+from qwq_lite.model import EFFORTS, ThoughtStyle
 from qwq_lite.model import options as check_options
 
 if TYPE_CHECKING:
     from qwq_lite.chat import Model
 
 _PROMPT = "> "
+_EFFORTS = ", ".join(f"{name} {n_tokens}" for name, n_tokens in EFFORTS.items())
 
 
 @click.command()
@@ -51,6 +56,35 @@ _PROMPT = "> "
     show_default=True,
     help="When a conversation no longer fits the context: leave out its oldest turns, with a notice; or refuse.",
 )
+@click.option(
+    "--think-budget",
+    "thinking_budget",
+    type=click.IntRange(0),
+    metavar="N",
+    help="End the thought after N tokens, at a good place within a tenth or 96 tokens more; 0 for no thought.",
+)
+@click.option("--effort", type=click.Choice([*EFFORTS]), help=f"A budget by name: {_EFFORTS} tokens.")
+@click.option(
+    "--within",
+    type=duration,
+    help="Have the answer after so long, such as 60s or 2m30s: the thought ends in time for it.",
+)
+@click.option(
+    "--answer-reserve",
+    type=click.IntRange(1),
+    help="Tokens of the context kept for the answer, its limit after a thought that was ended.  [default: 1024]",
+)
+@click.option("--no-thinking", is_flag=True, help="Print the answer only; a line on standard error counts the thought.")
+@click.option(
+    "--thought-style",
+    type=click.Choice(get_args(ThoughtStyle)),
+    help="How the model marks its thought: with tags, not at all, or it does not think.  [default: the model's]",
+)
+@click.option(
+    "--history",
+    type=click.Choice(get_args(History)),
+    help="What a model without tags sees of its earlier replies.  [default: all]",
+)
 @click.option("--temperature", type=click.FloatRange(0), help="0 takes the likeliest token.  [default: the file's]")
 @click.option("--top-k", type=click.IntRange(0), help="Sample among so many tokens; 0 for all.  [default: the file's]")
 @click.option(
@@ -59,6 +93,8 @@ _PROMPT = "> "
 @click.option(
     "--min-p", type=click.FloatRange(0, 1), help="Least share of the best token's chance.  [default: the file's]"
 )
+@click.option("--answer-temperature", type=click.FloatRange(0), help="Temperature once the thought has ended.")
+@click.option("--answer-top-p", type=click.FloatRange(0, 1, min_open=True), help="Top-p once the thought has ended.")
 def command(
     model: Path,
     prompt: str | None,
@@ -69,13 +105,14 @@ def command(
     n_gpu_layers: int | None,
     host_weights: str | None,
     n_threads: int | None,
+    no_thinking: bool,
     **options: Any,
 ) -> None:
     """Talk to MODEL, any text model in GGUF that llama.cpp runs.
 
     \b
-    Ctrl-C stops the answer, not the program; Ctrl-D ends it. The answer goes to standard output, all else to
-    standard error.
+    Ctrl-C stops the answer, not the program; Ctrl-\\ ends the thought for the answer; Ctrl-D ends the program. The
+    answer goes to standard output, all else to standard error. Exit status 3: the thought left no room for an answer.
 
     Example: qwq-lite chat QwQ-32B-Preview-Q4_K_M.gguf -p "How many r are in strawberry?"
     """
@@ -101,18 +138,19 @@ def command(
     with loaded:
         _say_where(loaded)
         chat = loaded.chat(system)
-        with console.Interrupts(chat.cancel) as interrupts:
+        with console.Interrupts(chat.cancel, chat.conclude) as interrupts:
             if question is not None:
-                if _answer(chat, question, options).finish_reason == "cancelled":
-                    raise click.exceptions.Exit(console.INTERRUPTED)
+                status = exit_status(show(chat.stream(question, **options), thinking=not no_thinking))
+                if status:
+                    raise click.exceptions.Exit(status)
             else:
-                _converse(chat, interrupts, options)
+                _converse(chat, interrupts, options, thinking=not no_thinking)
 
 
-def _converse(chat: Chat, interrupts: console.Interrupts, options: dict[str, Any]) -> None:
+def _converse(chat: Chat, interrupts: console.Interrupts, options: dict[str, Any], *, thinking: bool) -> None:
     for text in _questions(interrupts):
         try:
-            _answer(chat, text, options)
+            show(chat.stream(text, **options), thinking=thinking)
         except (EngineError, TemplateError) as error:  # a question that does not fit ends itself, not the chat
             if isinstance(error, EngineClosed) or not sys.stdin.isatty():
                 raise
@@ -159,32 +197,6 @@ def _read_line() -> str:
         return input(_PROMPT)
     click.echo(_PROMPT, nl=False, err=True)
     return input()
-
-
-def _answer(chat: Chat, text: str, options: dict[str, Any]) -> Reply:
-    """Stream one reply: the answer to stdout, the thought dimmed on a terminal and to stderr otherwise."""
-    to_terminal = sys.stdout.isatty()
-    for event in chat.stream(text, **options):
-        if isinstance(event, Answer):
-            click.echo(console.printable(event.text), nl=False)
-        elif isinstance(event, Thinking):
-            click.secho(console.printable(event.text), nl=False, dim=True, err=not to_terminal)
-        elif isinstance(event, Notice):
-            console.note(f"\n{event.text}")
-        elif isinstance(event, Done):
-            click.echo()
-            _summary(event.reply)
-            return event.reply
-    raise AssertionError("a stream ends with Done")
-
-
-def _summary(reply: Reply) -> None:
-    stats = reply.stats
-    endings = {"length": "stopped at --max-tokens, ", "cancelled": "stopped, ", "context": "the context is full, "}
-    console.note(
-        f"{endings.get(reply.finish_reason, '')}{stats.n_generated} tokens at {stats.decode_tok_s:.1f} tok/s;"
-        f" prompt {stats.n_prefilled} new + {stats.n_reused} kept in {stats.prefill_s:.1f} s"
-    )
 
 
 class _load_bar:  # noqa: N801 - used like a function

@@ -13,14 +13,14 @@ import click
 
 from qwq_lite.errors import QwqError
 
-INTERRUPTED = 130
+NO_ANSWER, INTERRUPTED = 3, 130
 
 # Control characters but tab and newline: without ESC and the C1 range no escape sequence is left, however it is split.
 _CONTROLS = {code: None for code in [*range(0x20), *range(0x7F, 0xA0)] if chr(code) not in "\t\n"}
 
 
 def run(command: click.Command) -> None:
-    """Run the command line and exit: 0; 1 for the error tree, 2 for usage, 130 for Ctrl-C."""
+    """Run the command line and exit: 0; 1 for the error tree, 2 for usage, 3 for no answer, 130 for Ctrl-C."""
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper) and not (stream is sys.stdin and stream.isatty()):
             stream.reconfigure(encoding="utf-8", errors="replace")
@@ -70,27 +70,33 @@ def warn(text: str) -> None:
 
 
 class Interrupts:
-    """What Ctrl-C does while the block runs: it cancels the answer, unless a line is being read.
+    """What Ctrl-C does while the block runs: it cancels the answer, unless a line is being read. Ctrl-\\ concludes the thought.
 
-    A second one before the answer has ended raises KeyboardInterrupt, as ever. Between answers it is never lost and never
+    A second Ctrl-C before the answer has ended raises KeyboardInterrupt, as ever. Between answers it is never lost and never
     ends the program.
     """
 
-    def __init__(self, cancel: Callable[[], None]) -> None:
-        self._cancel = cancel
+    def __init__(self, cancel: Callable[[], None], conclude: Callable[[], None]) -> None:
+        self._cancel, self._conclude = cancel, conclude
         self._reading = False
         self._pressed = False
 
     def __enter__(self) -> Interrupts:
         import signal
 
-        self._before = signal.signal(signal.SIGINT, self._handle)
+        self._before = {signal.SIGINT: signal.signal(signal.SIGINT, self._handle)}
+        quit_signal = getattr(signal, "SIGQUIT", None) or getattr(
+            signal, "SIGBREAK", None
+        )  # Windows: Ctrl-Break, untried
+        if quit_signal is not None:
+            self._before[quit_signal] = signal.signal(quit_signal, lambda _number, _frame: self._conclude())
         return self
 
     def __exit__(self, *_: object) -> None:
         import signal
 
-        signal.signal(signal.SIGINT, self._before)
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
     def _handle(self, _number: int, _frame: FrameType | None) -> None:
         if self._reading or self._pressed:

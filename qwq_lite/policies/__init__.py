@@ -6,8 +6,9 @@ from collections.abc import Iterable
 
 from qwq_lite.generation import Policy
 
-# Who comes first decides: a phase before what depends on it, an end before anything that would go on.
-ORDER = ("phases", "stops")
+# Who comes first decides: a phase before what depends on it, an end before anything that would go on, the deadline before what
+# it asks to end.
+ORDER = ("phases", "headings", "stops", "deadline", "closing", "reserve")
 
 
 def arranged(policies: Iterable[Policy]) -> tuple[Policy, ...]:

@@ -6,7 +6,8 @@ import functools
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
-from qwq_lite.generation import Begin, Draw, Stop, Taken, Verdict
+from qwq_lite.generation import Begin, Stop, Taken, Verdict
+from qwq_lite.policies.unconstrained import Unconstrained
 
 
 class Seen(NamedTuple):
@@ -17,7 +18,7 @@ class Seen(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Stops:
+class Stops(Unconstrained):
     """end_tokens: every id that ends a turn. texts: end the answer where one begins, and are not part of it; a thought may
     contain them. max_tokens: thought and answer together.
 
@@ -28,31 +29,27 @@ class Stops:
     texts: tuple[str, ...] = ()
     max_tokens: int | None = None
     name: ClassVar[str] = "stops"
-    constrains: ClassVar[bool] = False
 
     def start(self, begin: Begin) -> Seen:
-        return Seen()
-
-    def constrain(self, seen: Seen, draw: Draw) -> Draw:
-        return draw
+        return _NOTHING_SEEN
 
     def observe(self, seen: Seen, taken: Taken) -> Verdict:
         if taken.token in self.end_tokens:
             return Verdict(seen, Stop("stop", mute=True))
         hold = 0
-        if self.texts:
+        if taken.phase == "thinking":
+            seen = _NOTHING_SEEN
+        elif self.texts:
             seen, found = self._look(seen, taken)
             if found:
                 return Verdict(seen, Stop("stop", drop=found))
             hold = self._unfinished(seen.tail)
         if self.max_tokens is not None and taken.n_tokens >= self.max_tokens:
             return Verdict(seen, Stop("length"))
-        return Verdict(seen, hold=hold)
+        return Verdict(seen, hold=hold) if hold or seen is not _NOTHING_SEEN else _NOTHING
 
     def _look(self, seen: Seen, taken: Taken) -> tuple[Seen, int]:
         """The text's new end, and how many characters from its end on a stop text began; 0 where none did."""
-        if taken.phase == "thinking":
-            return Seen(), 0
         if taken.turned:
             seen = Seen()
         tail = seen.tail + taken.text
@@ -77,3 +74,7 @@ class Stops:
             if tail[-n:] in self._beginnings:
                 return n
         return 0
+
+
+_NOTHING_SEEN = Seen()
+_NOTHING = Verdict(_NOTHING_SEEN)

@@ -10,10 +10,10 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from qwq_lite import generation
-from qwq_lite.events import Answer, Event, FinishReason, Thinking
+from qwq_lite.events import Answer, Event, FinishReason, Notice, Thinking
 from qwq_lite.generation import Begin, Phase, Policy, State, Stop
 from qwq_lite.policies import arranged
-from qwq_lite.policies.phases import Phases
+from qwq_lite.policies.phases import ANSWERS, CLOSINGS, Phases
 from qwq_lite.policies.stops import Stops
 from qwq_lite.track import Track
 
@@ -31,13 +31,16 @@ def rules(*stops: str, max_tokens: int | None = None, tags: bool = True) -> tupl
     return arranged([*phases, Stops(frozenset({END}), stops, max_tokens)])
 
 
-def run(tokens: Iterable[Token], policies: tuple[Policy, ...] | None = None, phase: Phase = "answer") -> Shown:
-    """Thought, answer and finish after the tokens, or after the first of them that ends the reply.
+def untokenized(_text: str) -> list[int]:
+    raise AssertionError("no policy here rewrites a text")
 
-    What the reply says in the end is what was shown, without the space around it: asserted here for every case.
-    """
+
+def play(
+    tokens: Iterable[Token], policies: tuple[Policy, ...] | None = None, phase: Phase = "answer"
+) -> tuple[Track, list[Event], FinishReason | None]:
+    """A reply after the tokens, or after the first of them that ends it; what it showed, and its finish."""
     pieces: dict[int, bytes] = {}
-    track = Track(rules() if policies is None else policies, Begin(phase), pieces.__getitem__)
+    track = Track(rules() if policies is None else policies, Begin(phase), pieces.__getitem__, untokenized)
     events: list[Event] = []
     finish: FinishReason | None = None
     for i, (token, piece) in enumerate(tokens):
@@ -48,11 +51,37 @@ def run(tokens: Iterable[Token], policies: tuple[Policy, ...] | None = None, pha
         if isinstance(action, Stop):
             finish = action.reason
             break
-    thought = "".join(event.text for event in events if isinstance(event, Thinking))
-    answer = "".join(event.text for event in events if isinstance(event, Answer))
-    assert (track.thinking, track.answer) == (thought.strip(), answer.rstrip())
-    assert all(event.text for event in events if isinstance(event, Thinking | Answer))
-    return thought, answer, finish
+    return track, events, finish
+
+
+def run(tokens: Iterable[Token], policies: tuple[Policy, ...] | None = None, phase: Phase = "answer") -> Shown:
+    """Thought, answer and finish: all that was shown, also of an answer that began anew.
+
+    What the reply says in the end is what was shown, without the space around it and without answers that no longer count;
+    of one that ends while it thinks all is the answer. Asserted here for every case.
+    """
+    track, events, finish = play(tokens, policies, phase)
+    thought, answers = "", [""]
+    for event in events:
+        if isinstance(event, Thinking):
+            assert event.text
+            thought += event.text
+        elif isinstance(event, Answer):
+            assert event.text
+            answers[-1] += event.text
+        else:
+            assert answers[-1]
+            assert event == restarted(len(answers[-1]))
+            answers.append("")
+    answer = next((text for text in reversed(answers) if text.strip()), "").rstrip()
+    assert track.texts("length") == (thought.strip(), answer)
+    whole = ("", thought.strip()) if track.state.phase == "thinking" else (thought.strip(), answer)
+    assert track.texts("stop") == whole
+    return thought, "".join(answers), finish
+
+
+def restarted(n_chars: int) -> Notice:
+    return Notice(f"the {n_chars} characters of the answer so far no longer count", "restarted")
 
 
 def text(*pieces: str | bytes) -> list[Token]:
@@ -69,7 +98,8 @@ def ended(pieces: Iterable[bytes]) -> list[Token]:
 
 
 def state_after(tokens: Iterable[Token], policies: tuple[Policy, ...] | None = None, phase: Phase = "answer") -> State:
-    return generation.fold(rules() if policies is None else policies, Begin(phase), tokens)[0]
+    timed = ((token, piece, 0.0) for token, piece in tokens)
+    return generation.fold(rules() if policies is None else policies, Begin(phase), timed)[0]
 
 
 @given(TEXTS, PLACES)
@@ -99,6 +129,7 @@ def test_no_replacement_character_is_shown_while_a_character_is_unfinished(whole
 def test_text_before_the_closing_tag_is_thought_and_after_it_the_answer(
     thought: str, answer: str, places: list[int]
 ) -> None:
+    assume(not any(tag in thought for tag in (*CLOSINGS, *ANSWERS)))  # those end it themselves
     tokens = [*text(*cut(thought.encode(), places)), (CLOSE, b"</think>"), *ended(cut(answer.encode(), places))]
     assert run(tokens, phase="thinking") == (thought.lstrip("\n"), answer.lstrip("\n"), "stop")
 
@@ -341,3 +372,61 @@ def test_with_tags_in_it_a_reply_does_not_depend_on_where_its_text_is_cut(
         return [*found, (END, b"")]
 
     assert run(tokens(places), phase=phase) == run(tokens([]), phase=phase)
+
+
+# An answer that begins anew: a second closing tag. What it held so far stays shown and stops counting.
+
+
+def parted(*answers: str) -> list[Token]:
+    """Answers with a closing tag between each two."""
+    tokens = text(answers[0])
+    for answer in answers[1:]:
+        tokens += [(CLOSE, b"</think>"), *text(answer)]
+    return tokens
+
+
+def test_a_second_closing_tag_lets_the_answer_begin_anew_and_says_what_no_longer_counts() -> None:
+    thought: list[Token] = [*text("Hm."), (CLOSE, b"</think>")]
+    track, events, _ = play([*thought, *parted("So 4", "\n\n5\n"), (END, b"")], phase="thinking")
+    assert events == [Thinking("Hm."), Answer("So 4"), restarted(4), Answer("5\n")]
+    assert track.texts("stop") == ("Hm.", "5")
+
+
+@pytest.mark.parametrize("blank", ["", "\n\n", " \n "])
+def test_an_answer_after_which_nothing_but_space_comes_counts_all_the_same(blank: str) -> None:
+    track, events, _ = play([*parted("4", blank), (END, b"")])
+    assert events[:2] == [Answer("4"), restarted(1)]
+    assert track.texts("stop") == ("", "4")
+
+
+def test_an_answer_of_which_nothing_was_shown_begins_anew_without_a_word() -> None:
+    tokens: list[Token] = [(CLOSE, b"</think>"), *text("\n"), (CLOSE, b"</think>"), (CLOSE, b"</think>"), *text("5")]
+    track, events, _ = play(tokens, phase="thinking")
+    assert events == [Answer("5")]
+    assert track.texts("stop") == ("", "5")
+
+
+def test_text_that_the_closing_tag_lets_go_no_longer_counts_either() -> None:
+    """It was held for a stop text, or for the rest of its last character."""
+    _, events, _ = play([*text("aS", "T"), (CLOSE, b"</think>"), *text("OP")], rules("STOP"))
+    assert events == [Answer("a"), Answer("ST"), restarted(3), Answer("OP")]
+    _, events, _ = play([*text(b"a\xe4"), (CLOSE, b"</think>"), *text("b")])
+    assert events == [Answer("a"), Answer("\ufffd"), restarted(2), Answer("b")]
+
+
+def test_a_thought_that_ends_begins_no_answer_anew() -> None:
+    _, events, _ = play([(OPEN, b"<think>"), *parted("Hm.", "5")])
+    assert events == [Thinking("Hm."), Answer("5")]
+
+
+@given(st.lists(NEAR, min_size=1, max_size=5), PLACES)
+def test_of_answers_that_closing_tags_part_the_last_one_with_text_counts(answers: list[str], places: list[int]) -> None:
+    tokens: list[Token] = []
+    for i, answer in enumerate(answers):
+        tokens += [(CLOSE, b"</think>")] if i else []
+        tokens += text(*cut(answer.encode(), places))
+    track, events, _ = play([*tokens, (END, b"")])
+    shown = [answer.lstrip("\n") for answer in answers]
+    assert "".join(event.text for event in events if isinstance(event, Answer)) == "".join(shown)
+    assert [event for event in events if isinstance(event, Notice)] == [restarted(len(a)) for a in shown[:-1] if a]
+    assert track.texts("stop") == ("", next((a.rstrip() for a in reversed(shown) if a.strip()), ""))

@@ -1,56 +1,53 @@
-"""track: after any tokens and rewinds a reply is what its standing tokens fold to, and what was shown is never taken back."""
+"""track: after any tokens and rewinds a reply is what its standing tokens fold to, and what was shown is never taken back.
+
+What a rewind forces, what the reader asks for and what a rewrite spells anew are part of that.
+"""
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from dataclasses import dataclass, field, replace
+from typing import ClassVar, NamedTuple
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from qwq_lite import generation
-from qwq_lite.events import Answer, Event, Notice, Thinking
-from qwq_lite.generation import Begin, Draw, Force, Phase, Policy, Rewind, Stop, Taken, Verdict
+from qwq_lite.events import Answer, Event, FinishReason, Notice, Thinking
+from qwq_lite.generation import Begin, Draw, Force, Given, Phase, Policy, Rewind, Stop, Taken, Verdict
 from qwq_lite.policies.phases import Phases
 from qwq_lite.policies.stops import Stops
-from qwq_lite.sampling import Sampling
+from qwq_lite.policies.unconstrained import Unconstrained
 from qwq_lite.track import Track
-
-SAMPLING = Sampling()
-END, OPEN, CLOSE, LOOP, FORCE, STOP = range(6)
-PIECES = [
-    b"",
-    b"<think>",
-    b"</think>",
-    b"loop",
-    b"f",
-    b"STOP",
-    b"a",
-    b"\n",
-    "人".encode(),
-    b"\xe4",
-    b"\xba\xba",
-    b" b",
-    b"\xff",
-    b"ST",
-]
-A, NEWLINE, WHOLE, HEAD, REST, B, INVALID, ST = range(6, 14)
-
-
-class Silent:
-    """What most of these policies have nothing to say to."""
-
-    def constrain(self, state: Any, draw: Draw) -> Draw:
-        return draw
+from tests.tracks import (
+    CLOSE,
+    END,
+    FORCE,
+    HEAD,
+    LOOP,
+    NEWLINE,
+    OPEN,
+    PIECES,
+    REST,
+    SAMPLING,
+    ST,
+    WHOLE,
+    A,
+    B,
+    everything,
+    phase_of,
+    take,
+    texts,
+    track_of,
+    untokenized,
+)
 
 
 @dataclass(frozen=True)
-class Loops(Silent):
+class Loops(Unconstrained):
     """Rewinds a thought by `back` tokens, not beyond its beginning, where it sees LOOP, `most` times in a reply.
 
     State: how many tokens stood before the thought (None outside of it), and the rewinds that the reply had.
@@ -59,7 +56,6 @@ class Loops(Silent):
     back: int = 1
     most: int = 2
     name: ClassVar[str] = "loops"
-    constrains: ClassVar[bool] = True
 
     def start(self, begin: Begin) -> tuple[int | None, int]:
         return (0 if begin.phase == "thinking" else None), len(begin.rewinds)
@@ -77,11 +73,10 @@ class Loops(Silent):
 
 
 @dataclass(frozen=True)
-class Forces(Silent):
+class Forces(Unconstrained):
     """Lets other tokens follow FORCE; once a rewind was made, other ones."""
 
     name: ClassVar[str] = "forces"
-    constrains: ClassVar[bool] = True
 
     def start(self, begin: Begin) -> tuple[int, ...]:
         return (A, HEAD, REST) if not begin.rewinds else (B,)
@@ -91,12 +86,11 @@ class Forces(Silent):
 
 
 @dataclass(frozen=True)
-class Holds(Silent):
+class Holds(Unconstrained):
     """Holds back some characters, by the number of tokens."""
 
     most: int = 3
     name: ClassVar[str] = "holds"
-    constrains: ClassVar[bool] = True
 
     def start(self, begin: Begin) -> None:
         return None
@@ -106,11 +100,10 @@ class Holds(Silent):
 
 
 @dataclass(frozen=True)
-class Waits(Silent):
+class Waits(Unconstrained):
     """Shows nothing until a rewind was made, and all at once then: what stands may be more than was shown."""
 
     name: ClassVar[str] = "waits"
-    constrains: ClassVar[bool] = True
 
     def start(self, begin: Begin) -> bool:
         return bool(begin.rewinds)
@@ -120,14 +113,16 @@ class Waits(Silent):
 
 
 @dataclass(frozen=True)
-class Hashes(Silent):
-    """Remembers all that it was ever told, so that a state that differs anywhere in its history differs here."""
+class Hashes(Unconstrained):
+    """Remembers all that it was ever told, so that a state that differs anywhere in its history differs here.
+
+    Since when the reader waits it learns from the tokens: it may begin before that is known.
+    """
 
     name: ClassVar[str] = "hashes"
-    constrains: ClassVar[bool] = True
 
     def start(self, begin: Begin) -> tuple[int, str]:
-        return 0, repr(begin)
+        return 0, repr(replace(begin, asked_at=None))
 
     def observe(self, state: tuple[int, str], taken: Taken) -> Verdict:
         return Verdict((state[0] + 1, hashlib.sha256(f"{state[1]}{taken}".encode()).hexdigest()))
@@ -141,6 +136,7 @@ class Reader:
     answer: str = ""
     shown: str = ""
     n_lost: int = 0
+    restarts: list[Event] = field(default_factory=list)
 
     def read(self, events: Iterable[Event]) -> None:
         for event in events:
@@ -151,6 +147,8 @@ class Reader:
             elif isinstance(event, Answer):
                 assert event.text
                 self.answer += event.text
+            elif isinstance(event, Notice) and event.kind == "restarted":
+                self.restarts.append(event)
             else:
                 assert isinstance(event, Notice)
                 found = re.fullmatch(r"the last (\d+) characters of the thought no longer count(: \w+)?", event.text)
@@ -161,35 +159,143 @@ class Reader:
                 self.n_lost += lost
 
 
-def track_of(*policies: Policy, phase: Phase = "thinking") -> Track:
-    return Track(policies, Begin(phase), PIECES.__getitem__)
+class Folded(NamedTuple):
+    """What a reply is. answers: one more each time that it began anew, which `restarts` say."""
+
+    state: generation.State
+    thought: str
+    answers: list[str]
+    restarts: list[Event]
+
+    @property
+    def answer(self) -> str:
+        """All of it that was shown."""
+        return "".join(self.answers)
+
+    def texts(self, reason: FinishReason) -> tuple[str, str]:
+        if reason == "stop" and self.state.phase == "thinking":
+            return "", self.thought.strip()
+        return self.thought.strip(), next((text.rstrip() for text in reversed(self.answers) if text.strip()), "")
 
 
-def take(track: Track, *tokens: int) -> list[Event]:
-    return [event for token in tokens for event in track.take(token)[0]]
+def folded(policies: tuple[Policy, ...], begin: Begin, tokens: list[int], times: list[float] | None = None) -> Folded:
+    """What a reply of these tokens is."""
+    times = [0.0] * len(tokens) if times is None else times
+    timed = [(token, PIECES[token], time_s) for token, time_s in zip(tokens, times, strict=True)]
+    state, events = generation.fold(policies, begin, timed)
+    thought, answers = "", [""]
+    restarts: list[Event] = []
+    for event in events:
+        if isinstance(event, Thinking):
+            thought += event.text
+        elif isinstance(event, Answer):
+            answers[-1] += event.text
+        else:
+            assert isinstance(event, Notice)
+            assert event.kind == "restarted"
+            restarts.append(event)
+            answers.append("")
+    return Folded(state, thought, answers, restarts)
 
 
-def phase_of(track: Track) -> Phase:
-    return track.state.phase
+class Both:
+    """A track, its reader, and what they should hold: what the tokens that stand fold to."""
 
+    def __init__(self, policies: tuple[Policy, ...], phase: Phase) -> None:
+        self.policies, self.begin = policies, Begin(phase)
+        self.track, self.reader = Track(policies, self.begin, PIECES.__getitem__, untokenized), Reader()
+        self.standing: list[int] = []
+        self.times: list[float] = []
+        self.n_taken = self.n_forced = 0
+        self.it = folded(policies, self.begin, [])
 
-def folded(policies: tuple[Policy, ...], begin: Begin, tokens: list[int]) -> tuple[generation.State, str, str]:
-    """State, thought and answer that a reply of these tokens has."""
-    state, events = generation.fold(policies, begin, [(token, PIECES[token]) for token in tokens])
-    thought = "".join(event.text for event in events if isinstance(event, Thinking))
-    return state, thought, "".join(event.text for event in events if isinstance(event, Answer))
+    def make(self, step: int | Rewind | str) -> Rewind | Stop | None:
+        """Do the step, see that all is right after it, and tell what came of it."""
+        answer, n_restarts = self.reader.answer, len(self.reader.restarts)
+        action: Rewind | Stop | None = None
+        if isinstance(step, str):
+            self.conclude()
+        elif isinstance(step, Rewind):
+            if not self.rewind(step):
+                return None
+            action = step
+        else:
+            action = self.take(step)
+        if isinstance(action, Rewind):
+            self.begin = replace(self.begin, rewinds=(*self.begin.rewinds, action))
+            del self.standing[action.n_tokens :], self.times[action.n_tokens :]
+            if self.begin.asked_at is not None:
+                self.begin = replace(self.begin, asked_at=min(self.begin.asked_at, action.n_tokens))
+        assert self.track.state.given.asked_at == self.begin.asked_at
+        before, self.it = self.it, folded(self.policies, self.begin, self.standing, self.times)
+        self.check()
+        assert self.reader.answer.startswith(answer)
+        news = self.reader.restarts[n_restarts:]
+        assert not news if isinstance(action, Rewind) else self.it.restarts == [*before.restarts, *news]
+        return action
 
+    def take(self, token: int) -> Rewind | Stop | None:
+        forced = self.track.constrain(SAMPLING).forced
+        token = token if forced is None else forced
+        self.n_taken += 1
+        self.n_forced += forced is not None
+        events, action = self.track.take(token, self.n_taken / 2)
+        self.reader.read(events)
+        self.standing.append(token)
+        self.times.append(self.n_taken / 2)
+        return action
 
-def everything(track: Track) -> dict[str, Any]:
-    """All that a track holds, to tell whether a call changed it. Its policies are frozen, and compare as themselves."""
-    return copy.deepcopy({name: value for name, value in vars(track).items() if name != "_piece"})
+    def rewind(self, rewind: Rewind) -> bool:
+        """Whether it could be done; if not, nothing was."""
+        before = everything(self.track)
+        try:
+            self.reader.read(self.track.rewind(rewind))
+        except ValueError:
+            assert everything(self.track) == before
+            begin, n = replace(self.begin, rewinds=(*self.begin.rewinds, rewind)), rewind.n_tokens
+            kept = folded(self.policies, begin, self.standing[:n], self.times[:n])
+            assert n > len(self.standing) or len(kept.answer) < len(self.reader.answer)
+            return False
+        return True
+
+    def conclude(self) -> None:
+        """Ask for the answer; to ask again changes nothing."""
+        before = everything(self.track)
+        thinks = phase_of(self.track) == "thinking"
+        assert self.track.conclude() == thinks
+        news = thinks and self.begin.asked_at is None
+        assert (everything(self.track) == before) == (not news)
+        if news:
+            assert self.track.state.given.asked_at == len(self.standing)
+            self.begin = replace(self.begin, asked_at=len(self.standing))
+
+    def check(self) -> None:
+        track, reader, it = self.track, self.reader, self.it
+        assert (track.state, track.tokens) == (it.state, self.standing)
+        assert (reader.thought, reader.answer) == (it.thought, it.answer)
+        assert (track.texts("length"), track.texts("stop")) == (it.texts("length"), it.texts("stop"))
+        assert len(reader.shown) == len(reader.thought) + reader.n_lost
+        counts = (track.attempt, track.n_taken, track.n_forced)
+        assert counts == (len(self.begin.rewinds), self.n_taken, self.n_forced)
+
+    def end(self) -> None:
+        """The reply ends where no policy ended it."""
+        it, reader = self.it, self.reader
+        reader.read(self.track.flush())
+        answers = [*it.answers[:-1], it.answers[-1] + reader.answer[len(it.answer) :]]
+        whole = it._replace(thought=reader.thought, answers=answers)
+        assert (self.track.texts("length"), self.track.texts("stop")) == (whole.texts("length"), whole.texts("stop"))
 
 
 TOKENS = st.integers(0, len(PIECES) - 1)
-STEPS = st.lists(
-    st.one_of(TOKENS, TOKENS, TOKENS, st.builds(Rewind, st.integers(0, 12), st.frozensets(TOKENS, max_size=2))),
-    max_size=25,
+FORCED = st.lists(TOKENS, max_size=3).map(tuple)
+REWINDS = st.builds(
+    lambda n_tokens, banned, forced: Rewind(n_tokens, banned, forced=forced),
+    st.integers(0, 12),
+    st.frozensets(TOKENS, max_size=2),
+    FORCED,
 )
+STEPS = st.lists(st.one_of(TOKENS, TOKENS, TOKENS, REWINDS, st.just("conclude")), max_size=25)
 POLICIES = st.builds(
     lambda back, most, holds, stops: (
         Phases(OPEN, CLOSE),
@@ -211,47 +317,19 @@ POLICIES = st.builds(
 @example((Phases(OPEN, CLOSE), Loops(3)), "thinking", [A, WHOLE, HEAD, LOOP, REST, A, CLOSE, A])
 @example((Phases(OPEN, CLOSE), Forces()), "thinking", [FORCE, A, HEAD, Rewind(2), HEAD, REST])
 @example((Phases(OPEN, CLOSE), Stops(frozenset(), ("STOP",))), "thinking", [A, CLOSE, ST, Rewind(1), CLOSE, A])
+@example((Phases(OPEN, CLOSE), Holds()), "answer", [A, B, A, CLOSE, NEWLINE, CLOSE, B, CLOSE])
+@example((Phases(OPEN, CLOSE), Hashes()), "thinking", [A, B, Rewind(1, forced=(A, B)), A, A, Rewind(2), A, B])
+@example((Phases(OPEN, CLOSE), Hashes()), "thinking", [A, "conclude", B, B, Rewind(2), B])
+@example((Phases(OPEN, CLOSE), Hashes()), "thinking", [A, B, "conclude", B, "conclude", Rewind(1), B, "conclude"])
 def test_a_reply_is_what_its_standing_tokens_fold_to(
-    policies: tuple[Policy, ...], phase: Phase, steps: list[int | Rewind]
+    policies: tuple[Policy, ...], phase: Phase, steps: list[int | Rewind | str]
 ) -> None:
-    track, reader = Track(policies, Begin(phase), PIECES.__getitem__), Reader()
-    standing: list[int] = []
-    rewinds: list[Rewind] = []
-    n_taken = 0
+    """After tokens, rewinds, and a reader's word that the thought is to end."""
+    both = Both(policies, phase)
     for step in steps:
-        action: Rewind | Stop | None = None
-        answer_before = reader.answer
-        if isinstance(step, Rewind):
-            before = everything(track)
-            try:
-                reader.read(track.rewind(step))
-            except ValueError:
-                assert everything(track) == before
-                kept = folded(policies, Begin(phase, (*rewinds, step)), standing[: step.n_tokens])[2]
-                assert step.n_tokens > len(standing) or len(kept) < len(reader.answer)
-                continue
-            action = step
-        else:
-            forced = track.constrain(SAMPLING).forced
-            token = step if forced is None else forced
-            events, action = track.take(token)
-            reader.read(events)
-            standing.append(token)
-            n_taken += 1
-        if isinstance(action, Rewind):
-            rewinds.append(action)
-            del standing[action.n_tokens :]
-        state, thought, answer = folded(policies, Begin(phase, tuple(rewinds)), standing)
-        assert (track.state, track.tokens) == (state, standing)
-        assert (reader.thought, reader.answer) == (thought, answer)
-        assert (track.thinking, track.answer) == (thought.strip(), answer.rstrip())
-        assert reader.answer.startswith(answer_before)
-        assert len(reader.shown) == len(reader.thought) + reader.n_lost
-        assert (track.attempt, track.n_taken) == (len(rewinds), n_taken)
-        if isinstance(action, Stop):
+        if isinstance(both.make(step), Stop):
             return
-    reader.read(track.flush())
-    assert (track.thinking, track.answer) == (reader.thought.strip(), reader.answer.rstrip())
+    both.end()
 
 
 @given(
@@ -267,8 +345,8 @@ def test_after_a_rewind_a_thought_goes_on_as_if_the_rest_had_never_been(
     rewound.rewind(Rewind(n_tokens))
     take(rewound, *more)
     take(straight, *tokens[:n_tokens], *more)
-    assert (rewound.thinking, rewound.answer, rewound.tokens) == (straight.thinking, straight.answer, straight.tokens)
-    assert rewound.state._replace(bans={}) == straight.state
+    assert (texts(rewound), rewound.tokens) == (texts(straight), straight.tokens)
+    assert rewound.state._replace(given=Given()) == straight.state
 
 
 def test_a_policy_rewinds_and_says_what_no_longer_counts_and_why() -> None:
@@ -284,7 +362,7 @@ def test_a_policy_rewinds_and_says_what_no_longer_counts_and_why() -> None:
     assert track.constrain(SAMPLING).banned == {LOOP}
     take(track, B)
     assert track.constrain(SAMPLING).banned == frozenset()
-    assert track.thinking == "人a b"
+    assert texts(track) == ("人a b", "")
 
 
 def test_a_rewind_that_takes_nothing_back_that_was_shown_says_nothing() -> None:
@@ -318,7 +396,7 @@ def test_a_rewind_within_a_character_brings_its_bytes_back() -> None:
     track.rewind(Rewind(2))
     assert track.state.pending == b"\xe4"
     assert take(track, REST) == [Thinking("人")]
-    assert track.thinking == "a人"
+    assert texts(track)[0] == "a人"
 
 
 def test_a_rewind_behind_the_first_byte_of_a_character_forgets_it() -> None:
@@ -335,7 +413,7 @@ def test_a_rewind_across_the_closing_tag_is_a_thought_again() -> None:
     assert track.rewind(Rewind(2)) == ()
     assert phase_of(track) == "thinking"
     assert take(track, B, CLOSE, A) == [Thinking(" b"), Answer("a")]
-    assert (track.thinking, track.answer) == ("a\n b", "a")
+    assert texts(track) == ("a\n b", "a")
 
 
 def test_a_replacement_for_a_character_that_the_closing_tag_cut_no_longer_counts_after_a_rewind() -> None:
@@ -343,7 +421,7 @@ def test_a_replacement_for_a_character_that_the_closing_tag_cut_no_longer_counts
     assert take(track, A, HEAD, CLOSE) == [Thinking("a"), Thinking("\ufffd")]
     assert track.rewind(Rewind(2)) == (Notice("the last 1 characters of the thought no longer count", "rewound"),)
     assert take(track, REST, CLOSE) == [Thinking("人")]
-    assert track.thinking == "a人"
+    assert texts(track)[0] == "a人"
 
 
 def test_newlines_at_the_start_of_a_thought_are_not_shown_after_a_rewind_either() -> None:
@@ -379,7 +457,7 @@ def test_a_rewind_of_text_that_an_answer_only_holds_is_allowed() -> None:
     take(track, A, CLOSE, B, ST)
     assert track.rewind(Rewind(3)) == ()
     assert take(track, A) == [Answer("a")]
-    assert track.answer == " ba"
+    assert texts(track)[1] == " ba"
 
 
 def test_a_rewind_into_forced_tokens_forces_the_rest_of_them_again() -> None:
@@ -422,14 +500,14 @@ def test_what_a_reply_ends_with_is_shown_once() -> None:
     track = track_of(Phases(OPEN, CLOSE), Stops(frozenset({END}), ("STOP",)), phase="answer")
     assert take(track, ST, HEAD) == []
     assert track.flush() == (Answer("ST\ufffd"),)
-    assert track.answer == "ST\ufffd"
+    assert texts(track)[1] == "ST\ufffd"
 
 
 def test_text_is_without_the_space_around_it() -> None:
     """As the model wrote it in the events; the reply that is kept leaves out what only parted thought and answer."""
     track = track_of(Phases(OPEN, CLOSE))
     take(track, B, NEWLINE, CLOSE, NEWLINE, B, NEWLINE)
-    assert (track.thinking, track.answer) == ("b", " b")
+    assert texts(track) == ("b", " b")
 
 
 def test_an_end_token_is_counted() -> None:
@@ -438,3 +516,21 @@ def test_an_end_token_is_counted() -> None:
     assert isinstance(action, Stop)
     assert (events, track.n_taken, track.tokens) == ((), 1, [END])
     assert track.state == generation.start((), Begin("thinking"))._replace(n_tokens=1, policies=track.state.policies)
+
+
+def test_a_reply_that_ends_while_it_thinks_is_all_answer_where_the_model_ended_it() -> None:
+    track = track_of(Phases(OPEN, CLOSE), Stops(frozenset({END})))
+    take(track, A, B, NEWLINE, END)
+    assert track.texts("stop") == ("", "a b")
+    others: tuple[FinishReason, ...] = ("length", "context", "cancelled", "deadline")
+    for reason in others:
+        assert track.texts(reason) == ("a b", "")
+
+
+def test_a_second_closing_tag_says_how_much_of_the_answer_no_longer_counts() -> None:
+    track = track_of(Phases(OPEN, CLOSE))
+    assert take(track, A, CLOSE, B, WHOLE) == [Thinking("a"), Answer(" b"), Answer("人")]
+    assert take(track, CLOSE) == [Notice("the 3 characters of the answer so far no longer count", "restarted")]
+    assert texts(track) == ("a", " b人")
+    assert take(track, NEWLINE, A) == [Answer("a")]
+    assert texts(track) == ("a", "a")

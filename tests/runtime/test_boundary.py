@@ -68,4 +68,4 @@ def test_a_heading_is_one_from_its_first_character_on(name: str) -> None:
     text = {**MARKED, **ENDED, **NONE}[name].replace("|", "", 1)
     for line in text.split("\n"):
         if boundary.is_heading(line):
-            assert all(boundary.may_become_heading(line[:n]) for n in range(len(line) + 1))
+            assert all(boundary.may_announce(line[:n]) for n in range(len(line) + 1))

@@ -410,7 +410,7 @@ def test_a_waiting_reply_is_cancelled_beside_one_that_runs(model: RemoteModel) -
     assert isinstance(ended, qwq_lite.Done)
     assert ended.reply.finish_reason == "cancelled"
     assert not running.finished
-    assert running._feed.events.qsize() < 300  # it did not wait for the other's end
+    assert running.feed.events.qsize() < 300  # it did not wait for the other's end
     assert isinstance(list(running)[-1], qwq_lite.Done)
 
 
@@ -419,7 +419,7 @@ def test_a_reader_that_waits_is_no_hang(fragile: RemoteModel, monkeypatch: pytes
     monkeypatch.setattr(process, "_HUNG_TIMES", 0)
     stream = fragile.generate("1 2 3 4 5 6 7 8 9 10 11 12", max_tokens=1200, temperature=0.0)
     deadline = time.monotonic() + WAIT_S
-    while not stream._feed.unread and time.monotonic() < deadline:  # type: ignore[attr-defined]
+    while not stream.feed.unread and time.monotonic() < deadline:  # type: ignore[attr-defined]
         time.sleep(0.05)
     time.sleep(3)
     assert isinstance(list(stream)[-1], qwq_lite.Done)

@@ -10,13 +10,14 @@ from typing import ClassVar
 
 import pytest
 
+from qwq_lite.active_reply import Request
 from qwq_lite.backend.context import Context, ContextSettings
 from qwq_lite.backend.model import LoadedModel
 from qwq_lite.events import Answer, Done, Event, Notice, Progress, Reply, Thinking
 from qwq_lite.generation import Begin, Draw, Force, Policy, Rewind, Taken, Verdict
 from qwq_lite.policies.stops import Stops
 from qwq_lite.sampling import Sampling
-from qwq_lite.scheduler import PREFILL_CHUNK, Request, Scheduler
+from qwq_lite.scheduler import PREFILL_CHUNK, Scheduler
 from qwq_lite.stream import Stream
 
 ENDLESS = Stops(frozenset())

@@ -43,7 +43,7 @@ class Cancels:
 
 def feed_of(stream: Stream) -> Feed:
     """The engine's end of a stream."""
-    return stream._feed
+    return stream.feed
 
 
 @pytest.fixture

@@ -1,0 +1,110 @@
+"""What do the policies cost? Microseconds a token of each and of all together, and of folding a long reply again.
+
+    python bench/policies.py [--tokens 32768]
+
+Pure: no engine. Each policy alone, and all that a reply can have, take the same tokens of an English and a Chinese thought in
+turn; a token's time is that of `constrain` and `advance` less that of the loop without policies, which is called "none".
+Ends with one JSON line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "convert")]
+
+from qwq_lite import generation  # noqa: E402
+from qwq_lite.generation import Begin, Policy  # noqa: E402
+from qwq_lite.policies import arranged  # noqa: E402
+from qwq_lite.policies.closing import Closing, Window  # noqa: E402
+from qwq_lite.policies.deadline import Deadline  # noqa: E402
+from qwq_lite.policies.headings import Headings  # noqa: E402
+from qwq_lite.policies.phases import Phases  # noqa: E402
+from qwq_lite.policies.reserve import Reserve  # noqa: E402
+from qwq_lite.policies.stops import Stops  # noqa: E402
+from qwq_lite.sampling import Sampling  # noqa: E402
+
+_TEXT = (
+    "Okay, let me think about this. If n is 3.5, then 2 * n is 7, so the first case holds.\n\n**Case 2**: suppose that"
+    " `x < y`; then (x, y) can't be a pair of twins. Hmm, wait.\n所以我们需要先看第一种情况，再看第二种。\n\n"
+)
+_PAUSE_S = 0.01  # between two tokens, as the deadline sees it
+
+
+def pieces(n_tokens: int) -> list[tuple[int, bytes, float]]:
+    """Words with the space before them, as a tokenizer would part them; Chinese characters one by one."""
+    parts = re.findall(r" ?[A-Za-z]+|\n+|.", _TEXT)
+    return [(10 + n % len(parts), parts[n % len(parts)].encode(), n * _PAUSE_S) for n in range(n_tokens)]
+
+
+def sets(n_tokens: int) -> dict[str, tuple[Policy, ...]]:
+    """A window that is open all the time, and a deadline that never comes: what costs most."""
+    never = 4 * n_tokens
+    closing = Closing((Window(2 * n_tokens, never, "budget"),), ("\n", 3, "\n\n"), 3, 3)
+    stops = Stops(frozenset({1}), ("STOP", "\nUser:"), never)
+    deadline = Deadline(n_tokens * _PAUSE_S * 10, 340, 100)
+    each: dict[str, Policy] = {
+        "phases": Phases(2, 3),
+        "headings": Headings(),
+        "stops": stops,
+        "deadline": deadline,
+        "closing": closing,
+        "reserve": Reserve(1024, frozenset({1})),
+    }
+    return {
+        **{name: (policy,) for name, policy in each.items()},
+        "all, tags": arranged(each[name] for name in each if name != "headings"),
+        "all, undivided": arranged(each[name] for name in each if name != "phases"),
+        "in the window": (Closing((Window(0, never, "budget"),), ("\n", 3, "\n\n"), 3, 3),),
+    }
+
+
+def microseconds(policies: tuple[Policy, ...], tokens: Sequence[tuple[int, bytes, float]]) -> list[float]:
+    """Of each token."""
+    sampling, state = Sampling(), generation.start(policies, Begin("thinking"))
+    found = []
+    for token, piece, time_s in tokens:
+        before = time.perf_counter_ns()
+        generation.constrain(policies, state, sampling)
+        step = generation.advance(policies, state, token, piece, time_s)
+        found.append((time.perf_counter_ns() - before) / 1000)
+        state = step.state
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--tokens", type=int, default=32_768)
+    parser.add_argument("--rounds", type=int, default=5)
+    arguments = parser.parse_args()
+    tokens = pieces(arguments.tokens)
+    result: dict[str, object] = {"bench": "policies", "tokens": len(tokens)}
+    for name, policies in {"none": (), **sets(len(tokens))}.items():
+        medians, ends = [], []
+        for _ in range(arguments.rounds):  # in turn: machines are noisy
+            bare = statistics.median(microseconds((), tokens[:8192]))
+            times = sorted(microseconds(policies, tokens[:8192]))
+            medians.append(times[len(times) // 2] - bare * bool(policies))
+            ends.append(times[int(len(times) * 0.99)] - bare * bool(policies))
+        median, p99 = statistics.median(medians), statistics.median(ends)
+        folds = []
+        for _ in range(arguments.rounds):
+            before = time.perf_counter()
+            generation.fold(policies, Begin("thinking"), tokens)
+            folds.append((time.perf_counter() - before) * 1000)
+        fold_ms = statistics.median(folds)
+        print(f"{name:16} median {median:5.2f} us, 99 % {p99:5.2f} us, folding {len(tokens)} tokens {fold_ms:.0f} ms")
+        result[name] = {"median_us": round(median, 2), "p99_us": round(p99, 2), "fold_ms": round(fold_ms, 1)}
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

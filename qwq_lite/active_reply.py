@@ -1,0 +1,112 @@
+"""A request, and the reply to it while it is being made. Engine thread only. Knows no engine."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+
+from qwq_lite.events import Progress, Stats
+from qwq_lite.generation import Begin, Policy
+from qwq_lite.respelling import Tokenize
+from qwq_lite.sampling import Sampling
+from qwq_lite.sequences import Sequence
+from qwq_lite.stream import Feed
+from qwq_lite.track import Track
+
+_METER_EVERY = 16  # tokens of a thought
+
+
+@dataclass(frozen=True)
+class Request:
+    """One reply to make: the prompt's tokens and what holds for the reply.
+
+    answer_sampling: of the answer, None for the same as of the thought. session: whose sequence it goes on; None is the one
+    that all requests without a session share. n_dropped: messages that were left out of the prompt, for Stats. alone: as in
+    `Sequences.place`. thinking_budget: most tokens of the thought, for Stats. within_s: seconds from `asked`, a time of
+    time.monotonic(), to the deadline.
+    """
+
+    prompt: list[int]
+    policies: tuple[Policy, ...]
+    sampling: Sampling
+    seed: int
+    begin: Begin = field(default_factory=Begin)
+    session: Hashable = None
+    n_dropped: int = 0
+    alone: bool = False
+    answer_sampling: Sampling | None = None
+    thinking_budget: int | None = None
+    within_s: float | None = None
+    asked: float = field(default_factory=time.monotonic)
+
+
+class ActiveReply:
+    """A request under way. left: tokens to decode before the next draw; pending: the token drawn and not yet decoded."""
+
+    def __init__(
+        self, feed: Feed, request: Request, sequence: Sequence, piece: Callable[[int], bytes], tokenize: Tokenize
+    ) -> None:
+        self.feed, self.request, self.sequence = feed, request, sequence
+        self.track = Track(request.policies, request.begin, piece, tokenize)
+        self.n_reused, self.n_prefilled = len(sequence.tokens), 0
+        self.left = request.prompt[self.n_reused :]
+        self.pending: int | None = None
+        self.started = time.monotonic()
+        self.prefilled: float | None = None
+
+    @property
+    def elapsed_s(self) -> float:
+        """Since it was asked for."""
+        return time.monotonic() - self.request.asked
+
+    @property
+    def sampling(self) -> Sampling:
+        """What holds in this phase."""
+        own = self.request.answer_sampling
+        return self.request.sampling if own is None or self.track.state.phase == "thinking" else own
+
+    @property
+    def must_pause(self) -> bool:
+        """Whether something else is to be done than to decode its next token."""
+        return self.feed.cancelled or self.feed.full or bool(self.feed.orders)
+
+    def meter(self) -> None:
+        """Say now and then how far the thought has come."""
+        state, most = self.track.state, self.request.thinking_budget
+        if most is not None and state.phase == "thinking" and state.n_tokens % _METER_EVERY == 0:
+            self.feed.put(Progress("thinking", state.n_tokens, most))
+
+    def go_back(self) -> None:
+        """A batch came to nothing: what is to be decoded follows from what the cache still holds."""
+        self.left = (self.request.prompt + self.track.tokens)[len(self.sequence.tokens) :]
+        if self.pending is not None and len(self.left) == 1:
+            self.left = []
+        else:
+            self.pending = None
+
+    def token(self) -> int:
+        assert self.pending is not None
+        return self.pending
+
+    def stats(self, n_ctx: int) -> Stats:
+        now = time.monotonic()
+        request, track = self.request, self.track
+        prefilled = now if self.prefilled is None else self.prefilled
+        return Stats(
+            n_prompt=len(request.prompt),
+            n_reused=self.n_reused,
+            n_prefilled=self.n_prefilled,
+            n_generated=track.n_taken,
+            n_dropped=request.n_dropped,
+            prefill_s=prefilled - self.started,
+            decode_s=now - prefilled,
+            n_thinking=track.n_thinking,
+            n_answer=len(track.tokens) - track.n_thinking,
+            n_forced=track.n_forced,
+            thinking_budget=request.thinking_budget,
+            thought_end=track.thought_end,
+            time_left_s=None if request.within_s is None else request.within_s - (now - request.asked),
+            n_ctx=n_ctx,
+            n_kv=len(self.sequence.tokens),
+        )

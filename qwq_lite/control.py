@@ -1,0 +1,138 @@
+"""From what the user asks for to the rules of one reply: where its thought begins, ends, and must end. Pure; knows no engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from qwq_lite import boundary
+from qwq_lite.generation import Begin, Policy, Rewind
+from qwq_lite.model import Options, ThoughtStyle
+from qwq_lite.policies import arranged
+from qwq_lite.policies.closing import Closing, Window
+from qwq_lite.policies.deadline import Deadline
+from qwq_lite.policies.headings import Headings
+from qwq_lite.policies.phases import CLOSINGS, OPENING, Phases
+from qwq_lite.policies.reserve import Reserve
+from qwq_lite.policies.stops import Stops
+
+ANSWER_RESERVE = 1024  # tokens; the longest natural answers of 72 real outputs had 732 and 856
+# Nine of ten natural answers are shorter: 340 tokens of QwQ-32B, 660 of Preview.
+_ANSWER_TOKENS: Mapping[ThoughtStyle, int] = {"tags": 340, "undivided": 660, "none": 0}
+_HEADINGS = ("**Final Answer**", "**最终答案**")
+_SPARE = (
+    6  # tokens by which a last line may grow when it is spelled together with what ends the thought, or code is closed
+)
+_N_TAIL = 12  # tokens of a prompt among which the template's tags are
+
+
+@dataclass(frozen=True)
+class Thoughts:
+    """How a model's thoughts are told from its answers. opened, closed: ids of its tags, None without tokens for them."""
+
+    style: ThoughtStyle
+    opened: int | None = None
+    closed: int | None = None
+
+
+@dataclass(frozen=True)
+class Rules:
+    """policies and begin of a reply. thinking_budget: most tokens of its thought; None where there is no thought."""
+
+    policies: tuple[Policy, ...]
+    begin: Begin
+    thinking_budget: int | None
+
+
+def thoughts(
+    asked: ThoughtStyle | None, known: ThoughtStyle | None, special: Mapping[str, int], template: str | None
+) -> Thoughts:
+    """The user's word; else tags where the model has tokens for them; else what is known of it; else its template's."""
+    opened, closed = special.get(OPENING), special.get(CLOSINGS[0])
+    style = asked or ("tags" if closed is not None else known)
+    if style is None:
+        style = "tags" if template is not None and CLOSINGS[0] in template else "none"
+    return Thoughts(style, opened, closed) if style == "tags" else Thoughts(style)
+
+
+def rules(
+    options: Options,
+    model: Thoughts,
+    prompt: Sequence[int],
+    question: str,
+    n_ctx: int,
+    end_tokens: frozenset[int],
+    piece: Callable[[int], bytes],
+    tokenize: Callable[[str], list[int]],
+    *,
+    templated: bool,
+) -> Rules:
+    """The policies of a reply, and where it begins.
+
+    Args:
+        prompt: its tokens. question: the user's last words, for the language of what ends the thought.
+        templated: the prompt is a template's, which may have opened the thought.
+        piece, tokenize: as `Track` has them.
+    """
+    stops = Stops(end_tokens, tuple(options.stop or ()), options.max_tokens)
+    room = n_ctx - len(prompt)
+    reserve = min(ANSWER_RESERVE if options.answer_reserve is None else options.answer_reserve, max(1, room // 2))
+    within_s, n_answer = options.within, min(_ANSWER_TOKENS[model.style], reserve)
+    timed = [Deadline(within_s, n_answer, len(prompt))] if within_s is not None else []
+    if model.style == "none":
+        return Rules(arranged([stops, *timed]), Begin(), None)
+    words = closing_words(model, question)
+    n_words = _SPARE + sum(1 if isinstance(word, int) else len(tokenize(word)) for word in words)
+    budget = options.budget
+    windows = [Window.ending(max(1, room - reserve), "context")]
+    if budget is not None:
+        windows.append(Window.of_budget(budget))
+    closing = Closing(tuple(sorted(windows)), words, n_words, model.closed)
+    phases = Headings() if model.style == "undivided" else Phases(model.opened, model.closed)
+    begin = Begin("thinking", undivided=True)
+    if model.style == "tags":
+        begin = Begin("thinking" if templated and _is_open(prompt, model, piece) else "answer")
+    if budget == 0 and begin.phase == "thinking":
+        forced = _forced(words, tokenize)
+        begin = Begin("thinking", (Rewind(0, forced=forced, ends="budget"),), begin.undivided)
+    most = min(window.closes for window in windows)
+    return Rules(arranged([phases, stops, *timed, closing, Reserve(reserve, end_tokens)]), begin, most)
+
+
+def closing_words(model: Thoughts, question: str) -> tuple[str | int, ...]:
+    """What ends a thought: the tag after one newline, as in real closings; a heading in the language of the question."""
+    if model.style == "undivided":
+        return (f"\n\n{_HEADINGS[boundary.is_chinese(question)]}\n\n",)
+    if model.closed is None:
+        return (f"\n{CLOSINGS[0]}\n\n",)
+    return ("\n", model.closed, "\n\n")
+
+
+def last_question(prompt: Any) -> str:
+    """The user's last words in a prompt; nothing for tokens."""
+    if isinstance(prompt, str):
+        return prompt
+    for message in reversed(prompt):
+        if isinstance(message, Mapping) and message.get("role") == "user":
+            return str(message.get("content", ""))
+    return ""
+
+
+def _forced(words: Sequence[str | int], tokenize: Callable[[str], list[int]]) -> tuple[int, ...]:
+    """The words at the very beginning of a thought."""
+    first = words[0].lstrip("\n") if isinstance(words[0], str) else words[0]
+    tokens: list[int] = []
+    for word in (first, *words[1:]):
+        tokens += [word] if isinstance(word, int) else tokenize(word) if word else []
+    return tuple(tokens)
+
+
+def _is_open(prompt: Sequence[int], model: Thoughts, piece: Callable[[int], bytes]) -> bool:
+    """Whether the template left a thought open: its opening tag is there, and no closing one after it."""
+    tail = prompt[-_N_TAIL:]
+    if model.opened is not None:
+        tags = [token for token in tail if token in (model.opened, model.closed)]
+        return tags[-1:] == [model.opened]
+    text = b"".join(map(piece, tail)).decode("utf-8", "ignore").rstrip()
+    return text.endswith(OPENING)

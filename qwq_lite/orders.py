@@ -1,0 +1,38 @@
+"""What a reader may ask of a reply that is being made, between two of its tokens. Data only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from qwq_lite.errors import UsageError
+
+Drop = Literal["paragraph", "sentence"]
+
+
+@dataclass(frozen=True)
+class Conclude:
+    """End the thought at its next break, and answer."""
+
+
+@dataclass(frozen=True)
+class Steer:
+    """Take back the end of the thought, and go on from a hint in the model's own voice.
+
+    hint: a text, of which white space at both ends does not count, but for newlines at its end. drop: None takes back nothing.
+    """
+
+    hint: str
+    drop: Drop | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.hint, str) or not self.hint.strip():
+            raise UsageError(
+                f"the hint is {self.hint!r}; a text is expected, such as 'Wait, I should try n = 0 first.'"
+            )
+        if self.drop not in (None, *get_args(Drop)):
+            raise UsageError(f"drop is {self.drop!r}; {', '.join(get_args(Drop))} and None are allowed")
+        object.__setattr__(self, "hint", self.hint.lstrip().rstrip(" \t\r"))
+
+
+Order = Conclude | Steer
