@@ -13,6 +13,7 @@ import argparse
 import contextlib
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -28,6 +29,7 @@ from bench.measure.thinker import PROMPTS, Thinker, quantile  # noqa: E402
 DEMO = ROOT / "build" / "demo" / "SmolLM2-135M-Instruct-Q4_K_M.gguf"
 RESERVE = 64
 _SPIN = "while True: pass"
+_SENTENCE = re.compile(r"[.!?。！？…][\"'”’」』）)\]*_`]*\Z")
 
 
 @contextlib.contextmanager
@@ -55,7 +57,7 @@ def measured(thinker: Thinker, seconds: float, n_prompts: int) -> dict[str, Any]
         reply = made.done.reply
         heading = str(thinker.words(question)[0]).strip()
         text = reply.answer.removeprefix(heading).strip()
-        ended = reply.finish_reason == "stop" or text[-1:] in tuple('.!?。！？…:："”*)')
+        ended = reply.finish_reason == "stop" or _SENTENCE.search(text) is not None
         n_empty += not text
         n_by_itself += reply.finish_reason == "stop"
         n_sentence += ended

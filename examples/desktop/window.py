@@ -41,7 +41,9 @@ _WHY = {
     "cancelled": "Stopped.",
     "length": "Cut at its longest length.",
     "context": "The context is full: the answer ends here.",
+    "deadline": "The time was up.",
 }
+_STAGES = {"load": "Loading", "prefill": "Reading the question", "thinking": "Thinking; Escape stops"}
 
 
 def _block(*, above: int = 0, left: int = 0) -> QTextBlockFormat:
@@ -144,7 +146,7 @@ class Window(QMainWindow):
         self._transcript, self._question = Transcript(), Question()
         self._send, self._stop = QPushButton("Send"), QPushButton("Stop")
         self._bar = QProgressBar()
-        self._ready, self._loaded = False, True
+        self._ready, self._loaded, self._answered = False, True, False
         self._lay_out()
         self._question.sent.connect(self._ask)
         self._send.clicked.connect(self._ask)
@@ -202,6 +204,7 @@ class Window(QMainWindow):
         self._say("Reading the question")
         self._enable(ready=False)
         self._stop.setEnabled(True)
+        self._answered = False
         self._engine.ask(text)
 
     def _stopped(self) -> None:
@@ -233,7 +236,7 @@ class Window(QMainWindow):
     def _show(self, event: Event | Loaded | Failed) -> None:
         add = self._transcript.add
         if isinstance(event, Progress):
-            self._say("Loading" if event.stage == "load" else "Reading the question")
+            self._say(_STAGES[event.stage])
             self._bar.setValue(round(100 * event.done / event.total) if event.total else 100)
             self._bar.show()
         elif isinstance(event, Thinking):
@@ -242,6 +245,7 @@ class Window(QMainWindow):
         elif isinstance(event, Answer):
             self._say("Answering; Escape stops")
             add(event.text, _TEXT, "Answer")
+            self._answered = True
         elif isinstance(event, Notice):
             add(event.text, _REMARK)
         elif isinstance(event, Loaded):
@@ -249,6 +253,8 @@ class Window(QMainWindow):
                 add(notice + "\n", _REMARK)
             self._done(event.line)
         elif isinstance(event, Done):
+            if event.reply.answer and event.reply.thinking and not self._answered:
+                add(event.reply.answer, _TEXT, "Answer")  # only the whole text showed where it begins
             if event.reply.finish_reason in _WHY:
                 add(_WHY[event.reply.finish_reason], _REMARK)
             elif not event.reply.answer:

@@ -72,7 +72,7 @@ def test_every_line_of_a_pipe_is_a_question_of_one_conversation(demo_gguf: Path)
 def test_max_tokens_ends_an_answer(demo_gguf: Path) -> None:
     done = chat(demo_gguf, "-p", "Count from 1 to 100.", "-n", "3", "--seed", "1")
     assert done.returncode == 0
-    assert "stopped at --max-tokens, 3 tokens" in done.stderr
+    assert "stopped at its limit, 3 tokens" in done.stderr
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\3\4" + bytes(1000), b"GGUF", b"GGUF\3\0\0\0" + b"\xff" * 100])

@@ -637,7 +637,7 @@ def test_the_next_step_of_a_file_is_a_chat_that_works(tiny_gguf: Path) -> None:
     words = shlex.split(command)
     assert words[:2] == ["qwq-lite", "chat"]
     ran = subprocess.run(
-        [*COMMAND, *words[1:], "-p", "Hi", "-n", "2", "--seed", "1"],
+        [*COMMAND, *words[1:], "-p", "Hi", "-n", "2", "--seed", "1", "--thought-style", "none"],
         capture_output=True,
         encoding="utf-8",
         timeout=WAIT_S,
