@@ -178,7 +178,8 @@ def replay(
     special = {"<think>": close + 1, "</think>": close} if style == "tags" else {}
     words = closing_words(thoughts(style, None, special, None), text)
     seen: list[tuple[Rewrite, str]] = []
-    closing = Recorded((Window.of_budget(budget),), words, 12, close if style == "tags" else None, seen, [])
+    eager, outside_code = (close, False) if style == "tags" else (None, True)
+    closing = Recorded((Window.of_budget(budget),), words, 12, eager, outside_code, seen, [])
     phases = Headings() if style == "undivided" else Phases(close + 1, close)
     begin = Begin("thinking", undivided=style == "undivided")
 

@@ -16,13 +16,15 @@ import statistics
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "convert")]
 
 from qwq_lite import generation  # noqa: E402
-from qwq_lite.generation import Begin, Policy  # noqa: E402
+from qwq_lite.generation import Begin, Policy, Rewind, Taken, Verdict  # noqa: E402
 from qwq_lite.policies import arranged  # noqa: E402
 from qwq_lite.policies.closing import Closing, Window  # noqa: E402
 from qwq_lite.policies.deadline import Deadline  # noqa: E402
@@ -45,31 +47,42 @@ def pieces(n_tokens: int) -> list[tuple[int, bytes, float]]:
     return [(10 + n % len(parts), parts[n % len(parts)].encode(), n * _PAUSE_S) for n in range(n_tokens)]
 
 
-def sets(n_tokens: int) -> dict[str, tuple[Policy, ...]]:
-    """A window that is open all the time, and a deadline that never comes: what costs most."""
-    never = 4 * n_tokens
-    closing = Closing((Window(2 * n_tokens, never, "budget"),), ("\n", 3, "\n\n"), 3, 3)
-    stops = Stops(frozenset({1}), ("STOP", "\nUser:"), never)
+def sets(n_tokens: int) -> dict[str, tuple[Begin, tuple[Policy, ...]]]:
+    """What costs most: a window that is open all the time and never closes the thought, a deadline that is not near.
+
+    In an answer, after a thought that was ended before its first token.
+    """
+    never, words = 4 * n_tokens, ("\n", 3, "\n\n")
     deadline = Deadline(n_tokens * _PAUSE_S * 10, 340, 100)
     each: dict[str, Policy] = {
         "phases": Phases(2, 3),
         "headings": Headings(),
-        "stops": stops,
+        "stops": Stops(frozenset({1}), ("STOP", "\nUser:"), 2 * never),
         "deadline": deadline,
-        "closing": closing,
-        "reserve": Reserve(1024, frozenset({1})),
+        "closing": Open((Window(0, 2 * never, "budget"),), words, 3, 3),
+        "reserve": Reserve(never, frozenset({1})),
     }
+    thinking, ended = Begin("thinking"), Begin("answer", (Rewind(0, forced=(3,), ends="budget"),))
+    tags = arranged(each[name] for name in each if name != "headings")
     return {
-        **{name: (policy,) for name, policy in each.items()},
-        "all, tags": arranged(each[name] for name in each if name != "headings"),
-        "all, undivided": arranged(each[name] for name in each if name != "phases"),
-        "in the window": (Closing((Window(0, never, "budget"),), ("\n", 3, "\n\n"), 3, 3),),
+        **{name: (ended if name == "reserve" else thinking, (policy,)) for name, policy in each.items()},
+        "all, tags": (thinking, tags),
+        "all, undivided": (thinking, arranged(each[name] for name in each if name != "phases")),
+        "all, in an answer": (ended, tags),
     }
 
 
-def microseconds(policies: tuple[Policy, ...], tokens: Sequence[tuple[int, bytes, float]]) -> list[float]:
+@dataclass(frozen=True)
+class Open(Closing):
+    """Closing in a window that is open and finds no break good enough, so that it looks at every token."""
+
+    def observe(self, state: Any, taken: Taken) -> Verdict:
+        return super().observe(state, taken)._replace(action=None)
+
+
+def microseconds(begin: Begin, policies: tuple[Policy, ...], tokens: Sequence[tuple[int, bytes, float]]) -> list[float]:
     """Of each token."""
-    sampling, state = Sampling(), generation.start(policies, Begin("thinking"))
+    sampling, state = Sampling(), generation.start(policies, begin)
     found = []
     for token, piece, time_s in tokens:
         before = time.perf_counter_ns()
@@ -87,18 +100,19 @@ def main() -> None:
     arguments = parser.parse_args()
     tokens = pieces(arguments.tokens)
     result: dict[str, object] = {"bench": "policies", "tokens": len(tokens)}
-    for name, policies in {"none": (), **sets(len(tokens))}.items():
+    bare_set: tuple[Begin, tuple[Policy, ...]] = (Begin("thinking"), ())
+    for name, (begin, policies) in {"none": bare_set, **sets(len(tokens))}.items():
         medians, ends = [], []
         for _ in range(arguments.rounds):  # in turn: machines are noisy
-            bare = statistics.median(microseconds((), tokens[:8192]))
-            times = sorted(microseconds(policies, tokens[:8192]))
+            bare = statistics.median(microseconds(*bare_set, tokens[:8192]))
+            times = sorted(microseconds(begin, policies, tokens[:8192]))
             medians.append(times[len(times) // 2] - bare * bool(policies))
             ends.append(times[int(len(times) * 0.99)] - bare * bool(policies))
         median, p99 = statistics.median(medians), statistics.median(ends)
         folds = []
         for _ in range(arguments.rounds):
             before = time.perf_counter()
-            generation.fold(policies, Begin("thinking"), tokens)
+            generation.fold(policies, begin, tokens)
             folds.append((time.perf_counter() - before) * 1000)
         fold_ms = statistics.median(folds)
         print(f"{name:16} median {median:5.2f} us, 99 % {p99:5.2f} us, folding {len(tokens)} tokens {fold_ms:.0f} ms")

@@ -12,7 +12,7 @@ from qwq_lite.respelling import Tokenize
 from qwq_lite.sampling import Sampling
 from qwq_lite.sequences import Sequence
 from qwq_lite.stream import Feed
-from qwq_lite.track import Track
+from qwq_lite.track import Ended, Track
 
 _METER_EVERY = 16  # tokens of a thought
 
@@ -23,8 +23,8 @@ class Request:
 
     answer_sampling: of the answer, None for the same as of the thought. session: whose sequence it goes on; None is the one
     that all requests without a session share. n_dropped: messages that were left out of the prompt, for Stats. alone: as in
-    `Sequences.place`. thinking_budget: most tokens of the thought, for Stats. within_s: seconds from `asked`, a time of
-    time.monotonic(), to the deadline.
+    `Sequences.place`. thinking_budget: as asked for, thinking_limit: most tokens of the thought, n_words: those of them that are
+    kept for what ends it. within_s: seconds from `asked`, a time of time.monotonic(), to the deadline.
     """
 
     prompt: list[int]
@@ -37,6 +37,8 @@ class Request:
     alone: bool = False
     answer_sampling: Sampling | None = None
     thinking_budget: int | None = None
+    thinking_limit: int | None = None
+    n_words: int = 0
     within_s: float | None = None
     asked: float = field(default_factory=time.monotonic)
 
@@ -71,9 +73,14 @@ class ActiveReply:
         """Whether something else is to be done than to decode its next token."""
         return self.feed.cancelled or self.feed.full or bool(self.feed.orders)
 
+    @property
+    def can_obey(self) -> bool:
+        """Whether it is known if there is a thought for an order to be about."""
+        return self.prefilled is not None and not self.track.may_think_yet
+
     def meter(self) -> None:
         """Say now and then how far the thought has come."""
-        state, most = self.track.state, self.request.thinking_budget
+        state, most = self.track.state, self.request.thinking_limit
         if most is not None and state.phase == "thinking" and state.n_tokens % _METER_EVERY == 0:
             self.feed.put(Progress("thinking", state.n_tokens, most))
 
@@ -89,7 +96,12 @@ class ActiveReply:
         assert self.pending is not None
         return self.pending
 
-    def stats(self, n_ctx: int) -> Stats:
+    def hint_fits(self, n_tokens: int) -> bool:
+        """Whether a thought of so many tokens has room left to go on in, before it is ended."""
+        limit = self.request.thinking_limit
+        return limit is None or n_tokens + self.request.n_words < limit
+
+    def stats(self, n_ctx: int, ended: Ended) -> Stats:
         now = time.monotonic()
         request, track = self.request, self.track
         prefilled = now if self.prefilled is None else self.prefilled
@@ -101,11 +113,12 @@ class ActiveReply:
             n_dropped=request.n_dropped,
             prefill_s=prefilled - self.started,
             decode_s=now - prefilled,
-            n_thinking=track.n_thinking,
-            n_answer=len(track.tokens) - track.n_thinking,
+            n_thinking=ended.n_thinking,
+            n_answer=ended.n_answer,
             n_forced=track.n_forced,
             thinking_budget=request.thinking_budget,
-            thought_end=track.thought_end,
+            thinking_limit=request.thinking_limit,
+            thought_end=ended.end,
             time_left_s=None if request.within_s is None else request.within_s - (now - request.asked),
             n_ctx=n_ctx,
             n_kv=len(self.sequence.tokens),

@@ -25,6 +25,7 @@ _HEADING = re.compile(
 _PLAIN = ("final answer", "the final answer", "my final answer", "最终答案")
 LONGEST_HEADING = 60  # characters; a line that is longer is none
 _OPENERS = ("\\[", "$$")  # of a display, which the box may follow on the next line
+_BOX = "\\boxed{"
 _BOXED = re.compile(r"[ \t]*(?:(?:\\\[|\$\$?|\\\()[ \t]*\n?)?[ \t]*\\boxed\{")
 _BOXED_SO_FAR = re.compile(r"(?:(?:\\[\[(]|\$\$?)[ \t]*\n?)?[ \t]*(?:\\(?:b(?:o(?:x(?:ed?)?)?)?)?)?\Z")
 _CLOSING = re.compile(
@@ -52,12 +53,13 @@ def is_heading(line: str) -> bool:
 
 def is_boxed(line: str) -> bool:
     """Whether a line is a boxed result on display."""
-    return _BOXED.match(line[:LONGEST_HEADING]) is not None
+    opener, newline, box = line.partition("\n")
+    return _BOXED.match(opener[:LONGEST_HEADING] + newline + box[:LONGEST_HEADING]) is not None
 
 
 def is_fence(line: str) -> bool:
     """Whether a line opens or closes a block of code, in which nothing announces an answer."""
-    return line.lstrip(" \t").startswith("```")
+    return line[:LONGEST_HEADING].lstrip(" \t").startswith("```")
 
 
 def ends_in_code(text: str) -> bool:
@@ -68,7 +70,7 @@ def ends_in_code(text: str) -> bool:
 def may_announce(line: str) -> bool:
     """Whether an unfinished line could still be a heading or a boxed result: then it is held back."""
     bare = line.lstrip(" \t")
-    if len(line) > LONGEST_HEADING:
+    if len(line.rpartition("\n")[2]) > LONGEST_HEADING:
         return False
     if not bare or bare[0] in "#*" or _BOXED_SO_FAR.match(bare):
         return True
@@ -76,16 +78,36 @@ def may_announce(line: str) -> bool:
     return any(text.startswith(low) or low.removeprefix(text).strip() in ("", ":", "\uff1a") for text in _PLAIN)
 
 
-def lines(text: str) -> list[str]:
-    """Lines with their newline, as a stream has them: no other character parts two. What opens a display is one with the next."""
-    parts = text.split("\n")
+def lines(text: str, *, in_code: bool = False) -> list[str]:
+    """Lines with their newline, as a stream has them: no other character parts two.
+
+    What opens a display is one with a box on the next line, or with the beginning of one in a text that goes on. in_code: the
+    text begins within a block of code, in which there are no displays.
+    """
     found, opener = [], ""
-    for part in parts[:-1]:
-        line = f"{opener}{part}\n"
-        opener = line if not opener and part.strip(" \t") in _OPENERS else ""
-        if not opener:
-            found.append(line)
-    return [*found, opener + parts[-1]]
+    rows = text.split("\n")
+    for number, row in enumerate(rows, 1):
+        line = row if number == len(rows) else f"{row}\n"
+        if opener and not _may_be_box(line):
+            found.append(opener)
+            opener = ""
+        if is_fence(line):
+            in_code = not in_code
+        if not in_code and not opener and number < len(rows) and _is_opener(row):
+            opener = line
+            continue
+        found.append(opener + line)
+        opener = ""
+    return found
+
+
+def _is_opener(row: str) -> bool:
+    return len(row) < LONGEST_HEADING and row.strip(" \t") in _OPENERS
+
+
+def _may_be_box(line: str) -> bool:
+    bare = line.lstrip(" \t")
+    return bare.startswith(_BOX) or (not bare.endswith("\n") and _BOX.startswith(bare))
 
 
 def is_chinese(text: str) -> bool:

@@ -53,6 +53,17 @@ def last(tail: str, text: str) -> Break | None:
     return Break(kind, len(whole) - found.end())
 
 
+def n_after_end(tail: str, text: str, *, has_text: bool = False) -> int | None:
+    """Characters after the last break that `text` completes, if there is any text before it; None where the text goes on.
+
+    tail: as in `last`. has_text: there was some before the tail.
+    """
+    found = last(tail, text)
+    if found is None or not (has_text or (tail + text)[: -found.n_after or None].strip()):
+        return None
+    return found.n_after
+
+
 def n_after_last(text: str) -> int | None:
     """Characters after the last break of a text; None where there is none."""
     ends = [match.end() for match in _breaks(text)]

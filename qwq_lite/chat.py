@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import os
 import weakref
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, Protocol
@@ -38,8 +39,8 @@ class Chat:
         self._n_left_out = 0  # messages after the system prompt that no longer fit; they go on not being sent
         self._asked: tuple[list[Message], str] | None = None  # what the last question followed, and the question
         self._running: Callable[[], Stream | None] = lambda: None  # weakly, so that a stream that is dropped is left
-        self._beginning: object | None = None  # the question whose prompt is being made
-        self._early: list[Callable[[Stream], None]] | None = None  # what was asked of its reply meanwhile
+        # While the prompt of a question is being made: what is asked of its reply meanwhile.
+        self._beginning: deque[Callable[[Stream], None]] | None = None
         weakref.finalize(self, model.release_session, self._session).atexit = False
 
     @property
@@ -108,31 +109,32 @@ class Chat:
         if running is not None:
             running.cancel()
 
-    def conclude(self) -> None:
-        """Answer now: end the thought in hand at its next break. Any thread may call, a signal handler too.
+    def conclude(self) -> bool:
+        """Answer now: the thought in hand ends soon, as `Stream.conclude` says. Any thread may call, a signal handler too.
 
-        Without a reply in hand nothing happens; where the answer has begun, a Notice says so.
+        False where no reply is being made.
         """
-        self._order(Stream.conclude)
+        return self._order(Stream.conclude)
 
-    def steer(self, hint: str, drop: Drop | None = None) -> None:
+    def steer(self, hint: str, drop: Drop | None = None) -> bool:
         """Give the thought in hand a hint in the model's own voice, in place of its last "paragraph" or "sentence".
 
-        As `Stream.steer`; any thread may call, and it waits for nothing.
-        Raises: UsageError for an empty hint, another drop, or where no reply is being made.
+        As `Stream.steer`; any thread may call, and it waits for nothing. False where no reply is being made.
+        Raises: UsageError for an empty hint, or another drop.
         """
         Steer(hint, drop)  # refused here
-        if not self._order(lambda stream: stream.steer(hint, drop)):
-            raise UsageError("no reply is being made, so there is no thought to steer; ask something first")
+        return self._order(lambda stream: stream.steer(hint, drop))
 
     def _order(self, give: Callable[[Stream], None]) -> bool:
+        early = self._beginning  # before the running one is looked at: that is set first
+        if early is not None:
+            early.append(give)
+            if self._beginning is early:
+                return True
         running = self._running()
-        if self._early is not None:
-            self._early.append(give)
-        elif running is not None and not running.finished:
-            give(running)
-        else:
+        if running is None or running.finished:
             return False
+        _hand_over(early if early is not None else deque([give]), running)
         return True
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -168,28 +170,35 @@ class Chat:
         return self._begun(beginning, made, past, text, options.get("history"))
 
     @contextlib.contextmanager
-    def _begin(self, text: str) -> Iterator[object]:
+    def _begin(self, text: str) -> Iterator[deque[Callable[[Stream], None]]]:
         """While the prompt of a question is being made."""
         if not isinstance(text, str):
             raise UsageError(f"the question is {text!r}, a text is expected; for messages there is Model.generate")
         self.cancel()
-        self._beginning, self._early = (beginning := object()), []
+        beginning: deque[Callable[[Stream], None]] = deque()
+        self._beginning = beginning
         try:
             yield beginning
         except BaseException:
-            self._early = None
+            if self._beginning is beginning:
+                self._beginning = None
             raise
 
     def _begun(
-        self, beginning: object, running: Stream, past: list[Message], text: str, history: History | None
+        self,
+        beginning: deque[Callable[[Stream], None]],
+        running: Stream,
+        past: list[Message],
+        text: str,
+        history: History | None,
     ) -> Stream:
-        if self._beginning is not beginning:  # cancelled while the prompt was being made
-            running.cancel()
         self._running = latest = weakref.ref(running)
         self._asked = past, text
-        early, self._early = self._early, None
-        for give in early or ():
-            give(running)
+        if self._beginning is beginning:
+            self._beginning = None
+            _hand_over(beginning, running)
+        else:  # cancelled while the prompt was being made
+            running.cancel()
 
         def seen(event: Event) -> None:
             if isinstance(event, Done) and self._running is latest:
@@ -211,6 +220,13 @@ class Chat:
             {"role": "user", "content": text},
             {"role": "assistant", "content": reply.thinking + reply.answer if whole else reply.answer},
         ]
+
+
+def _hand_over(orders: deque[Callable[[Stream], None]], running: Stream) -> None:
+    """Each once, whoever else does the same at this time."""
+    with contextlib.suppress(IndexError):
+        while True:
+            orders.popleft()(running)
 
 
 class Model(Engine, Protocol):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from qwq_lite import boundary
-from qwq_lite.generation import Begin, Policy, Rewind
+from qwq_lite.generation import Begin, Policy, Rewind, Rewrite
 from qwq_lite.model import Options, ThoughtStyle
 from qwq_lite.policies import arranged
 from qwq_lite.policies.closing import Closing, Window
@@ -16,14 +17,13 @@ from qwq_lite.policies.headings import Headings
 from qwq_lite.policies.phases import CLOSINGS, OPENING, Phases
 from qwq_lite.policies.reserve import Reserve
 from qwq_lite.policies.stops import Stops
+from qwq_lite.respelling import respelled
 
 ANSWER_RESERVE = 1024  # tokens; the longest natural answers of 72 real outputs had 732 and 856
 # Nine of ten natural answers are shorter: 340 tokens of QwQ-32B, 660 of Preview.
 _ANSWER_TOKENS: Mapping[ThoughtStyle, int] = {"tags": 340, "undivided": 660, "none": 0}
 _HEADINGS = ("**Final Answer**", "**最终答案**")
-_SPARE = (
-    6  # tokens by which a last line may grow when it is spelled together with what ends the thought, or code is closed
-)
+_SPARE = 6  # tokens by which a last line may grow when it is spelled with what ends the thought, or code is closed
 _N_TAIL = 12  # tokens of a prompt among which the template's tags are
 
 
@@ -38,11 +38,13 @@ class Thoughts:
 
 @dataclass(frozen=True)
 class Rules:
-    """policies and begin of a reply. thinking_budget: most tokens of its thought; None where there is no thought."""
+    """policies and begin of a reply. thinking_limit: most tokens of its thought, of which n_words are kept for what ends it; None
+    where the model does not think."""
 
     policies: tuple[Policy, ...]
     begin: Begin
-    thinking_budget: int | None
+    thinking_limit: int | None = None
+    n_words: int = 0
 
 
 def thoughts(
@@ -81,23 +83,25 @@ def rules(
     within_s, n_answer = options.within, min(_ANSWER_TOKENS[model.style], reserve)
     timed = [Deadline(within_s, n_answer, len(prompt))] if within_s is not None else []
     if model.style == "none":
-        return Rules(arranged([stops, *timed]), Begin(), None)
+        return Rules(arranged([stops, *timed]), Begin())
     words = closing_words(model, question)
     n_words = _SPARE + sum(1 if isinstance(word, int) else len(tokenize(word)) for word in words)
-    budget = options.budget
     windows = [Window.ending(max(1, room - reserve), "context")]
-    if budget is not None:
-        windows.append(Window.of_budget(budget))
-    closing = Closing(tuple(sorted(windows)), words, n_words, model.closed)
-    phases = Headings() if model.style == "undivided" else Phases(model.opened, model.closed)
     begin = Begin("thinking", undivided=True)
     if model.style == "tags":
         begin = Begin("thinking" if templated and _is_open(prompt, model, piece) else "answer")
-    if budget == 0 and begin.phase == "thinking":
-        forced = _forced(words, tokenize)
-        begin = Begin("thinking", (Rewind(0, forced=forced, ends="budget"),), begin.undivided)
-    most = min(window.closes for window in windows)
-    return Rules(arranged([phases, stops, *timed, closing, Reserve(reserve, end_tokens)]), begin, most)
+    if options.budget == 0 and begin.phase == "thinking":
+        _, forced = respelled((), piece, Rewrite(0, words), tokenize)
+        begin = dataclasses.replace(begin, rewinds=(Rewind(0, forced=forced, ends="budget"),))
+    if options.budget == 0 and begin.phase == "answer":  # the model may open a thought itself
+        windows.append(Window(0, 0, "budget"))
+    elif options.budget is not None:
+        windows.append(Window.of_budget(options.budget))
+    undivided = model.style == "undivided"
+    closing = Closing(tuple(sorted(windows)), words, n_words, model.closed, outside_code=undivided)
+    phases = Headings() if undivided else Phases(model.opened, model.closed)
+    limit = min(options.max_tokens or room, *(window.closes for window in windows))
+    return Rules(arranged([phases, stops, *timed, closing, Reserve(reserve, end_tokens)]), begin, limit, n_words)
 
 
 def closing_words(model: Thoughts, question: str) -> tuple[str | int, ...]:
@@ -117,15 +121,6 @@ def last_question(prompt: Any) -> str:
         if isinstance(message, Mapping) and message.get("role") == "user":
             return str(message.get("content", ""))
     return ""
-
-
-def _forced(words: Sequence[str | int], tokenize: Callable[[str], list[int]]) -> tuple[int, ...]:
-    """The words at the very beginning of a thought."""
-    first = words[0].lstrip("\n") if isinstance(words[0], str) else words[0]
-    tokens: list[int] = []
-    for word in (first, *words[1:]):
-        tokens += [word] if isinstance(word, int) else tokenize(word) if word else []
-    return tuple(tokens)
 
 
 def _is_open(prompt: Sequence[int], model: Thoughts, piece: Callable[[int], bytes]) -> bool:

@@ -39,11 +39,13 @@ class Notice:
 
     kind: "left-out" (messages that no longer fit), "full" (the context), "rewound" (a part of the thought no longer counts),
     "restarted" (the answer so far no longer counts), "closed" (the thought was ended for an answer), "late" (what was asked
-    came too late to be done), "slow" (far below the machine's bandwidth).
+    came too late to be done), "slow" (far below the machine's bandwidth). n_lost: so many of the last characters that were
+    shown of the thought, or of the answer that began anew, no longer count.
     """
 
     text: str
     kind: Literal["left-out", "full", "rewound", "restarted", "closed", "late", "slow"]
+    n_lost: int = 0
 
 
 @dataclass(frozen=True)
@@ -52,9 +54,10 @@ class Stats:
 
     n_reused: tokens of the prompt that were in the cache already; n_prefilled: those that were computed. n_generated: tokens
     drawn or forced, an end token and those that a rewind took back among them. n_dropped: messages that no longer fitted.
-    n_thinking, n_answer: tokens that stand, tags and headings between the two with the thought; n_forced: those of all that
-    were not drawn. thinking_budget: most tokens of the thought, asked for or by the context; None where nothing ends it.
-    thought_end: what ended the thought, None where it did not end or there was none. time_left_s: to the deadline, None
+    n_thinking, n_answer: tokens that stand, of `Reply.thinking` with what ended it, and of what follows; n_forced: those of all
+    that were not drawn. thinking_budget: as asked for; thinking_limit: most tokens that the thought could have, by budget,
+    context or max_tokens, None where the model does not think. thought_end: what ended the thought, "itself" where the model
+    did, None where it did not end or there was none. time_left_s: to the deadline, None
     without one. n_ctx: cells of the KV cache, n_kv: those that this reply left in use.
     """
 
@@ -69,6 +72,7 @@ class Stats:
     n_answer: int = 0
     n_forced: int = 0
     thinking_budget: int | None = None
+    thinking_limit: int | None = None
     thought_end: ThoughtEnd | None = None
     time_left_s: float | None = None
     n_ctx: int = 0
@@ -86,7 +90,8 @@ class Reply:
 
     finish_reason: "stop" (the model ended its turn), "length" (max_tokens, or the answer's room after a thought that was
     ended), "context" (no room), "deadline", "cancelled". undivided: the model marks no thought; where its text names no
-    answer all of it is the answer, and thinking + answer is the text. A thought that was cut leaves no answer else.
+    answer all of it is the answer, also of one that was cut, and thinking + answer is the text. A thought with tags that was
+    cut, or one that was cancelled, leaves no answer.
     """
 
     answer: str

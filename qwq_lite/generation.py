@@ -52,13 +52,14 @@ class Rewrite:
 
     In the tokens that tokenizing its last line together with the words gives: a Rewind, once the tokens are known.
     n_drop: None for what follows the last place where a text may end. words: texts, and control tokens between them.
-    why, ends: as in Rewind.
+    outside_code: the words mean nothing within a block of code, so that is closed first. why, ends: as in Rewind.
     """
 
     n_drop: int | None
     words: tuple[str | int, ...]
     why: str = ""
     ends: ThoughtEnd | None = None
+    outside_code: bool = False
 
 
 @dataclass(frozen=True)
@@ -126,15 +127,15 @@ class Draw(NamedTuple):
     """What the next token may be. Each policy in turn may change it.
 
     masks: rows that are added to the logits, shape (n_vocab,), 0 or minus infinity; banned: tokens that are masked;
-    forced: the token itself, and nothing is sampled; eager: a token that is taken when its logit is at most so far below
-    the highest one.
+    forced: the token itself, and nothing is sampled; eager: when the logit of this token is at most so far below the highest
+    one, nothing is sampled either and the text is rewritten.
     """
 
     sampling: Sampling
     masks: tuple[Mask, ...] = ()
     banned: frozenset[int] = frozenset()
     forced: int | None = None
-    eager: tuple[int, float] | None = None
+    eager: tuple[int, float, Rewrite] | None = None
 
 
 class Verdict(NamedTuple):
@@ -167,10 +168,11 @@ class Policy(Protocol):
 
 class Given(NamedTuple):
     """What a reply's rewinds and its reader left to be kept to. bans: tokens not allowed, forced: tokens that come next, both
-    by the reply's length; asked_at: as in Begin."""
+    by the reply's length; ended_at: the length at which the thought is over, whatever its text; asked_at: as in Begin."""
 
     bans: Mapping[int, frozenset[int]] = MappingProxyType({})
     forced: Mapping[int, tuple[int, ...]] = MappingProxyType({})
+    ended_at: int | None = None
     asked_at: int | None = None
 
 
@@ -178,7 +180,8 @@ class State(NamedTuple):
     """A reply so far.
 
     pending: bytes of an unfinished UTF-8 character; held: text that is not shown yet; n_shown: characters shown in this phase;
-    forced: tokens that come next; policies: each one's own state; turned_at: the reply's length when its phase began.
+    forced: tokens that come next; policies: each one's own state; turned_at: the reply's length when its phase began, for the
+    first time.
     """
 
     phase: Phase = "answer"
@@ -202,27 +205,30 @@ class Step(NamedTuple):
 
 _NO_EVENTS: tuple[Event, ...] = ()
 _new = tuple.__new__  # a NamedTuple's own way takes three times as long
-ASKED: tuple[ThoughtEnd, int] = (
-    "asked",
-    96,
-)  # tokens in which a thought finds an end once its reader asked for the answer
+WINDOW = 96  # tokens in which a thought finds its end; nine of ten paragraphs of real thoughts have fewer than 64
+ASKED: tuple[ThoughtEnd, int] = ("asked", WINDOW)
 
 
 def start(policies: tuple[Policy, ...], begin: Begin) -> State:
     """The state of a reply without tokens."""
     bans: dict[int, frozenset[int]] = {}
     forced: dict[int, tuple[int, ...]] = {}
+    ended_at: int | None = None
     for rewind in begin.rewinds:  # what came after its place was of another text
         place = rewind.n_tokens
         bans = {n: banned for n, banned in bans.items() if n <= place}
         bans[place] = bans.get(place, frozenset()) | rewind.banned
-        forced = {n: tokens for n, tokens in forced.items() if n < place}
+        forced = {n: tokens[: place - n] for n, tokens in forced.items() if n < place}
+        if ended_at is not None and ended_at > place:
+            ended_at = None
         if rewind.forced:
             forced[place] = rewind.forced
+            if rewind.ends:
+                ended_at = place + len(rewind.forced)
     return State(
         begin.phase,
         forced=forced.get(0, ()),
-        given=Given(bans, forced, begin.asked_at),
+        given=Given(bans, forced, ended_at, begin.asked_at),
         policies=tuple(policy.start(begin) for policy in policies),
     )
 
@@ -266,6 +272,8 @@ def advance(policies: tuple[Policy, ...], state: State, token: int, piece: bytes
             forced += wanted.tokens
         elif action is None:
             action = wanted
+    if turn is None and n_tokens == given.ended_at and taken.phase == "thinking":  # no policy knew the words
+        turn = Turn("answer")
     if turn is None and not isinstance(action, Stop):  # nearly every token
         state, events = _shown(state, n_tokens, pending, state.held + text, forced, tuple(states), hold)
         return _new(Step, (state, events, action))
@@ -342,11 +350,13 @@ def _turned(counted: State, before: State, text: str, turn: Turn) -> tuple[State
         place = len(whole) - turn.n_chars
         old, new, pending, cut = whole[: max(0, place - turn.n_tag)], whole[place:], counted.pending, b""
     events = close(before._replace(held=old, pending=cut))
+    turned_at = counted.n_tokens
     if before.phase == turn.phase == "answer":
+        turned_at = before.turned_at
         n_void = before.n_shown + sum(len(event.text) for event in events if isinstance(event, Answer))
         if n_void:
-            events += (Notice(f"the {n_void} characters of the answer so far no longer count", "restarted"),)
-    return counted._replace(phase=turn.phase, held=new, pending=pending, n_shown=0, turned_at=counted.n_tokens), events
+            events += (Notice(f"the {n_void} characters of the answer so far no longer count", "restarted", n_void),)
+    return counted._replace(phase=turn.phase, held=new, pending=pending, n_shown=0, turned_at=turned_at), events
 
 
 def _show(state: State, hold: int) -> tuple[State, tuple[Event, ...]]:

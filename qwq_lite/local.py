@@ -133,6 +133,7 @@ class LocalModel(Model):
         source = header.text("tokenizer.chat_template") or self._fallback_template()
         self._template = ChatTemplate(source) if source is not None else None
         self._form = normalization.normalizer(header.keys)
+        self._plain = functools.partial(prompt.tokenize, self._vocab, form=self._form)
         self._known = catalog.find(header.text("general.name"), header.text("general.basename"), header.path.name)
         self.n_ctx = context.n_ctx
         self._fingerprint = _fingerprint(header, context.settings)
@@ -142,6 +143,7 @@ class LocalModel(Model):
             context,
             prefill_chunk=_GPU_PREFILL_CHUNK if on_gpu else PREFILL_CHUNK,
             remark=pace.Pace(plan, context.settings.n_threads),
+            tokenize=self._plain,
         )
         self._callers: list[int] = []  # threads that are inside, for nobody may tokenize while the model is freed
         self._changed = threading.Condition()
@@ -180,7 +182,7 @@ class LocalModel(Model):
             self.n_ctx,
             self._vocab.end_tokens,
             self._vocab.piece,
-            functools.partial(self._vocab.tokenize, parse_special=False),
+            self._plain,
             templated=templated,
         )
         thought_sampling, answer_sampling = self._sampling(options)
@@ -195,7 +197,9 @@ class LocalModel(Model):
                 n_dropped=n_dropped,
                 alone=options.seed is not None and not answered,
                 answer_sampling=answer_sampling,
-                thinking_budget=rules.thinking_budget,
+                thinking_budget=options.budget,
+                thinking_limit=rules.thinking_limit,
+                n_words=rules.n_words,
                 within_s=options.within,
                 asked=asked,
             )
@@ -213,7 +217,7 @@ class LocalModel(Model):
     def _tokens(self, given: Prompt, options: Options) -> tuple[list[int], int, bool]:
         """A prompt's tokens, how many messages it goes without, and whether a template made it."""
         if isinstance(given, str):
-            return prompt.tokenize(self._vocab, given, self._form), 0, False
+            return self._plain(given), 0, False
         if all(isinstance(part, int) for part in given):
             return [_checked("token", part, 0, self._vocab.n_tokens - 1) for part in given], 0, False  # type: ignore[arg-type]
         if self._template is None:
@@ -259,7 +263,7 @@ class LocalModel(Model):
     def tokenize(self, text: str) -> list[int]:
         """Ids of a text as plain text, normalised as the model's tokenizer does it."""
         with self._inside():
-            return prompt.tokenize(self._vocab, text, self._form)
+            return self._plain(text)
 
     def unload(self) -> None:
         """Stop what runs and free the model's memory. Further calls raise EngineClosed; unloading again does nothing.

@@ -10,12 +10,14 @@ from typing import Any, Literal, Protocol, get_args
 from qwq_lite.errors import UsageError
 from qwq_lite.history import History, WhenFull
 from qwq_lite.prompt import Message
+from qwq_lite.sampling import Sampling
 from qwq_lite.stream import Stream
 
 ThoughtStyle = Literal["tags", "undivided", "none"]
 Effort = Literal["low", "medium", "high"]
 # Tokens of a thought: of 27 real ones that ended by themselves 10, 23 and 27 were no longer.
 EFFORTS: Mapping[str, int] = {"low": 1024, "medium": 4096, "high": 16384}
+_MOST = (1 << 31) - 1
 MOST_STOP_CHARS = 1_000  # every beginning of a stop text is kept, to know what must be held back
 Prompt = Sequence[Message] | str | Sequence[int]
 
@@ -32,9 +34,11 @@ class Options:
     raises ContextFull.
 
     thinking_budget: tokens after which the thought ends at a good place, in a tenth more or 96 tokens; 0 for no thought.
+    max_tokens cuts a thought as it cuts an answer: give it the budget, 96 tokens and the answer at least.
     effort: "low", "medium", "high", a budget by name. within: seconds from the call to the end of the answer.
-    answer_reserve: tokens of the context that are kept for the answer, and the most that it has after a thought that was
-    ended; None for 1,024. answer_temperature, answer_top_p: in place of the others once the thought has ended.
+    answer_reserve: tokens of the context that are kept for the answer, half of what the prompt leaves at most, and the most
+    that it has after a thought that was ended; None for 1,024. answer_temperature, answer_top_p: in place of the others once the
+    thought has ended.
     thought_style: how the model marks its thought: "tags"; "undivided", not at all, as QwQ-32B-Preview; "none", it does not
     think. history: what a Chat sends back of an undivided reply, "all" or "answer"; of one with tags it is the answer always.
     """
@@ -63,31 +67,7 @@ class Options:
         return self.thinking_budget if self.effort is None else EFFORTS[self.effort]
 
     def __post_init__(self) -> None:
-        most = (1 << 31) - 1
-        whole = {
-            "seed": (0, (1 << 64) - 1),
-            "max_tokens": (1, most),
-            "top_k": (0, 1 << 20),
-            "thinking_budget": (0, most),
-            "answer_reserve": (1, most),
-        }
-        for name, (low, high) in whole.items():
-            value = getattr(self, name)
-            if value is not None and (
-                not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high
-            ):
-                raise UsageError(f"{name} is {value!r}, a whole number from {low} to {high} is allowed")
-        for name in (
-            "temperature",
-            "top_p",
-            "min_p",
-            "answer_temperature",
-            "answer_top_p",
-            "within",
-        ):  # `Sampling` knows bounds
-            value = getattr(self, name)
-            if value is not None and (not isinstance(value, int | float) or isinstance(value, bool)):
-                raise UsageError(f"{name} is {value!r}, a number is allowed")
+        _check_numbers(self)
         if self.stop is not None and not _all(self.stop, str):
             raise UsageError(f"stop is {self.stop!r}; a list of texts is allowed, none of them empty")
         if self.stop is not None and any(len(text) > MOST_STOP_CHARS for text in self.stop):
@@ -96,8 +76,6 @@ class Options:
             raise UsageError(
                 f"tools is {self.tools!r}; a list of JSON schemas is allowed, each a dict that is not empty"
             )
-        if self.within is not None and not 0 < self.within < most:
-            raise UsageError(f"within is {self.within!r}, a number of seconds above 0 is allowed")
         if self.thinking_budget is not None and self.effort is not None:
             raise UsageError(
                 "thinking_budget and effort are both given; an effort is a budget by name, give one of the two"
@@ -106,6 +84,32 @@ class Options:
         for name, allowed in words.items():
             if getattr(self, name) not in (None, *get_args(allowed)):
                 raise UsageError(f"{name} is {getattr(self, name)!r}; {', '.join(get_args(allowed))} are allowed")
+
+
+def _check_numbers(options: Options) -> None:
+    whole = {
+        "seed": (0, (1 << 64) - 1),
+        "max_tokens": (1, _MOST),
+        "top_k": (0, 1 << 20),
+        "thinking_budget": (0, _MOST),
+        "answer_reserve": (1, _MOST),
+    }
+    for name, (low, high) in whole.items():
+        value = getattr(options, name)
+        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high):
+            raise UsageError(f"{name} is {value!r}, a whole number from {low} to {high} is allowed")
+    for name in ("temperature", "top_p", "min_p", "answer_temperature", "answer_top_p", "within"):
+        value = getattr(options, name)
+        if value is not None and (not isinstance(value, int | float) or isinstance(value, bool)):
+            raise UsageError(f"{name} is {value!r}, a number is allowed")
+    if options.within is not None and not 0 < options.within < _MOST:
+        raise UsageError(f"within is {options.within!r}, a number of seconds above 0 and below {_MOST} is allowed")
+    for phase in ("", "answer_"):
+        given = {name: getattr(options, phase + name) for name in ("temperature", "top_p")}
+        try:
+            Sampling(**{name: value for name, value in given.items() if value is not None})
+        except UsageError as error:  # it begins with the setting's name
+            raise UsageError(f"{phase}{error}") from error
 
 
 def options(given: Mapping[str, Any]) -> Options:

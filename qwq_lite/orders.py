@@ -30,6 +30,10 @@ class Steer:
             raise UsageError(
                 f"the hint is {self.hint!r}; a text is expected, such as 'Wait, I should try n = 0 first.'"
             )
+        try:
+            self.hint.encode()
+        except UnicodeEncodeError as error:
+            raise UsageError(f"the hint holds half of a surrogate pair, at character {error.start}") from error
         if self.drop not in (None, *get_args(Drop)):
             raise UsageError(f"drop is {self.drop!r}; {', '.join(get_args(Drop))} and None are allowed")
         object.__setattr__(self, "hint", self.hint.lstrip().rstrip(" \t\r"))

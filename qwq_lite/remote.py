@@ -77,8 +77,11 @@ class RemoteModel(Model):
             "session": _name(session),
             "options": _plain(options),
         }
+        asked = time.monotonic()
         while True:
             worker = self._alive()
+            if options.get("within") is not None:  # it may have taken long to start another engine
+                fields["options"]["within"] = max(1e-3, options["within"] - (time.monotonic() - asked))
             feed = RemoteFeed(worker)
             with contextlib.suppress(Retired), _as_template_error(worker, self._file):
                 worker.ask("generate", feed=feed, timeout_s=_BEGIN_S if _is_templated(prompt) else math.inf, **fields)

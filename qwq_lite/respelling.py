@@ -22,11 +22,10 @@ def respelled(
     """How many of the tokens stand, and the tokens that come next.
 
     tokens: of the phase, from its first one on; the first words lose newlines at their start where nothing stands before.
-    A heading cannot end a thought within a block of code, so that is closed first.
     """
     n_drop = _n_after_break(tokens, piece) if rewrite.n_drop is None else rewrite.n_drop
     start, line = _last_line(tokens, piece, n_drop)
-    if rewrite.ends and isinstance(rewrite.words[-1], str) and len(rewrite.words) == 1:
+    if rewrite.outside_code:
         whole = text_of(tokens, piece)
         if boundary.ends_in_code(whole[: max(0, len(whole) - n_drop)].rstrip()):
             line += "\n```"
@@ -39,14 +38,14 @@ def respelled(
         else:
             text += word if text or new else word.lstrip("\n")
     new += tokenize(text) if text else []
-    n_same = 0
-    for old, other in zip(
-        tokens[start:], new[:-1], strict=False
-    ):  # one comes next at least: the caller decodes from there
-        if old != other:
-            break
-        n_same += 1
+    n_same = n_common(tokens[start:], new[:-1])  # one at least is left to come
     return start + n_same, tuple(new[n_same:])
+
+
+def n_common(one: Sequence[object], other: Sequence[object]) -> int:
+    """How many items two sequences begin with that are the same."""
+    pairs = zip(one, other, strict=False)
+    return next((n for n, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))
 
 
 def text_of(tokens: Sequence[int], piece: Callable[[int], bytes]) -> str:

@@ -7,6 +7,7 @@ callers hand over requests and read events, and any thread may cancel.
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import os
 import queue
@@ -23,8 +24,9 @@ from qwq_lite.backend.model import LoadedModel
 from qwq_lite.backend.sampler import Sampler
 from qwq_lite.errors import ContextFull, EngineClosed, EngineError, QwqError, UsageError
 from qwq_lite.events import Done, FinishReason, Notice, Progress, Reply, Stats
-from qwq_lite.generation import Rewind
-from qwq_lite.orders import Conclude, Order
+from qwq_lite.generation import Rewind, Rewrite
+from qwq_lite.orders import Conclude
+from qwq_lite.respelling import Tokenize
 from qwq_lite.sampling import draw_seed
 from qwq_lite.sequences import Part, Sequences
 from qwq_lite.stream import Feed, Stream
@@ -39,7 +41,7 @@ T = TypeVar("T")
 class Scheduler:
     """Owns model and context from `start` on; `close` frees both and ends the thread.
 
-    remark: asked after each reply for a word to its reader.
+    remark: asked after each reply for a word to its reader. tokenize: ids of a text, nothing added; default as llama.cpp does it.
     """
 
     def __init__(
@@ -50,10 +52,12 @@ class Scheduler:
         prefill_chunk: int = PREFILL_CHUNK,
         n_active: int = N_ACTIVE,
         remark: Callable[[Stats], Notice | None] = lambda _: None,
+        tokenize: Tokenize | None = None,
     ) -> None:
         self._model, self._context, self._n_ctx = model, context, context.n_ctx
         self._prefill_chunk, self._n_active = min(prefill_chunk, context.n_batch), n_active
         self._remark = remark
+        self._tokenize = tokenize or functools.partial(model.vocab.tokenize, parse_special=False)
         self._sequences = Sequences(context)
         self._sampler = Sampler(model.vocab.n_tokens)
         self._inbox: queue.SimpleQueue[_Waiting | _Job | None] = queue.SimpleQueue()
@@ -176,10 +180,7 @@ class Scheduler:
         except Exception as error:
             feed.put(_unexpected(error))
             return
-        vocab = self._model.vocab
-        reply = ActiveReply(
-            feed, request, sequence, vocab.piece, lambda text: vocab.tokenize(text, parse_special=False)
-        )
+        reply = ActiveReply(feed, request, sequence, self._model.vocab.piece, self._tokenize)
         self._active.append(reply)
         if request.n_dropped:
             feed.put(
@@ -196,8 +197,8 @@ class Scheduler:
         for reply in list(self._active):
             if reply.feed.cancelled:
                 self._finish(reply, "cancelled")
-            while reply.feed.orders and reply.prefilled is not None and reply in self._active:
-                self._obey(reply, reply.feed.orders.popleft())
+            while reply.feed.orders and reply.can_obey and reply in self._active:
+                self._guarded(self._obey, [reply])
         active = [reply for reply in self._active if not reply.feed.full]
         filling = [reply for reply in active if reply.left or reply.pending is None]
         if filling:
@@ -257,7 +258,14 @@ class Scheduler:
     def _choose(self, replies: list[ActiveReply]) -> None:
         """Draw each reply's next token from its row and take it in."""
         for reply in replies:
-            self._take(reply, self._draw(reply))
+            drawn = self._draw(reply)
+            if isinstance(drawn, Rewrite):
+                events, rewind = reply.track.rewrite(drawn)
+                for event in events:
+                    reply.feed.put(event)
+                self._go_back(reply, rewind)
+            else:
+                self._take(reply, drawn)
 
     def _take(self, reply: ActiveReply, token: int) -> None:
         """Take in a token and those that are forced after it: they are decoded together, as a prompt is."""
@@ -293,8 +301,10 @@ class Scheduler:
         else:
             reply.left, reply.pending = self._sequences.rewind(reply.sequence, n_kept), None
 
-    def _obey(self, reply: ActiveReply, order: Order) -> None:
-        """Carry out what the reader asked for; a Notice tells where that came too late."""
+    def _obey(self, replies: list[ActiveReply]) -> None:
+        """Carry out what the reader asked for next; a Notice tells where that came too late."""
+        (reply,) = replies
+        order = reply.feed.orders.popleft()
         if isinstance(order, Conclude):
             if not reply.track.conclude():
                 reply.feed.put(Notice("the answer has begun already, there is no thought to end", "late"))
@@ -303,17 +313,17 @@ class Scheduler:
         if rewind is None:
             reply.feed.put(Notice("the thought has ended already, the hint was not used", "late"))
             return
-        n_tokens = len(reply.request.prompt) + rewind.n_tokens + len(rewind.forced)
-        if n_tokens >= self._n_ctx:
+        if not reply.hint_fits(rewind.n_tokens + len(rewind.forced)):
+            limit = reply.request.thinking_limit
             reply.feed.put(
-                Notice(f"the hint does not fit the context of {self._n_ctx} tokens and was not used", "full")
+                Notice(f"the hint does not fit the {limit} tokens that the thought may have and was not used", "full")
             )
             return
         for event in reply.track.rewind(rewind):
             reply.feed.put(event)
         self._go_back(reply, rewind)
 
-    def _draw(self, reply: ActiveReply) -> int:
+    def _draw(self, reply: ActiveReply) -> int | Rewrite:
         draw = reply.track.constrain(reply.sampling)
         if draw.forced is not None:
             return draw.forced
@@ -325,8 +335,10 @@ class Scheduler:
             row[list(draw.banned)] = -math.inf
         if (draw.masks or draw.banned) and row.max() == -math.inf:
             raise EngineError("the masks of this reply leave no token to sample")
-        if draw.eager is not None and row.max() - row[draw.eager[0]] <= draw.eager[1]:
-            return draw.eager[0]
+        if draw.eager is not None:
+            token, margin, rewrite = draw.eager
+            if row.max() - row[token] <= margin:
+                return rewrite
         position = len(reply.sequence.tokens)
         return self._sampler.sample(row, draw.sampling, draw_seed(reply.request.seed, reply.track.attempt, position))
 
@@ -341,14 +353,15 @@ class Scheduler:
                     "full",
                 )
             )
-        stats = reply.stats(self._n_ctx)
+        ended = reply.track.ended(reason)
+        stats = reply.stats(self._n_ctx, ended)
         self._retire(reply)
         with contextlib.suppress(Exception):  # a remark is worth no reply
             notice = None if reason == "cancelled" else self._remark(stats)
             if notice is not None:
                 reply.feed.put(notice)
-        thinking, answer = reply.track.texts(reason)
-        reply.feed.put(Done(Reply(answer, thinking, reason, stats, reply.request.begin.undivided)))
+        undivided = reply.request.begin.undivided
+        reply.feed.put(Done(Reply(ended.answer, ended.thinking, reason, stats, undivided)))
 
     def _fail(self, replies: list[ActiveReply], error: QwqError) -> None:
         for reply in [reply for reply in replies if reply in self._active]:

@@ -84,9 +84,9 @@ class Stream:
         self.feed.cancel()
 
     def conclude(self) -> None:
-        """Answer now: the thought ends at its next break. Any thread, a signal handler too; waits for nothing.
+        """Answer now: the thought ends within 96 tokens, at a paragraph's end, later at a line's or a sentence's.
 
-        A Notice of kind "late" tells that there was no thought any more.
+        Any thread, a signal handler too; waits for nothing. A Notice of kind "late" tells that there was no thought any more.
         """
         self.feed.order(Conclude())
 
@@ -96,9 +96,10 @@ class Stream:
         Between two tokens, soon; waits for nothing. A Notice tells what no longer counts, or that it came too late.
         Args:
             hint: such as "Wait, n could be 0." A newline at its end parts it from what the model writes.
-            drop: "paragraph" or "sentence", the last one of the thought so far; None drops nothing.
+            drop: "paragraph" or "sentence", the last one of the thought so far; None drops nothing: the hint follows where
+                the thought stands, be it in the middle of a sentence.
 
-        Raises: UsageError for an empty hint.
+        Raises: UsageError for an empty hint, or another drop.
         """
         self.feed.order(Steer(hint, drop))
 

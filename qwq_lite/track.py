@@ -1,20 +1,35 @@
 """One reply in the making: its tokens that stand, its text, what was shown. Rewinding folds again. Knows no engine.
 
 The stream is append-only. A rewind takes back tokens, never text that was shown: it happens while thinking, and a notice says
-how many characters of the thought no longer count; the reply that ends the stream has the text that does.
+how many characters of the thought no longer count; the reply that ends the stream has the text that does. What was shown and
+comes again in other tokens is not shown twice.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 from qwq_lite import boundary, breaks, generation
 from qwq_lite.events import Answer, Event, FinishReason, Notice, Thinking, ThoughtEnd
-from qwq_lite.generation import Begin, Draw, Policy, Rewind, Rewrite, State, Step, Stop
+from qwq_lite.generation import Begin, Draw, Policy, Rewind, Rewrite, State, Step, Stop, utf8
 from qwq_lite.orders import Steer
-from qwq_lite.respelling import Tokenize, respelled, text_of
+from qwq_lite.respelling import Tokenize, n_common, respelled, text_of
 from qwq_lite.sampling import Sampling
+
+
+class Ended(NamedTuple):
+    """What a reply is in the end. n_thinking, n_answer: tokens; what is between the two counts with the thought, if there is one.
+
+    end: what ended the thought.
+    """
+
+    thinking: str
+    answer: str
+    n_thinking: int
+    n_answer: int
+    end: ThoughtEnd | None
 
 
 class Track:
@@ -30,6 +45,8 @@ class Track:
         self._policies, self._begin, self._piece, self._tokenize = policies, begin, piece, tokenize
         self._state = generation.start(policies, begin)
         self._texts = _Texts()
+        self._n_again = 0  # characters of a thought that were shown and that forced tokens bring again
+        self._closed: Notice | None = None  # the word on a thought whose end is still being written
         self._times: list[float] = []
         self.tokens: list[int] = []
         self.n_taken = self.n_forced = 0  # tokens that were decoded, those that a rewind took back too
@@ -55,11 +72,30 @@ class Track:
             return None
         return next((rewind.ends for rewind in self._begin.rewinds if rewind.ends), "itself")
 
+    @property
+    def may_think_yet(self) -> bool:
+        """Whether nothing is shown yet of a reply that may begin with a thought of its own accord."""
+        return self._state.phase == "answer" and not self._state.turned_at and not self._texts.n_answer
+
+    def ended(self, reason: FinishReason) -> Ended:
+        """What the reply is that ends now."""
+        thinking, answer = self.texts(reason)
+        n_thinking, end = self.n_thinking, self.thought_end
+        n_before = n_thinking
+        if self._begin.undivided and (end is None or thinking != self._texts.thinking.rstrip()):
+            n_thinking = n_before = self._n_tokens(thinking) if answer else n_thinking
+            end = end or ("itself" if thinking and answer else None)
+        elif not thinking:
+            n_thinking, n_before = 0, 0 if self._state.phase == "thinking" else n_before
+        return Ended(thinking, answer, n_thinking, len(self.tokens) - n_before, end)
+
     def texts(self, reason: FinishReason) -> tuple[str, str]:
         """Thought and answer of the reply that ends now. Of one without tags both together are the text."""
         thinking, answer = self._texts.thinking, self._texts.answer
         if self._begin.undivided:
             whole = (thinking + answer).rstrip()
+            if reason == "cancelled" and self._state.phase == "thinking":
+                return whole, ""
             place = boundary.final_start(whole, ended=reason == "stop") or 0
             return whole[:place], whole[place:]
         if self._state.phase == "thinking" and reason == "stop":  # the model has ended its turn: that was its answer
@@ -78,11 +114,11 @@ class Track:
         self.n_taken += 1
         action = step.action
         if isinstance(action, Rewrite):
-            action = self._respelled(action)
+            action = self._respelled(action, step.state.turned_at)
         if isinstance(action, Rewind):  # its own text is not shown first: nothing that can still go is
             return self.rewind(action), action
         self._state = step.state
-        return self._kept(step.events), action
+        return self._unseen(self._kept(step.events)), action
 
     def rewind(self, rewind: Rewind) -> tuple[Event, ...]:
         """Let only the first tokens stand, and fold them again.
@@ -102,11 +138,19 @@ class Track:
             raise ValueError(
                 f"a rewind to token {rewind.n_tokens} of {len(self.tokens)} would take back text that was shown"
             )
-        lost = sent.n_thinking - texts.n_thinking
-        unsent = (Thinking(texts.thinking[sent.n_thinking :]), Answer(texts.all_answers[sent.n_answer :]))
+        seen = self._seen
+        unsent = (Thinking(texts.thinking[len(seen) :]), Answer(texts.all_answers[sent.n_answer :]))
         self._begin, self.tokens, self._times, self._state, self._texts = begin, tokens, times, state, texts
-        notice = _notice(rewind, lost)
-        return (*([notice] if notice else []), *(event for event in unsent if event.text))
+        self._n_again = n_common(seen[texts.n_thinking :], self._to_come)
+        notice = _notice(rewind, max(0, len(seen) - texts.n_thinking - self._n_again))
+        self._closed = notice if rewind.ends and notice and not notice.n_lost else None
+        shown = (event for event in unsent if event.text)
+        return (*shown, *([notice] if notice and notice is not self._closed else []))
+
+    def rewrite(self, rewrite: Rewrite) -> tuple[tuple[Event, ...], Rewind]:
+        """Carry it out between two tokens; the Rewind is left to do in the cache."""
+        rewind = self._respelled(rewrite, self._state.turned_at)
+        return self.rewind(rewind), rewind
 
     def conclude(self) -> bool:
         """The reader waits for the answer: end the thought soon. False where there is none that could end."""
@@ -125,39 +169,81 @@ class Track:
         """
         if self._state.phase != "thinking":
             return None
-        n_drop = 0 if order.drop is None else breaks.n_unfinished(text_of(self._thought, self._piece), order.drop)
-        return self._respelled(Rewrite(n_drop, (f"\n\n{order.hint}",), "it was given a hint"))
+        begins = self._state.turned_at
+        text = text_of(self.tokens[begins:], self._piece)
+        n_drop = 0 if order.drop is None else breaks.n_unfinished(text, order.drop)
+        return self._respelled(Rewrite(n_drop, (f"\n\n{order.hint}",), "it was given a hint"), begins)
 
     @property
     def _has_thought(self) -> bool:
-        return self._begin.phase == "thinking" or self._texts.n_thinking > 0
+        closed = any(rewind.ends for rewind in self._begin.rewinds)
+        return closed or self._begin.phase == "thinking" or self._texts.n_thinking > 0
 
     def flush(self) -> tuple[Event, ...]:
         """What is left to show of a reply that ends where no policy ended it."""
-        return self._kept(generation.close(self._state))
+        return self._unseen(self._kept(generation.close(self._state)))
+
+    def _unseen(self, events: tuple[Event, ...]) -> tuple[Event, ...]:
+        """The events without text that was shown before; the word on an ended thought stands between it and the answer."""
+        if not self._n_again and self._closed is None:  # nearly always
+            return events
+        found: list[Event] = []
+        for event in events:
+            if isinstance(event, Thinking):
+                text, self._n_again = event.text[self._n_again :], max(0, self._n_again - len(event.text))
+                found += [Thinking(text)] if text else []
+            else:
+                found += self._closing_word()
+                found.append(event)
+        if self._state.phase == "answer":
+            found += self._closing_word()
+            self._n_again = 0
+        return tuple(found)
+
+    def _closing_word(self) -> list[Event]:
+        notice, self._closed = self._closed, None
+        return [notice] if notice else []
+
+    @property
+    def _seen(self) -> str:
+        """What the reader has of the thought: more than stands, where forced tokens bring it again."""
+        return self._texts.thinking + self._to_come[: self._n_again] if self._n_again else self._texts.thinking
+
+    @property
+    def _to_come(self) -> str:
+        """The rest of the thought's line, as far as it is forced."""
+        state = self._state
+        text = utf8(state.pending, b"".join(map(self._piece, state.forced)))[0]
+        return (state.held + text).partition("\n")[0] if state.n_shown else ""
 
     def _kept(self, events: tuple[Event, ...]) -> tuple[Event, ...]:
         self._texts.add(events)
         return events
 
-    @property
-    def _thought(self) -> list[int]:
-        """Its tokens, without a tag that opened it."""
-        return self.tokens[self._state.turned_at :]
+    def _respelled(self, rewrite: Rewrite, begins: int) -> Rewind:
+        """begins: the reply's length when its thought began, with a tag that opened it."""
+        n_kept, forced = respelled(self.tokens[begins:], self._piece, rewrite, self._tokenize)
+        return Rewind(begins + n_kept, why=rewrite.why, forced=forced, ends=rewrite.ends)
 
-    def _respelled(self, rewrite: Rewrite) -> Rewind:
-        n_kept, forced = respelled(self._thought, self._piece, rewrite, self._tokenize)
-        return Rewind(self._state.turned_at + n_kept, why=rewrite.why, forced=forced, ends=rewrite.ends)
+    def _n_tokens(self, text: str) -> int:
+        """How many tokens bring a text that the reply begins with."""
+        whole = text_of(self.tokens, self._piece)
+        n_bytes = len(whole[: len(whole) - len(whole.lstrip("\n"))]) + len(text.encode()) if text else 0
+        for n_tokens, token in enumerate(self.tokens):
+            if n_bytes <= 0:
+                return n_tokens
+            n_bytes -= len(self._piece(token))
+        return len(self.tokens)
 
 
 def _notice(rewind: Rewind, n_lost: int) -> Notice | None:
     """What the reader should know of a rewind that took back so many characters of the thought."""
     lost = f"the last {n_lost} characters of the thought no longer count"
     if rewind.ends is not None:
-        return Notice(f"{rewind.why}; {lost}" if n_lost > 0 else rewind.why, "closed")
-    if n_lost <= 0:
+        return Notice(f"{rewind.why}; {lost}" if n_lost else rewind.why, "closed", n_lost)
+    if not n_lost:
         return None
-    return Notice(f"{lost}: {rewind.why}" if rewind.why else lost, "rewound")
+    return Notice(f"{lost}: {rewind.why}" if rewind.why else lost, "rewound", n_lost)
 
 
 class _Texts:

@@ -66,8 +66,17 @@ class Run:
         return len(self.track.tokens) - self.rewind.n_tokens - len(self.rewind.forced)
 
 
-def rules_of(words: Words, options: Options, model: Thoughts = TAGS, n_ctx: int = 100_000, n_prompt: int = 1) -> Rules:
-    prompt = [*words.tokenize(" so") * (n_prompt - 1), OPEN]
+def rules_of(
+    words: Words,
+    options: Options,
+    model: Thoughts = TAGS,
+    n_ctx: int = 100_000,
+    n_prompt: int = 1,
+    *,
+    opened: bool = True,
+) -> Rules:
+    """opened: the template began the thought of a model with tags."""
+    prompt = [*words.tokenize(" so") * n_prompt][: n_prompt - opened] + [OPEN] * opened
     end = frozenset({END})
     return control.rules(
         options, model, prompt, "How many?", n_ctx, end, words.piece, words.tokenize, templated=model is TAGS
@@ -76,9 +85,12 @@ def rules_of(words: Words, options: Options, model: Thoughts = TAGS, n_ctx: int 
 
 def run(
     words: Words, rules: Rules, thought: Iterator[int], answer: Iterator[int], *, n_most: int = 20_000,
-    asked_at: int | None = None, cost: Callable[[int], float] = lambda n: 0.0,
+    asked_at: int | None = None, cost: Callable[[int], float] = lambda n: 0.0, takes_tag: bool = False,
 ) -> Run:  # fmt: skip
-    """Let a model write: `thought` as long as it thinks, then `answer`. cost: seconds of the n-th token of the reply."""
+    """Let a model write: `thought` as long as it thinks, then `answer`. cost: seconds of the n-th token of the reply.
+
+    takes_tag: the tag is nearly the likeliest token wherever it may be taken early.
+    """
     track = Track(rules.policies, rules.begin, words.piece, words.tokenize)
     found, now = Run(track, []), 0.0
     for rewind in rules.begin.rewinds:
@@ -90,8 +102,12 @@ def run(
         thinks = track.state.phase == "thinking"
         if draw.eager is not None:
             assert thinks
-            assert draw.eager == (CLOSE, MARGIN)
+            assert draw.eager[:2] == (CLOSE, MARGIN)
             found.eager.append(n)
+            if takes_tag:
+                events, found.rewind = track.rewrite(draw.eager[2])
+                found.events += events
+                continue
         token = draw.forced if draw.forced is not None else next(thought if thinks else answer, END)
         if token in draw.banned:
             token = words.tokenize("so")[0]

@@ -67,7 +67,7 @@ class KeepsThinking(Unconstrained):
 
 @dataclass(frozen=True)
 class Recorded(Closing):
-    """Closing that writes down how it closed: the Rewrite, and the thought's text up to it."""
+    """Closing that writes down how it closed: the Rewrite, and the thought's text up to it. Not where the tag came early."""
 
     seen: list[tuple[Rewrite, str]] = None  # type: ignore[assignment] # always given
     texts: list[str] = None  # type: ignore[assignment]
@@ -125,12 +125,14 @@ class Thinker:
         for policy in rules.policies:
             if isinstance(policy, Closing):
                 words, n_more = _led(policy.words, lead), len(self.tokenize(lead))
-                policy = Recorded(policy.windows, words, policy.n_words + n_more, policy.eager, seen, [])  # noqa: PLW2901
+                policy = Recorded(  # noqa: PLW2901
+                    policy.windows, words, policy.n_words + n_more, policy.eager, policy.outside_code, seen, []
+                )
             policies.append(policy)
         keeps = (KeepsThinking(self.vocab.end_tokens),) if self._keeps else ()
         request = Request(
             tokens, (*policies, *keeps), Sampling(), seed, rules.begin, ("bench", seed), within_s=asked.within,
-            thinking_budget=rules.thinking_budget,
+            thinking_budget=asked.budget, thinking_limit=rules.thinking_limit, n_words=rules.n_words,
         )  # fmt: skip
         events: list[Event] = list(self.scheduler.submit(request))
         done = events[-1]

@@ -144,17 +144,23 @@ def command(
                 if status:
                     raise click.exceptions.Exit(status)
             else:
-                _converse(chat, interrupts, options, thinking=not no_thinking)
+                status = _converse(chat, interrupts, options, thinking=not no_thinking)
+                if status and not sys.stdin.isatty():
+                    raise click.exceptions.Exit(status)
 
 
-def _converse(chat: Chat, interrupts: console.Interrupts, options: dict[str, Any], *, thinking: bool) -> None:
+def _converse(chat: Chat, interrupts: console.Interrupts, options: dict[str, Any], *, thinking: bool) -> int:
+    """Answer questions until there are no more. Returns the exit status: that a question has no answer, if one has none."""
+    status = 0
     for text in _questions(interrupts):
         try:
-            show(chat.stream(text, **options), thinking=thinking)
+            if exit_status(show(chat.stream(text, **options), thinking=thinking)) == console.NO_ANSWER:
+                status = console.NO_ANSWER
         except (EngineError, TemplateError) as error:  # a question that does not fit ends itself, not the chat
             if isinstance(error, EngineClosed) or not sys.stdin.isatty():
                 raise
             console.warn(console.one_line(str(error)))
+    return status
 
 
 def _say_where(model: Model) -> None:
@@ -175,7 +181,7 @@ def _questions(interrupts: console.Interrupts) -> Iterator[str]:
     """Lines from the terminal until end of file; Ctrl-C drops the line being typed."""
     interactive = sys.stdin.isatty()
     if interactive:
-        console.note("Ctrl-C stops an answer, Ctrl-D ends the chat.")
+        console.note("Ctrl-C stops an answer, Ctrl-\\ ends its thought, Ctrl-D ends the chat.")
         with contextlib.suppress(ImportError):
             import readline  # noqa: F401 - arrow keys and history in input()
     while True:

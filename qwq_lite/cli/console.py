@@ -76,7 +76,7 @@ class Interrupts:
     ends the program.
     """
 
-    def __init__(self, cancel: Callable[[], None], conclude: Callable[[], None]) -> None:
+    def __init__(self, cancel: Callable[[], None], conclude: Callable[[], object]) -> None:
         self._cancel, self._conclude = cancel, conclude
         self._reading = False
         self._pressed = False

@@ -12,8 +12,10 @@ _SECONDS = {"h": 3600, "m": 60, "s": 1}
 
 def duration(text: str) -> float:
     """Seconds, from `60s`, `2m30s`, `1h` or a bare number. Raises: click.BadParameter."""
-    found = _PARTS.fullmatch(text.strip().lower())
+    found = _PARTS.fullmatch("".join(text.split()).lower())
     seconds = sum(float(part) * _SECONDS[unit] for unit, part in found.groupdict().items() if part) if found else 0.0
     if not seconds:
-        raise click.BadParameter(f"{text!r} is no length of time; such as 60s, 2m30s or 1h is expected.")
+        raise click.BadParameter(
+            f"{text!r} is no length of time; such as 60s, 2m30s, 1h or a number of seconds is expected."
+        )
     return seconds

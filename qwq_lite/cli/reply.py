@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 from collections.abc import Iterable
@@ -34,6 +35,7 @@ def show(events: Iterable[Event], *, thinking: bool) -> Reply:
     to_terminal = sys.stdout.isatty()
     meter = _Meter(shown=not thinking and sys.stderr.isatty())
     n_printed = 0
+    beside = ""  # the end of a thought that goes to standard error
     for event in events:
         if isinstance(event, Answer):
             meter.clear()
@@ -42,12 +44,15 @@ def show(events: Iterable[Event], *, thinking: bool) -> Reply:
             click.echo(text, nl=False)
         elif isinstance(event, Thinking):
             if thinking:
-                click.secho(console.printable(event.text), nl=False, dim=True, err=not to_terminal)
+                text = console.printable(event.text)
+                click.secho(text, nl=False, dim=True, err=not to_terminal)
+                beside = "" if to_terminal else text[-1:]
         elif isinstance(event, Progress):
             meter.update(event)
         elif isinstance(event, Notice):
             meter.clear()
             console.note(f"\n{event.text}")
+            beside = ""
         elif isinstance(event, Done):
             meter.clear()
             reply = event.reply
@@ -55,13 +60,15 @@ def show(events: Iterable[Event], *, thinking: bool) -> Reply:
             if not seen:
                 click.echo(console.printable(reply.answer), nl=False)
             click.echo()
+            if beside.strip("\n"):
+                click.echo(err=True)
             _summary(reply)
             return reply
     raise AssertionError("a stream ends with Done")
 
 
 def exit_status(reply: Reply) -> int:
-    """Of a program that asked one question. Says why there is no answer."""
+    """Of a program that asked this question. Says why there is no answer."""
     if reply.finish_reason == "cancelled":
         return console.INTERRUPTED
     if reply.answer or not reply.thinking:
@@ -80,9 +87,8 @@ def _summary(reply: Reply) -> None:
     stats = reply.stats
     thought = ""
     if stats.n_thinking:
-        of = f" of {stats.thinking_budget}" if stats.thinking_budget is not None else ""
         end = _THOUGHT_ENDS[stats.thought_end] if stats.thought_end else ""
-        thought = f" (thought {stats.n_thinking}{of}{end}; answer {stats.n_answer})"
+        thought = f" (thought {stats.n_thinking}{end}; answer {stats.n_answer})"
     left = (
         ""
         if stats.time_left_s is None
@@ -113,6 +119,7 @@ class _Meter:
         text = f"thinking: {event.done:.0f} of at most {event.total:.0f} tokens" + (
             f", {speed:.1f} tok/s" if speed else ""
         )
+        text = text[: shutil.get_terminal_size().columns - 1]  # a line that wraps cannot be taken back
         click.secho(f"\r{text.ljust(self._width)}", err=True, dim=True, nl=False)
         self._width = len(text)
 

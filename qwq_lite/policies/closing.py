@@ -7,15 +7,13 @@ model with tags, the tag itself when it is nearly the likeliest token: in all of
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
 from qwq_lite import breaks
 from qwq_lite.events import ThoughtEnd
-from qwq_lite.generation import Begin, Draw, Rewrite, Taken, Verdict
+from qwq_lite.generation import WINDOW, Begin, Draw, Rewrite, Taken, Verdict
 
-LEAST = 96  # tokens of a window; nine of ten paragraphs of real thoughts have fewer than 64
 MARGIN = 1.4  # below the highest logit: a quarter of its chance
 _WHY: dict[ThoughtEnd, str] = {
     "budget": "the thought was ended by its budget",
@@ -23,7 +21,6 @@ _WHY: dict[ThoughtEnd, str] = {
     "asked": "the thought was ended for the answer",
     "context": "the thought was ended, for the context is nearly full",
 }
-_SPELLED_WITH_NEWLINE = re.compile(r"\W*\Z")  # a stop and what follows it may be one token with a newline that comes
 
 
 class Window(NamedTuple):
@@ -35,13 +32,13 @@ class Window(NamedTuple):
 
     @classmethod
     def of_budget(cls, n_tokens: int) -> Window:
-        """That of a budget: a tenth of it, and LEAST at least, after its end."""
-        return cls(n_tokens, n_tokens + max(n_tokens // 10, LEAST), "budget")
+        """That of a budget: a tenth of it, and WINDOW at least, after its end."""
+        return cls(n_tokens, n_tokens + max(n_tokens // 10, WINDOW), "budget")
 
     @classmethod
     def ending(cls, n_tokens: int, cause: ThoughtEnd) -> Window:
-        """The window of LEAST tokens that ends there."""
-        return cls(max(0, n_tokens - LEAST), n_tokens, cause)
+        """The window of WINDOW tokens that ends there."""
+        return cls(max(0, n_tokens - WINDOW), n_tokens, cause)
 
 
 class Open(NamedTuple):
@@ -53,8 +50,8 @@ class Open(NamedTuple):
 
 @dataclass(frozen=True)
 class Closing:
-    """windows: in the order in which they open. words: what ends the thought, as in Rewrite; n_words: their tokens.
-    eager: the id of the tag that may be taken early.
+    """windows: in the order in which they open. words, outside_code: what ends the thought, as in Rewrite; n_words: their
+    tokens. eager: the id of the tag that may be taken early.
 
     State: None until a window opens.
     """
@@ -63,6 +60,7 @@ class Closing:
     words: tuple[str | int, ...]
     n_words: int
     eager: int | None = None
+    outside_code: bool = False
     name: ClassVar[str] = "closing"
 
     @property
@@ -75,7 +73,7 @@ class Closing:
     def constrain(self, state: Open | None, draw: Draw) -> Draw:
         if state is None or self.eager is None or not state.tail.endswith("\n"):
             return draw
-        return draw._replace(eager=(self.eager, MARGIN))
+        return draw._replace(eager=(self.eager, MARGIN, self._end(0, state.window)))
 
     def observe(self, state: Open | None, taken: Taken) -> Verdict:
         if taken.phase != "thinking":
@@ -89,11 +87,11 @@ class Closing:
             late = 2 * taken.n_tokens >= window.opens + window.closes
             in_time = taken.n_tokens + self.n_words < window.closes
             if (found and (late or found.kind == "paragraph")) or not in_time:
-                end = Rewrite(found.n_after if found else None, self.words, _WHY[window.cause], window.cause)
-                return Verdict(state, end)
-        tail = (tail + taken.text)[-breaks.TAIL :]
-        after = _SPELLED_WITH_NEWLINE.search(tail)
-        return Verdict(Open(window, tail), hold=len(after[0]) if after else 0)
+                return Verdict(state, self._end(found.n_after if found else None, window))
+        return Verdict(Open(window, (tail + taken.text)[-breaks.TAIL :]))
+
+    def _end(self, n_drop: int | None, window: Window) -> Rewrite:
+        return Rewrite(n_drop, self.words, _WHY[window.cause], window.cause, self.outside_code)
 
     def _window(self, state: Open | None, taken: Taken) -> Window | None:
         """Of those that are open the one that closes first."""

@@ -11,14 +11,13 @@ from operator import mul
 from typing import ClassVar, NamedTuple
 
 from qwq_lite import breaks
-from qwq_lite.generation import Begin, Stop, Taken, Verdict
+from qwq_lite.generation import WINDOW, Begin, Stop, Taken, Verdict
 from qwq_lite.policies.unconstrained import Unconstrained
 
 _RECENT = 128  # tokens that the fit looks at
 _LEAST = 8  # fewer say nothing; a deadline that is over is obeyed all the same
 _REFIT = 64
 _LEAST_SLOPED = 64  # with fewer, a tenth of noise would be a slope that doubles the cost within some hundred tokens
-_WINDOW = 96  # tokens in which a thought finds its end
 _SENTENCE = 36  # tokens: of real sentences 19 in 20 have no more
 _OVERTIME = 96  # tokens after which an answer without any break ends where it is
 
@@ -76,7 +75,7 @@ class Deadline(Unconstrained):
         left_s = self.within_s - now_s
         if taken.phase != "thinking":
             return self._answer(clock, taken, left_s, fill)
-        if left_s > 0 and (cost is None or left_s > cost.seconds(self.n_answer + _WINDOW, fill)):
+        if left_s > 0 and (cost is None or left_s > cost.seconds(self.n_answer + WINDOW, fill)):
             return Verdict(clock)
         if cost is None or left_s <= 0:
             return Verdict(clock, end=("deadline", 0))
@@ -87,9 +86,9 @@ class Deadline(Unconstrained):
         tail = "" if taken.turned else clock.tail
         soon = left_s <= 0 or (clock.cost is not None and left_s < clock.cost.seconds(_SENTENCE, fill))
         if soon and not taken.forced:
-            found = breaks.last(tail, taken.text)
-            if found is not None and (tail + taken.text)[: -found.n_after or None].strip():
-                return Verdict(clock, Stop("deadline", drop=found.n_after))
+            n_after = breaks.n_after_end(tail, taken.text)
+            if n_after is not None:
+                return Verdict(clock, Stop("deadline", drop=n_after))
         over_at = clock.over_at
         if left_s <= 0:
             over_at = taken.n_tokens if over_at is None else over_at

@@ -35,7 +35,7 @@ class Headings(Unconstrained):
         if taken.phase != "thinking" or (line.text is None and "\n" not in text):
             return _IN_CODE if line.in_code else _ELSEWHERE
         # A line that cannot be a heading goes on as any other such line would.
-        rows = boundary.lines(("-" if line.text is None else line.text) + text)
+        rows = boundary.lines(("-" if line.text is None else line.text) + text, in_code=line.in_code)
         in_code, n_left = line.in_code, sum(map(len, rows))
         for number, row in enumerate(rows, 1):
             last = number == len(rows)
@@ -53,7 +53,7 @@ class Headings(Unconstrained):
 
 
 def _may_be_fence(line: str) -> bool:
-    return line.strip(" \t") in ("", "`", "``") and len(line) <= boundary.LONGEST_HEADING
+    return line.strip(" \t") in ("", "`", "``") and len(line) < boundary.LONGEST_HEADING
 
 
 _ELSEWHERE, _IN_CODE = Verdict(Line(None)), Verdict(Line(None, True))

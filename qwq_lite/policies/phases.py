@@ -38,12 +38,11 @@ class Seen(NamedTuple):
 @dataclass(frozen=True)
 class Phases(Unconstrained):
     """think_open, think_close: ids of `<think>` and `</think>`, None where the model has none; then the spellings count in
-    their place. spelled: look for spellings at all; a model without thoughts is spared it.
+    their place.
     """
 
     think_open: int | None = None
     think_close: int | None = None
-    spelled: bool = True
     name: ClassVar[str] = "phases"
 
     def start(self, begin: Begin) -> Seen:
@@ -57,16 +56,15 @@ class Phases(Unconstrained):
         text = taken.text
         if not text:
             return Verdict(seen, hold=len(seen.held))
-        if self.spelled:
-            if not seen.written and self.think_open is None and taken.phase == "answer":
-                opened = _opened(seen, text)
-                if opened is not None:
-                    return opened
-            if seen.held or _FIRST.search(text):
-                if taken.phase == "thinking":
-                    return _looked(_IN_THOUGHT, seen, text)
-                if self.think_close is None:
-                    return _looked(_IN_ANSWER, seen, text)
+        if not seen.written and self.think_open is None and taken.phase == "answer":
+            opened = _opened(seen, text)
+            if opened is not None:
+                return opened
+        if seen.held or _FIRST.search(text):
+            if taken.phase == "thinking":
+                return _looked(_IN_THOUGHT, seen, text)
+            if self.think_close is None:
+                return _looked(_IN_ANSWER, seen, text)
         if not seen.written and not text.strip("\n"):
             return _NOTHING
         return _PLAIN if text[-1] != "\n" else _AFTER_NEWLINE

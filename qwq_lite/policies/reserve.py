@@ -48,16 +48,17 @@ class Reserve:
             return _NOT_ENDED
         if taken.phase == "thinking":
             return Verdict(state)
-        if not isinstance(state, Room) or taken.forced:  # forced words are not the answer's
-            most = taken.n_tokens + self.n_tokens - (not taken.forced)
-            return Verdict(
-                Room(most, "" if taken.forced else taken.text, bool(taken.text.strip()) and not taken.forced)
-            )
+        if taken.forced:  # forced words are not the answer's
+            return Verdict(Room(taken.n_tokens + self.n_tokens))
+        if not isinstance(state, Room):
+            state = Room(taken.n_tokens - 1 + self.n_tokens)
+        elif taken.turned:  # it began anew, in the room that is left
+            state = Room(state.most)
         n_left = state.most - taken.n_tokens
         if n_left < min(_WINDOW, self.n_tokens // 4):
-            found = breaks.last(state.tail, taken.text)
-            if found is not None and (state.has_text or (state.tail + taken.text)[: -found.n_after or None].strip()):
-                return Verdict(state, Stop("length", drop=found.n_after))
+            n_after = breaks.n_after_end(state.tail, taken.text, has_text=state.has_text)
+            if n_after is not None:
+                return Verdict(state, Stop("length", drop=n_after))
         if n_left <= 0:
             return Verdict(state, Stop("length"))
         has_text = state.has_text or bool(taken.text.strip())

@@ -37,7 +37,7 @@ class Stops(Unconstrained):
         if taken.token in self.end_tokens:
             return Verdict(seen, Stop("stop", mute=True))
         hold = 0
-        if taken.phase == "thinking":
+        if taken.phase == "thinking" or taken.forced:  # nobody wrote what ended the thought
             seen = _NOTHING_SEEN
         elif self.texts:
             seen, found = self._look(seen, taken)

@@ -12,12 +12,13 @@ from hypothesis import strategies as st
 from qwq_lite import breaks, control
 from qwq_lite.control import Thoughts
 from qwq_lite.events import Notice
-from qwq_lite.generation import Stop
+from qwq_lite.generation import WINDOW, Stop
 from qwq_lite.model import Options
-from qwq_lite.policies.closing import LEAST, Window
+from qwq_lite.policies.closing import Window
 from tests.thoughts import (
     CLOSE,
     MODELS,
+    OPEN,
     PLAIN,
     TAGS,
     TEXTS,
@@ -78,7 +79,7 @@ def test_a_thought_ends_in_its_window_at_a_good_place(budget: int, text: str, mo
     rules = rules_of(words, Options(thinking_budget=budget), model)
     found = run(words, rules, endless(words, text, most_of(budget)), endless(words, PLAIN))
     track = found.track
-    assert track.n_thinking <= most_of(budget) == (rules.thinking_budget or 0)
+    assert track.n_thinking <= most_of(budget) == (rules.thinking_limit or 0)
     assert track.thought_end == "budget"
     assert found.rewind is not None
     assert track.tokens.count(CLOSE) == (model is TAGS)
@@ -166,6 +167,55 @@ def test_the_tag_may_be_taken_early_after_a_newline_of_the_window(text: str, bud
     assert undivided.eager == []
 
 
+@given(text=TEXTS, reserve=st.sampled_from([3, 40]))
+@example(text="One\n", reserve=40)
+def test_a_thought_whose_tag_is_taken_early_was_ended_by_its_budget(text: str, reserve: int) -> None:
+    """And its answer has a limit as after any other end."""
+    words = Words()
+    rules = rules_of(words, Options(thinking_budget=64, answer_reserve=reserve))
+    found = run(words, rules, endless(words, text + "so\nso "), endless(words, PLAIN), takes_tag=True)
+    assert found.rewind is not None
+    assert len(found.eager) <= 1
+    assert found.track.thought_end == "budget"
+    assert found.track.tokens.count(CLOSE) == 1
+    assert found.track.n_thinking <= most_of(64)
+    assert 1 <= found.n_answer <= reserve
+    assert [event.kind for event in found.events if isinstance(event, Notice)] == ["closed"]
+
+
+@pytest.mark.parametrize("budget", [0, 64])
+@pytest.mark.parametrize("model", [TAGS, UNDIVIDED])
+@pytest.mark.parametrize("stop", ["\n\n", "\n", "Answer"])
+def test_what_ends_a_thought_is_no_stop_text(budget: int, model: Thoughts, stop: str) -> None:
+    words = Words()
+    rules = rules_of(words, Options(thinking_budget=budget, stop=[stop]), model)
+    found = run(words, rules, endless(words, PLAIN), iter(words.tokenize(f"It is so.{stop}No.")))
+    assert found.stop is not None
+    assert found.stop.reason == "stop"
+    assert found.track.texts("stop")[1].endswith("It is so.")
+
+
+@pytest.mark.parametrize("block", ["$$\nx=1\n$$\n", "\\[\nx=1\n\\]\n", "$$\n", "**Final Answer**\n", "\\boxed{1}\n"])
+@pytest.mark.parametrize("n", [1, 5])
+def test_formulas_within_a_block_of_code_keep_no_thought_from_its_end(block: str, n: int) -> None:
+    words = Words()
+    rules = rules_of(words, Options(thinking_budget=64), UNDIVIDED)
+    text = f"Let me show:\n```latex\n{block * n}```\nand so on and on, "
+    found = run(words, rules, endless(words, text), endless(words, PLAIN), n_most=2000)
+    assert found.track.thought_end == "budget"
+    assert found.track.n_thinking <= most_of(64)
+    assert found.stop is not None
+
+
+def test_a_thought_that_the_model_opens_itself_has_no_token_with_a_budget_of_none() -> None:
+    words = Words()
+    rules = rules_of(words, Options(thinking_budget=0), opened=False)
+    found = run(words, rules, endless(words, PLAIN), iter([OPEN, *words.tokenize("It is so.")]), n_most=100)
+    assert found.track.tokens[:2] == [OPEN, CLOSE]
+    assert found.track.texts("stop") == ("", "It is so.")
+    assert found.track.ended("stop")[2:] == (0, 6, "budget")  # "\n\n" and the end token too
+
+
 def test_a_thought_that_ends_by_itself_in_the_window_is_not_ended() -> None:
     words = Words()
     rules = rules_of(words, Options(thinking_budget=64))
@@ -182,13 +232,13 @@ def test_the_context_leaves_room_for_the_answer_whatever_the_budget(budget: int 
     words = Words()
     rules = rules_of(words, Options(thinking_budget=budget), n_ctx=21_125)
     found = run(words, rules, endless(words, text, 25_000), endless(words, PLAIN), n_most=22_000)
-    assert found.track.n_thinking <= (rules.thinking_budget or 0) <= 21_124 - control.ANSWER_RESERVE
+    assert found.track.n_thinking <= (rules.thinking_limit or 0) <= 21_124 - control.ANSWER_RESERVE
 
 
 @pytest.mark.parametrize("budget", [1, 64, 512, 959, 960, 961, 4096])
 def test_a_window_is_a_tenth_of_its_budget_and_at_least_so_many_tokens(budget: int) -> None:
     assert Window.of_budget(budget) == (budget, most_of(budget), "budget")
-    assert Window.ending(budget, "context") == (max(0, budget - LEAST), budget, "context")
+    assert Window.ending(budget, "context") == (max(0, budget - WINDOW), budget, "context")
 
 
 @pytest.mark.parametrize("text", [" so" * 80, "So. " + "so " * 600])

@@ -191,7 +191,7 @@ def test_an_effort_is_a_budget_by_name(effort: Any) -> None:
     assert Options(effort=effort).budget == Options(thinking_budget=n).budget == n
     by_name, by_number = (rules_of(o, TAGS, PROMPT) for o in (Options(effort=effort), Options(thinking_budget=n)))
     assert by_name == by_number
-    assert by_name.thinking_budget == n + max(n // 10, 96)
+    assert by_name.thinking_limit == n + max(n // 10, 96)
     assert Options().budget is None
 
 
@@ -222,13 +222,13 @@ def test_thought_and_answer_have_room_in_the_context(
     if within is not None:
         assert (deadline.within_s, deadline.n_prompt) == (within, n_prompt)
     if thoughts.style == "none":
-        assert (rules.thinking_budget, closing, kept, rules.begin.phase) == (None, None, None, "answer")
+        assert (rules.thinking_limit, closing, kept, rules.begin.phase) == (None, None, None, "answer")
         return
-    assert rules.thinking_budget is not None
+    assert rules.thinking_limit is not None
     assert 1 <= kept.n_tokens <= max(1, room // 2, min(control.ANSWER_RESERVE, room // 2))
     assert kept.n_tokens == min(control.ANSWER_RESERVE if reserve is None else reserve, max(1, room // 2))
-    assert rules.thinking_budget + kept.n_tokens <= room or room == 1
-    assert budget is None or rules.thinking_budget <= budget + max(budget // 10, 96)
+    assert rules.thinking_limit + kept.n_tokens <= room or room == 1
+    assert budget is None or rules.thinking_limit <= budget + max(budget // 10, 96)
     assert deadline is None or deadline.n_answer <= kept.n_tokens
     assert list(closing.windows) == sorted(closing.windows)
     assert all(0 <= window.opens <= window.closes for window in closing.windows)

@@ -51,7 +51,7 @@ def test_a_thought_ends_in_time_for_the_answer(how: str, text: str, longer: floa
     found = run(words, rules, endless(words, text, 4000), iter(answer), cost=seconds, n_most=9000)
     assert found.track.thought_end == "deadline"
     assert found.stop == Stop("stop", mute=True)
-    assert found.end_s <= within + seconds(found.track.n_taken)  # the line is taken in the middle of a token
+    assert found.end_s <= within + 3 * seconds(found.track.n_taken)  # of several hundred tokens
     assert within - found.end_s <= 110 * seconds(found.track.n_taken)
 
 

@@ -2,15 +2,32 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qwq_lite.events import ThoughtEnd
+from qwq_lite.events import Answer, Notice, Thinking, ThoughtEnd
 from qwq_lite.generation import Draw, Rewind
 from qwq_lite.orders import Steer
 from qwq_lite.policies.phases import Phases
-from tests.tracks import CLOSE, NEWLINE, OPEN, REST, SAMPLING, WHOLE, A, B, Sees, everything, seen, take, track_of
+from tests.tracks import (
+    CLOSE,
+    NEWLINE,
+    OPEN,
+    REST,
+    SAMPLING,
+    WHOLE,
+    A,
+    B,
+    Sees,
+    everything,
+    seen,
+    take,
+    texts,
+    track_of,
+)
 
 
 def test_what_a_rewind_forces_comes_next_and_is_counted() -> None:
@@ -42,16 +59,16 @@ def test_what_a_rewind_forced_is_replayed_by_a_later_one_behind_it() -> None:
     assert track.n_forced == 3
 
 
-def test_a_later_rewind_amid_what_was_forced_forces_the_rest_again() -> None:
-    track = track_of()
+def test_a_later_rewind_amid_what_was_forced_leaves_the_rest_to_be_drawn() -> None:
+    track = track_of(Sees())
     take(track, A, B)
     track.rewind(Rewind(1, forced=(WHOLE, NEWLINE, A)))
     take(track, WHOLE, NEWLINE, A, B)
     track.rewind(Rewind(2))
-    assert track.state.forced == (NEWLINE, A)
-    take(track, NEWLINE, A)
     assert not track.state.forced
-    assert (track.tokens, track.n_forced) == ([A, WHOLE, NEWLINE, A], 5)
+    take(track, B)
+    assert (track.tokens, track.n_forced) == ([A, WHOLE, B], 3)
+    assert [taken.forced for taken in seen(track)] == [False, True, False]
 
 
 def test_a_later_rewind_amid_what_was_forced_may_force_something_else() -> None:
@@ -104,7 +121,8 @@ def test_what_comes_next_is_what_the_last_rewind_that_still_holds_forces_there(s
             if step.n_tokens > len(track.tokens):
                 continue
             track.rewind(step)
-            holding = [other for other in holding if other.n_tokens < step.n_tokens]
+            n = step.n_tokens
+            holding = [replace(rw, forced=rw.forced[: n - rw.n_tokens]) for rw in holding if rw.n_tokens < n]
             holding += [step] if step.forced else []
             del forced_at[step.n_tokens :]
         else:
@@ -126,6 +144,45 @@ def test_what_ended_the_thought_is_the_rewind_that_says_so_or_the_model_itself(e
     assert (track.thought_end, track.n_thinking) == (None, 1)
     take(track, NEWLINE, CLOSE, NEWLINE, A)
     assert (track.thought_end, track.n_thinking) == (ends or "itself", 3)
+
+
+def test_a_thought_that_was_ended_is_over_after_the_forced_tokens_whatever_they_say() -> None:
+    track = track_of(Phases(OPEN, CLOSE))
+    take(track, A, B)
+    track.rewind(Rewind(2, forced=(NEWLINE, WHOLE), ends="budget"))
+    take(track, NEWLINE, WHOLE)
+    assert track.state.phase == "answer"
+    take(track, B)
+    assert (texts(track), track.thought_end, track.n_thinking) == (("a b\n人", " b"), "budget", 4)
+
+
+def test_a_rewind_behind_the_place_where_the_thought_was_ended_ends_it_again_and_one_before_it_does_not() -> None:
+    for place, phase in ((3, "answer"), (2, "thinking")):
+        track = track_of()
+        take(track, A, B)
+        track.rewind(Rewind(1, forced=(WHOLE, NEWLINE), ends="budget"))
+        take(track, WHOLE, NEWLINE)
+        track.rewind(Rewind(place))
+        take(track, B)
+        assert track.state.phase == phase
+
+
+def test_what_was_shown_and_is_forced_again_is_not_shown_twice_and_not_called_lost() -> None:
+    track = track_of(Phases(OPEN, CLOSE))
+    take(track, A, A, B, A)
+    events = track.rewind(Rewind(1, forced=(A, NEWLINE, CLOSE), why="it was time", ends="budget"))
+    assert events == (Notice("it was time; the last 3 characters of the thought no longer count", "closed", 3),)
+    assert take(track, A) == []
+    assert take(track, NEWLINE, CLOSE, B) == [Thinking("\n"), Answer(" b")]
+    assert texts(track) == ("aa", " b")
+
+
+def test_the_word_on_a_thought_of_which_nothing_is_lost_stands_before_the_answer() -> None:
+    track = track_of(Phases(OPEN, CLOSE))
+    take(track, A)
+    assert track.rewind(Rewind(1, forced=(NEWLINE, CLOSE, B), why="it was time", ends="budget")) == ()
+    shown = take(track, NEWLINE, CLOSE, B)
+    assert shown == [Thinking("\n"), Notice("it was time", "closed"), Answer(" b")]
 
 
 # What the reader asks for.

@@ -81,7 +81,7 @@ def run(tokens: Iterable[Token], policies: tuple[Policy, ...] | None = None, pha
 
 
 def restarted(n_chars: int) -> Notice:
-    return Notice(f"the {n_chars} characters of the answer so far no longer count", "restarted")
+    return Notice(f"the {n_chars} characters of the answer so far no longer count", "restarted", n_chars)
 
 
 def text(*pieces: str | bytes) -> list[Token]:

@@ -108,6 +108,30 @@ def test_a_text_without_tags_turns_where_its_reader_would(transcript: Transcript
     assert (bare(found.texts[0]), bare(found.texts[1])) == (bare(text[:label]), bare(text[label:]))
 
 
+FENCES, DISPLAYS = (
+    ["```", "```py", "``", "`"],
+    ["$$", " $$ ", "$", "a $$", "\\[", "\\(", "\\boxed{1}", "\\boxed", "\\bo"],
+)
+HEADINGS = ["**Final Answer**", "## Final Solution", "Final answer:", "**最终答案**"]
+HARD = st.sampled_from([*FENCES, *DISPLAYS, *HEADINGS, "x", " ", "\t", " " * 57, " " * 59])
+
+
+@settings(max_examples=400)
+@given(
+    st.lists(st.builds(lambda line, end: line + end, HARD, st.sampled_from(["\n", "\n", "\n\n", ""])), max_size=9),
+    SIZES,
+)
+@example(["x\n", "```py\n", "$$\n", "```\n", "**Final Answer**\n"], [1])
+@example(["$$\n", "```\n", "**Final Answer**\n", "```\n", "\\boxed{1}\n"], [3])
+@example([" " * 57, "```\n", "**Final Answer**\n"], [1])
+def test_blocks_and_formulas_turn_a_text_where_its_reader_would(lines: list[str], sizes: list[int]) -> None:
+    text = "".join(lines)
+    place = boundary.causal_start(text)
+    found = read(pieces_of(text, cycle(sizes)), Headings(), Begin("thinking", undivided=True), ended=True)
+    assert found.phase == ("thinking" if place is None else "answer")
+    assert found.thinking == text[:place].lstrip("\n")
+
+
 @dataclass(frozen=True)
 class Spelling:
     """How the tags of a text come: the first closing one, those after it, the opening one: by id, or as text (False)."""

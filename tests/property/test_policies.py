@@ -126,16 +126,17 @@ def test_each_policy_sees_the_draw_of_the_one_before(bans: list[frozenset[int]])
 def test_a_policy_may_change_every_part_of_a_draw() -> None:
     """Masks, settings and a token of its own; without a policy the draw is that of the request."""
     mask = np.zeros(4, np.float32)
+    eager = (1, 0.5, Rewrite(0, ("\n",)))
 
     @dataclass(frozen=True)
     class Strict(Invented):
         def constrain(self, state: int, draw: Draw) -> Draw:
-            return Draw(Sampling(temperature=0), (*draw.masks, mask), draw.banned | {2}, forced=3, eager=(1, 0.5))
+            return Draw(Sampling(temperature=0), (*draw.masks, mask), draw.banned | {2}, forced=3, eager=eager)
 
     policies = (Strict(),)
     draw = generation.constrain(policies, generation.start(policies, Begin()), SAMPLING)
     assert (draw.sampling, draw.banned, draw.forced) == (Sampling(temperature=0), frozenset({2}), 3)
-    assert draw.eager == (1, 0.5)
+    assert draw.eager == eager
     assert draw.masks[0] is mask
     assert generation.constrain((), generation.start((), Begin()), SAMPLING) == Draw(SAMPLING)
 
@@ -242,7 +243,8 @@ def test_what_a_rewind_forces_comes_at_its_place_until_the_text_at_it_goes(rewin
     """Of those that still hold, the last one that begins at or before a place says what comes there."""
     holding: list[Rewind] = []
     for rewind in rewinds:
-        holding = [other for other in holding if other.n_tokens < rewind.n_tokens]
+        n = rewind.n_tokens
+        holding = [replace(other, forced=other.forced[: n - other.n_tokens]) for other in holding if other.n_tokens < n]
         holding += [rewind] if rewind.forced else []
     seen: list[tuple[str, Taken]] = []
     policies = (Invented(seen=seen),)
@@ -403,7 +405,7 @@ def test_a_closing_tag_that_is_written_as_text_ends_the_thought_however_its_char
 def test_a_second_closing_tag_that_is_written_as_text_counts_at_the_start_of_a_line_alone() -> None:
     policies, tokens = (Phases(),), ["Hm.", "</think>", "4\n", "</", "think>", "\n5"]
     events = generation.fold(policies, Begin("thinking"), [(9, piece.encode(), 0.0) for piece in tokens])[1]
-    notice = Notice("the 2 characters of the answer so far no longer count", "restarted")
+    notice = Notice("the 2 characters of the answer so far no longer count", "restarted", 2)
     assert events == [Thinking("Hm."), Answer("4\n"), notice, Answer("5")]
     assert written("Hm.", "</think>", "4", "</think>", "5")[1:] == ("Hm.", "4</think>5")
 
@@ -437,12 +439,9 @@ def test_a_reply_that_only_begins_like_an_opening_tag_is_an_answer() -> None:
     assert written("<thi", begin=Begin())[1:] == ("", "<thi")
 
 
-def test_a_model_with_tokens_for_its_tags_or_without_thoughts_has_no_opening_tag_in_its_text() -> None:
-    for phases in (Phases(think_open=2, think_close=CLOSE), Phases(spelled=False)):
-        step = take((phases,), (9, b"<think>"))
-        assert (step.events, step.state.phase) == ((Answer("<think>"),), "answer")
-    step = take((Phases(spelled=False),), (9, b"</think>"), begin=Begin("thinking"))
-    assert (step.events, step.state.phase) == ((Thinking("</think>"),), "thinking")
+def test_a_model_with_tokens_for_its_tags_has_no_opening_tag_in_its_text() -> None:
+    step = take((Phases(think_open=2, think_close=CLOSE),), (9, b"<think>"))
+    assert (step.events, step.state.phase) == ((Answer("<think>"),), "answer")
 
 
 def test_an_unfinished_character_of_a_token_that_turns_belongs_to_the_new_phase() -> None:
@@ -472,5 +471,5 @@ def test_a_fold_of_no_tokens_is_the_start() -> None:
     assert generation.fold(policies, begin, []) == (state, [])
     assert generation.start(policies, begin) == state
     again = replace(begin, rewinds=(Rewind(0, forced=(4, 5), ends="budget"),), asked_at=7)
-    given = Given({0: frozenset()}, {0: (4, 5)}, 7)
+    given = Given({0: frozenset()}, {0: (4, 5)}, 2, 7)
     assert generation.start(policies, again) == state._replace(forced=(4, 5), given=given)

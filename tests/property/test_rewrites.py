@@ -211,9 +211,9 @@ def test_a_hint_takes_the_place_of_the_last_sentence_or_paragraph_or_follows_wha
     expected = words.tokenize(f"{left}\n\nWait, n = 0.\n")
     assert [*tokens[: rewind.n_tokens], *rewind.forced] == expected
     events = track.rewind(rewind)
-    n_lost = len(THOUGHT) - len(words.text(tokens[: rewind.n_tokens]))
+    n_lost = len(THOUGHT) - max(len(left), len(words.text(tokens[: rewind.n_tokens])))
     why = f"the last {n_lost} characters of the thought no longer count: it was given a hint"
-    assert events == ((Notice(why, "rewound"),) if n_lost else ())
+    assert events == ((Notice(why, "rewound", n_lost),) if n_lost else ())
     for token in rewind.forced:
         assert track.constrain(SAMPLING).forced == token
         track.take(token)

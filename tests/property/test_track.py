@@ -21,6 +21,7 @@ from qwq_lite.generation import Begin, Draw, Force, Given, Phase, Policy, Rewind
 from qwq_lite.policies.phases import Phases
 from qwq_lite.policies.stops import Stops
 from qwq_lite.policies.unconstrained import Unconstrained
+from qwq_lite.respelling import text_of
 from qwq_lite.track import Track
 from tests.tracks import (
     CLOSE,
@@ -153,7 +154,8 @@ class Reader:
                 assert isinstance(event, Notice)
                 found = re.fullmatch(r"the last (\d+) characters of the thought no longer count(: \w+)?", event.text)
                 assert found
-                lost = int(found[1])
+                lost = event.n_lost
+                assert lost == int(found[1])
                 assert 0 < lost <= len(self.thought)
                 self.thought = self.thought[: len(self.thought) - lost]
                 self.n_lost += lost
@@ -272,14 +274,20 @@ class Both:
     def check(self) -> None:
         track, reader, it = self.track, self.reader, self.it
         assert (track.state, track.tokens) == (it.state, self.standing)
-        assert (reader.thought, reader.answer) == (it.thought, it.answer)
+        assert reader.answer == it.answer
+        ahead = reader.thought.removeprefix(it.thought)  # what was shown and comes again is not shown twice
+        assert reader.thought == it.thought + ahead
+        assert (it.state.held + text_of(it.state.forced, PIECES.__getitem__)).startswith(ahead)
         assert (track.texts("length"), track.texts("stop")) == (it.texts("length"), it.texts("stop"))
         assert len(reader.shown) == len(reader.thought) + reader.n_lost
         counts = (track.attempt, track.n_taken, track.n_forced)
         assert counts == (len(self.begin.rewinds), self.n_taken, self.n_forced)
 
     def end(self) -> None:
-        """The reply ends where no policy ended it."""
+        """The reply ends where no policy ended it, all that was forced taken in."""
+        while self.track.state.forced:
+            if isinstance(self.make(0), Stop):
+                return
         it, reader = self.it, self.reader
         reader.read(self.track.flush())
         answers = [*it.answers[:-1], it.answers[-1] + reader.answer[len(it.answer) :]]
@@ -386,7 +394,7 @@ def test_what_stands_and_was_not_shown_yet_is_shown_by_a_rewind() -> None:
 def test_a_rewind_without_a_reason_says_only_how_much() -> None:
     track = track_of()
     take(track, A, B)
-    assert track.rewind(Rewind(1)) == (Notice("the last 2 characters of the thought no longer count", "rewound"),)
+    assert track.rewind(Rewind(1)) == (Notice("the last 2 characters of the thought no longer count", "rewound", 2),)
 
 
 def test_a_rewind_within_a_character_brings_its_bytes_back() -> None:
@@ -419,7 +427,7 @@ def test_a_rewind_across_the_closing_tag_is_a_thought_again() -> None:
 def test_a_replacement_for_a_character_that_the_closing_tag_cut_no_longer_counts_after_a_rewind() -> None:
     track = track_of(Phases(OPEN, CLOSE))
     assert take(track, A, HEAD, CLOSE) == [Thinking("a"), Thinking("\ufffd")]
-    assert track.rewind(Rewind(2)) == (Notice("the last 1 characters of the thought no longer count", "rewound"),)
+    assert track.rewind(Rewind(2)) == (Notice("the last 1 characters of the thought no longer count", "rewound", 1),)
     assert take(track, REST, CLOSE) == [Thinking("人")]
     assert texts(track)[0] == "a人"
 
@@ -530,7 +538,7 @@ def test_a_reply_that_ends_while_it_thinks_is_all_answer_where_the_model_ended_i
 def test_a_second_closing_tag_says_how_much_of_the_answer_no_longer_counts() -> None:
     track = track_of(Phases(OPEN, CLOSE))
     assert take(track, A, CLOSE, B, WHOLE) == [Thinking("a"), Answer(" b"), Answer("人")]
-    assert take(track, CLOSE) == [Notice("the 3 characters of the answer so far no longer count", "restarted")]
+    assert take(track, CLOSE) == [Notice("the 3 characters of the answer so far no longer count", "restarted", 3)]
     assert texts(track) == ("a", " b人")
     assert take(track, NEWLINE, A) == [Answer("a")]
     assert texts(track) == ("a", "a")

@@ -59,7 +59,7 @@ def test_a_budget_ends_a_thought_without_tags_with_a_heading(model: Model) -> No
     assert len(made.answer) > len(HEADING) + 20
     assert made.thinking.rstrip()[-1] in ".!?"
     assert made.stats.thought_end == "budget"
-    assert made.stats.thinking_budget == 160
+    assert (made.stats.thinking_budget, made.stats.thinking_limit) == (64, 160)
     assert made.stats.n_thinking <= 160
     assert made.stats.n_answer <= 80
     assert made.stats.n_forced >= len(model.tokenize(HEADING))
@@ -175,12 +175,14 @@ def test_what_comes_too_late_is_told(model: Model) -> None:
     chat.conclude()
     events = list(stream)
     assert len(told(events, "late")) == 2
-    with pytest.raises(UsageError, match="no reply is being made"):
-        chat.steer("Wait,")
+    assert not chat.steer("Wait,")
+    assert not chat.conclude()
     with pytest.raises(UsageError, match="the hint is"):
         chat.steer(" ")
     with pytest.raises(UsageError, match="drop is 'word'"):
         chat.steer("Wait,", drop="word")  # type: ignore[arg-type] # a user's mistake
+    with pytest.raises(UsageError, match="surrogate"):
+        chat.steer("Wait\ud800")
 
 
 @pytest.mark.parametrize("drop", ["paragraph", "sentence", None])
