@@ -16,15 +16,13 @@ import statistics
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "convert")]
 
 from qwq_lite import generation  # noqa: E402
-from qwq_lite.generation import Begin, Policy, Rewind, Taken, Verdict  # noqa: E402
+from qwq_lite.generation import Begin, Policy, Rewind  # noqa: E402
 from qwq_lite.policies import arranged  # noqa: E402
 from qwq_lite.policies.closing import Closing, Window  # noqa: E402
 from qwq_lite.policies.deadline import Deadline  # noqa: E402
@@ -48,9 +46,9 @@ def pieces(n_tokens: int) -> list[tuple[int, bytes, float]]:
 
 
 def sets(n_tokens: int) -> dict[str, tuple[Begin, tuple[Policy, ...]]]:
-    """What costs most: a window that is open all the time and never closes the thought, a deadline that is not near.
+    """What costs most: a window that is open all the time, whose action nobody carries out, and a deadline that is not near.
 
-    In an answer, after a thought that was ended before its first token.
+    "in an answer": after a thought that was ended before its first token; "before the window": as nine of ten tokens are.
     """
     never, words = 4 * n_tokens, ("\n", 3, "\n\n")
     deadline = Deadline(n_tokens * _PAUSE_S * 10, 340, 100)
@@ -59,25 +57,19 @@ def sets(n_tokens: int) -> dict[str, tuple[Begin, tuple[Policy, ...]]]:
         "headings": Headings(),
         "stops": Stops(frozenset({1}), ("STOP", "\nUser:"), 2 * never),
         "deadline": deadline,
-        "closing": Open((Window(0, 2 * never, "budget"),), words, 3, 3),
+        "closing": Closing((Window(0, 2 * never, "budget"),), words, 3, 3),
         "reserve": Reserve(never, frozenset({1})),
     }
     thinking, ended = Begin("thinking"), Begin("answer", (Rewind(0, forced=(3,), ends="budget"),))
+    early = Closing((Window(never, 2 * never, "budget"),), words, 3, 3)
     tags = arranged(each[name] for name in each if name != "headings")
     return {
         **{name: (ended if name == "reserve" else thinking, (policy,)) for name, policy in each.items()},
         "all, tags": (thinking, tags),
         "all, undivided": (thinking, arranged(each[name] for name in each if name != "phases")),
         "all, in an answer": (ended, tags),
+        "all, before the window": (thinking, arranged([*(p for p in tags if p.name != "closing"), early])),
     }
-
-
-@dataclass(frozen=True)
-class Open(Closing):
-    """Closing in a window that is open and finds no break good enough, so that it looks at every token."""
-
-    def observe(self, state: Any, taken: Taken) -> Verdict:
-        return super().observe(state, taken)._replace(action=None)
 
 
 def microseconds(begin: Begin, policies: tuple[Policy, ...], tokens: Sequence[tuple[int, bytes, float]]) -> list[float]:

@@ -17,6 +17,8 @@ _BREAK = re.compile(
     r"(?P<paragraph>\n[ \t]*\n\s*)|(?P<line>\n)"
     r"|(?P<sentence>[.!?][\"'”’)\]*_`]*(?=\s)|[。！？…][\"'”’」』）)*]*)"
 )
+# All that may be in a break; the last character that counts as white space is U+3000.
+_SIGNS = frozenset(".!?。！？…\"'”’)]*_`」』）") | frozenset(filter(str.isspace, map(chr, range(0x3001))))
 # A stop after these ends no sentence: the number of an item, and abbreviations.
 _NO_END = re.compile(
     r"(?:(?:^|\n)[ \t]*\(?\d{1,3}\)?|\b(?:[eE]\.g|[iI]\.e|vs|cf|Dr|Mrs?|Ms|Prof|St|No|Fig|Eq|approx))\Z"
@@ -35,7 +37,7 @@ def last(tail: str, text: str) -> Break | None:
 
     tail: what came before, of which the last TAIL characters are enough.
     """
-    if not text:
+    if not text or is_plain(tail, text):
         return None
     whole = tail[-TAIL:] + text
     old = len(whole) - len(text)
@@ -51,6 +53,11 @@ def last(tail: str, text: str) -> Break | None:
         return None
     kind: Kind = found.lastgroup  # type: ignore[assignment] # the groups have the kinds' names
     return Break(kind, len(whole) - found.end())
+
+
+def is_plain(tail: str, text: str) -> bool:
+    """Whether no break can be in a piece of text, as in nearly all: a quick look at its characters."""
+    return _SIGNS.isdisjoint(text if text[:1] != " " or tail[-1:] in _SIGNS else text[1:])
 
 
 def n_after_end(tail: str, text: str, *, has_text: bool = False) -> int | None:

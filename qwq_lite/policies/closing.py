@@ -42,10 +42,11 @@ class Window(NamedTuple):
 
 
 class Open(NamedTuple):
-    """A window is open. tail: the thought's last characters."""
+    """A window is open. tail: the thought's last characters. until: nothing else is due before the reply is so long."""
 
     window: Window
     tail: str = ""
+    until: int = 0
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,11 @@ class Closing:
     def observe(self, state: Open | None, taken: Taken) -> Verdict:
         if taken.phase != "thinking":
             return _NOTHING
+        if state is not None and taken.n_tokens < state.until and taken.end is None:  # nearly always
+            tail = state.tail
+            if breaks.is_plain(tail, taken.text) and len(tail) < _LONG:
+                after = _new(Open, (state.window, tail + taken.text, state.until))
+                return _new(Verdict, (after, None, 0, None, None))
         window = self._window(state, taken)
         if window is None:
             return _NOTHING
@@ -88,7 +94,9 @@ class Closing:
             in_time = taken.n_tokens + self.n_words < window.closes
             if (found and (late or found.kind == "paragraph")) or not in_time:
                 return Verdict(state, self._end(found.n_after if found else None, window))
-        return Verdict(Open(window, (tail + taken.text)[-breaks.TAIL :]))
+        later = (other.opens for other in self.windows if other.opens > taken.n_tokens)
+        until = min([window.closes - self.n_words, *later]) if taken.end is None else 0
+        return Verdict(Open(window, (tail + taken.text)[-breaks.TAIL :], until))
 
     def _end(self, n_drop: int | None, window: Window) -> Rewrite:
         return Rewrite(n_drop, self.words, _WHY[window.cause], window.cause, self.outside_code)
@@ -108,3 +116,5 @@ class Closing:
 
 
 _NOTHING = Verdict(None)
+_LONG = 16 * breaks.TAIL  # characters; a tail is cut when it has grown so long
+_new = tuple.__new__

@@ -258,3 +258,17 @@ def test_what_is_taken_back_is_something_wherever_there_is_a_text(text: str, kin
 def test_the_kinds_are_those_of_the_pattern() -> None:
     kinds: tuple[Kind, ...] = ("paragraph", "line", "sentence")
     assert set(kinds) == set(breaks._BREAK.groupindex)
+
+
+@given(
+    st.text('.!?。！？…"”)]*`」 \n\t\u2003ab3,人', max_size=8),
+    st.text('.!?。！？…"”)]*`」 \n\t\u2003ab3,人', min_size=1, max_size=4),
+)
+@example(".", "\u2003")
+@example("", ".")
+@example("so", " it")
+def test_a_piece_that_a_quick_look_passes_over_ends_nothing(tail: str, text: str) -> None:
+    """By the last break of the whole, which is another way to find it."""
+    if breaks.is_plain(tail, text):
+        before, after = breaks.n_after_last(f"{tail}x"), breaks.n_after_last(f"{tail}{text}x")
+        assert after == (None if before is None else before + len(text))
