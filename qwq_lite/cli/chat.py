@@ -67,12 +67,13 @@ _EFFORTS = ", ".join(f"{name} {n_tokens}" for name, n_tokens in EFFORTS.items())
 @click.option(
     "--within",
     type=duration,
-    help="Have the answer after so long, such as 60s or 2m30s: the thought ends in time for it.",
+    help="Have the answer so long after the question, such as 60s or 2m30s: the thought ends in time for a usual one.",
 )
 @click.option(
     "--answer-reserve",
     type=click.IntRange(1),
-    help="Tokens of the context kept for the answer, its limit after a thought that was ended.  [default: 1024]",
+    help="Tokens of the context kept for the answer, at most half; its limit after a thought that was ended."
+    "  [default: 1024]",
 )
 @click.option("--no-thinking", is_flag=True, help="Print the answer only; a line on standard error counts the thought.")
 @click.option(
