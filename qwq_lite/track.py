@@ -8,6 +8,7 @@ comes again in other tokens is not shown twice.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
@@ -142,7 +143,7 @@ class Track:
         unsent = (Thinking(texts.thinking[len(seen) :]), Answer(texts.all_answers[sent.n_answer :]))
         self._begin, self.tokens, self._times, self._state, self._texts = begin, tokens, times, state, texts
         self._n_again = n_common(seen[texts.n_thinking :], self._to_come)
-        notice = _notice(rewind, max(0, len(seen) - texts.n_thinking - self._n_again))
+        notice = _notice(rewind, seen[texts.n_thinking + self._n_again :])
         self._closed = notice if rewind.ends and notice and not notice.n_lost else None
         shown = (event for event in unsent if event.text)
         return (*shown, *([notice] if notice and notice is not self._closed else []))
@@ -211,10 +212,14 @@ class Track:
 
     @property
     def _to_come(self) -> str:
-        """The rest of the thought's line, as far as it is forced."""
+        """The rest of the thought's line and the white space after it, as far as they are forced."""
         state = self._state
-        text = utf8(state.pending, b"".join(map(self._piece, state.forced)))[0]
-        return (state.held + text).partition("\n")[0] if state.n_shown else ""
+        if not state.n_shown:
+            return ""
+        pieces = itertools.takewhile(len, map(self._piece, state.forced))  # a tag has no bytes
+        text = state.held + utf8(state.pending, b"".join(pieces))[0]
+        line, newline, more = text.partition("\n")
+        return line + newline + more[: len(more) - len(more.lstrip())]
 
     def _kept(self, events: tuple[Event, ...]) -> tuple[Event, ...]:
         self._texts.add(events)
@@ -236,14 +241,15 @@ class Track:
         return len(self.tokens)
 
 
-def _notice(rewind: Rewind, n_lost: int) -> Notice | None:
-    """What the reader should know of a rewind that took back so many characters of the thought."""
-    lost = f"the last {n_lost} characters of the thought no longer count"
+def _notice(rewind: Rewind, lost: str) -> Notice | None:
+    """What the reader should know of a rewind that took back this of the thought; white space is not worth words."""
+    n_lost = len(lost)
+    words = f"the last {n_lost} characters of the thought no longer count"
     if rewind.ends is not None:
-        return Notice(f"{rewind.why}; {lost}" if n_lost else rewind.why, "closed", n_lost)
+        return Notice(f"{rewind.why}; {words}" if lost.strip() else rewind.why, "closed", n_lost)
     if not n_lost:
         return None
-    return Notice(f"{lost}: {rewind.why}" if rewind.why else lost, "rewound", n_lost)
+    return Notice(f"{words}: {rewind.why}" if rewind.why else words, "rewound", n_lost)
 
 
 class _Texts:

@@ -2,19 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import queue
 import signal
 import subprocess
-import sys
-import threading
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
 
-import psutil
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -22,23 +13,9 @@ from hypothesis import strategies as st
 import qwq_lite
 from qwq_lite.cli import console
 from qwq_lite.errors import EngineClosed
+from tests.terminal import COMMAND, WAIT_S, chat, conversation, posix
 
-COMMAND = [sys.executable, "-c", "from qwq_lite.cli import main; main()", "chat"]
 FRANCE = ["-s", "Answer in one short English sentence.", "-p", "What is the capital of France?", "--seed", "1"]
-WAIT_S = 120
-
-posix = pytest.mark.skipif(sys.platform == "win32", reason="signals and pseudo-terminals are POSIX")
-
-
-def chat(*arguments: str | Path, stdin: str = "") -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*COMMAND, *map(str, arguments)],
-        input=stdin,
-        capture_output=True,
-        encoding="utf-8",
-        timeout=WAIT_S,
-        check=False,
-    )
 
 
 def test_one_answer_goes_to_stdout_and_all_else_to_stderr(demo_gguf: Path) -> None:
@@ -124,57 +101,6 @@ def test_a_reader_that_leaves_ends_the_program_quietly(demo_gguf: Path) -> None:
         assert process.wait(WAIT_S) == 0
     assert "Traceback" not in said
     assert "Error" not in said
-
-
-class Conversation:
-    """A running chat whose standard input is a pseudo-terminal."""
-
-    def __init__(self, process: subprocess.Popen[bytes], terminal: int) -> None:
-        self.process, self._terminal = process, terminal
-        self._events: queue.SimpleQueue[None] = queue.SimpleQueue()
-        self.said = {"out": "", "err": ""}
-        for name, pipe in (("out", process.stdout), ("err", process.stderr)):
-            assert pipe is not None
-            threading.Thread(target=self._read, args=(name, pipe), daemon=True).start()
-
-    def _read(self, name: str, pipe: IO[bytes]) -> None:
-        while data := os.read(pipe.fileno(), 4096):
-            self.said[name] += data.decode("utf-8", "replace")
-            self._events.put(None)
-
-    def type(self, text: str) -> None:
-        os.write(self._terminal, text.encode())
-
-    def wait_for(self, condition: Callable[[], bool]) -> None:
-        """Raises: queue.Empty when the program falls silent before the condition holds."""
-        while not condition():
-            self._events.get(timeout=WAIT_S / 4)
-
-    def interrupt_at_prompt(self) -> None:
-        """Ctrl-C while a line is read. The sign is written before: a signal between the two would wait for the next key."""
-        asleep = 0
-        while asleep < 5:
-            asleep = asleep + 1 if psutil.Process(self.process.pid).status() == psutil.STATUS_SLEEPING else 0
-            time.sleep(0.01)
-        self.process.send_signal(signal.SIGINT)
-
-
-@contextmanager
-def conversation(model: Path, *arguments: str) -> Iterator[Conversation]:
-    import pty
-
-    terminal, other = pty.openpty()
-    try:
-        with subprocess.Popen(
-            [*COMMAND, str(model), *arguments], stdin=other, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-        ) as process:
-            try:
-                yield Conversation(process, terminal)
-            finally:
-                process.kill()
-    finally:
-        os.close(terminal)
-        os.close(other)
 
 
 @posix
