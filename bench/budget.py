@@ -1,11 +1,12 @@
 """Do budgets hold, and what becomes of the answer?
 
-    python bench/budget.py [FOLDER] [--prompts 100] [--lead]
+    python bench/budget.py [FOLDER] [--prompts 100] [--style undivided|tags] [--lead]
 
 Real runs: the demo model without tags and with them (made from its checkpoint), whose end tokens are banned while it thinks; 100
-prompts, a budget each of 64 to 1,024 tokens. Counted: thinking tokens against max(1.1 N, N + 96); whether the thought ended where
-a text may end, and how often it had to be taken back; whether the forced words are there once and spelled as the tokenizer spells
-them; the answer against its reserve, and beside answers to the same prompts without a thought.
+English prompts, and 20 Chinese ones apart, in which this model writes no sentences; a budget each of 64 to 1,024 tokens. Counted:
+thinking tokens against max(1.1 N, N + 96); whether the thought ended where a text may end, and how often it had to be taken back;
+whether the forced words are there once and spelled as the tokenizer spells them; the answer against its reserve, and beside answers
+to the same prompts without a thought.
 
 FOLDER holds *.jsonl of real outputs (a line a reply: model, response, answer_start): their thoughts are put through the same
 policies, token by token of Qwen's vocabulary, with budgets shorter than they are. --lead measures a closing sentence before the
@@ -15,11 +16,12 @@ words. Ends with one JSON line.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import re
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "convert")]
 
 from tokenizers import Tokenizer  # noqa: E402
 
-from bench.measure.thinker import PROMPTS, Made, Recorded, Thinker, quantile  # noqa: E402
+from bench.measure.thinker import CHINESE_PROMPTS, PROMPTS, Made, Recorded, Thinker, quantile  # noqa: E402
 from qwq_convert.pipeline import convert  # noqa: E402
 from qwq_lite import breaks  # noqa: E402
 from qwq_lite.control import closing_words, thoughts  # noqa: E402
@@ -44,7 +46,7 @@ from tests.oracle import demo_checkpoint, qwen_tokenizer_json  # noqa: E402
 
 DEMO = ROOT / "build" / "demo" / "SmolLM2-135M-Instruct-Q4_K_M.gguf"
 BUDGETS = (64, 128, 256, 512, 1024)
-RESERVE = 192
+RESERVE = 128
 LEAD = "\n\nI have thought about this for long enough, so here is the answer."
 _GOES_ON = re.compile(
     r"\b(?:wait|hmm|let me (?:think|see|check|try)|alternatively|hold on)\b|等等|让我想", re.IGNORECASE
@@ -73,7 +75,7 @@ def is_canonical(thinker: Thinker, made: Made, words: tuple[str | int, ...]) -> 
     else:
         bare = str(text).strip()
         ends = [n for n in range(1, len(tokens) + 1) if spelled(thinker, tokens[:n]).endswith(f"{bare}\n\n")]
-        if not ends or spelled(thinker, tokens).count(bare) != 1:
+        if not ends or spelled(thinker, tokens[: ends[0]]).count(bare) != 1:
             return False
         tokens = tokens[: ends[0]]
     whole = spelled(thinker, tokens)
@@ -87,20 +89,16 @@ def spelled(thinker: Thinker, tokens: list[int]) -> str:
     return b"".join(map(thinker.vocab.piece, tokens)).decode("utf-8", "replace")
 
 
-def real_runs(path: Path, style: ThoughtStyle, n_prompts: int, lead: str) -> dict[str, Any]:
+def real_runs(path: Path, style: ThoughtStyle, prompts: Sequence[str], lead: str) -> dict[str, Any]:
     thinker = Thinker(path, style)
     rows = []
-    for number, question in enumerate(PROMPTS[:n_prompts]):
+    for number, question in enumerate(prompts):
         budget = BUDGETS[number % len(BUDGETS)]
         made = thinker.ask(question, number, lead, thinking_budget=budget, answer_reserve=RESERVE)
         rows.append((budget, question, made))
     canonical = [is_canonical(thinker, made, thinker.words(question)) for _, question, made in rows if not lead]
     thinker.close()
-    plain = Thinker(path, "none", keeps=False)
-    unforced = [
-        plain.ask(q, n, max_tokens=RESERVE).done.reply.stats.n_answer for n, q in enumerate(PROMPTS[:n_prompts])
-    ]
-    plain.close()
+    unforced = unforced_lengths(path, prompts) if style == "undivided" else []  # the model with tags is the same one
     closed = [(budget, made.closed) for budget, _, made in rows if made.closed is not None]
     answers = [made.done.reply.answer for _, _, made in rows]
     lengths = [made.done.reply.stats.n_answer for _, _, made in rows]
@@ -108,7 +106,9 @@ def real_runs(path: Path, style: ThoughtStyle, n_prompts: int, lead: str) -> dic
     return {
         "style": style,
         "runs": len(rows),
-        "closed_by_budget": len(closed),
+        "ended_by_budget": sum(made.done.reply.stats.thought_end == "budget" for _, _, made in rows),
+        "tag_taken_early": sum(made.done.reply.stats.thought_end == "budget" and not made.closed for *_, made in rows),
+        "closed": len(closed),
         "over_limit": sum(made.done.reply.stats.n_thinking > limit(budget) for budget, _, made in rows),
         "at_a_break": sum(at_a_break(seen) for _, seen in closed),
         "taken_back": sum(seen[0].n_drop is None for _, seen in closed),
@@ -124,6 +124,14 @@ def real_runs(path: Path, style: ThoughtStyle, n_prompts: int, lead: str) -> dic
             for answer, (_, _, made) in zip(answers, rows, strict=True)
         ),
     }
+
+
+def unforced_lengths(path: Path, prompts: Sequence[str]) -> list[int]:
+    """Tokens of answers to the same prompts without a thought, cut at the same limit."""
+    plain = Thinker(path, "none", keeps=False)
+    found = [plain.ask(text, n, max_tokens=RESERVE).done.reply.stats.n_answer for n, text in enumerate(prompts)]
+    plain.close()
+    return found
 
 
 def replays(folder: Path) -> Iterator[dict[str, Any]]:
@@ -219,6 +227,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("folder", type=Path, nargs="?", help="real outputs to replay")
     parser.add_argument("--prompts", type=int, default=len(PROMPTS), help="0 for replays alone")
+    parser.add_argument("--style", choices=["undivided", "tags"], help="one of the two models alone")
     parser.add_argument("--lead", action="store_true", help="a closing sentence before what ends the thought")
     arguments = parser.parse_args()
     lead = LEAD if arguments.lead else ""
@@ -229,9 +238,11 @@ def main() -> None:
             tagged = Path(folder) / "Tagged-Q4_K_M.gguf"
             convert(checkpoint, file_type("Q4_K_M"), tagged)
             models: tuple[tuple[Path, ThoughtStyle], ...] = ((DEMO, "undivided"), (tagged, "tags"))
-            for path, style in models:
-                result["runs"].append(real_runs(path, style, arguments.prompts, lead))
-                print(result["runs"][-1], flush=True)
+            languages = {"English": PROMPTS[: arguments.prompts], "Chinese": CHINESE_PROMPTS[: arguments.prompts // 5]}
+            for (path, style), (language, prompts) in itertools.product(models, languages.items()):
+                if prompts and arguments.style in (None, style):
+                    result["runs"].append({"language": language, **real_runs(path, style, prompts, lead)})
+                    print(result["runs"][-1], flush=True)
     if arguments.folder is not None:
         for row in replays(arguments.folder):
             result["replays"].append(row)

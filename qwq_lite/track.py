@@ -95,6 +95,8 @@ class Track:
         thinking, answer = self._texts.thinking, self._texts.answer
         if self._begin.undivided:
             whole = (thinking + answer).rstrip()
+            if self._was_closed:  # there is no doubt where
+                return thinking.rstrip(), answer.rstrip()
             if reason == "cancelled" and self._state.phase == "thinking":
                 return whole, ""
             place = boundary.final_start(whole, ended=reason == "stop") or 0
@@ -177,8 +179,11 @@ class Track:
 
     @property
     def _has_thought(self) -> bool:
-        closed = any(rewind.ends for rewind in self._begin.rewinds)
-        return closed or self._begin.phase == "thinking" or self._texts.n_thinking > 0
+        return self._was_closed or self._begin.phase == "thinking" or self._texts.n_thinking > 0
+
+    @property
+    def _was_closed(self) -> bool:
+        return any(rewind.ends for rewind in self._begin.rewinds)
 
     def flush(self) -> tuple[Event, ...]:
         """What is left to show of a reply that ends where no policy ended it."""

@@ -28,7 +28,7 @@ N_CTX = 4096
 _SUBJECTS = (
     "the moon", "a river", "bread", "the violin", "a lighthouse", "honey bees", "the printing press", "chess", "rain",
     "a bicycle", "the Roman roads", "glass", "a wolf", "tea", "the compass", "a market town", "snow", "whales",
-    "a clock maker", "the desert",
+    "a clock maker", "the desert", "salt", "a windmill", "paper", "the olive tree", "a harbour",
 )  # fmt: skip
 _TASKS = (
     "Explain {} to a child, step by step, with many details.",
@@ -36,15 +36,14 @@ _TASKS = (
     "List ten facts about {} and say why each matters.",
     "What do people get wrong about {}? Think about it from several sides.",
 )
-_CHINESE = ("请写一篇关于{}的长文。",)
+_CHINESE = "请写一篇关于{}的长文。"
 _CHINESE_SUBJECTS = (
     "月亮", "河流", "面包", "小提琴", "灯塔", "蜜蜂", "印刷术", "象棋", "下雨", "自行车",
     "玻璃", "狼", "茶", "指南针", "集市", "雪", "鲸鱼", "钟表匠", "沙漠", "森林",
 )  # fmt: skip
-PROMPTS = [
-    *(task.format(subject) for subject, task in itertools.product(_SUBJECTS, _TASKS)),
-    *(task.format(subject) for subject, task in itertools.product(_CHINESE_SUBJECTS, _CHINESE)),
-]  # 100, a fifth of them Chinese
+PROMPTS = [task.format(subject) for subject, task in itertools.product(_SUBJECTS, _TASKS)]  # 100
+# 20 more, apart: in Chinese this model writes no sentences, but loops of characters that take three tokens each.
+CHINESE_PROMPTS = [_CHINESE.format(subject) for subject in _CHINESE_SUBJECTS]
 
 
 @dataclass(frozen=True)
