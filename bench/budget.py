@@ -5,8 +5,8 @@
 Real runs: the demo model without tags and with them (made from its checkpoint), whose end tokens are banned while it thinks; 100
 English prompts, and 20 Chinese ones apart, in which this model writes no sentences; a budget each of 64 to 1,024 tokens. Counted:
 thinking tokens against max(1.1 N, N + 96); whether the thought ended where a text may end, and how often it had to be taken back;
-whether the forced words are there once and spelled as the tokenizer spells them; the answer against its reserve, and beside answers
-to the same prompts without a thought.
+whether the forced words are there once and spelled as the tokenizer spells them; the answer against its reserve, and beside
+answers to the same prompts without a thought.
 
 FOLDER holds *.jsonl of real outputs (a line a reply: model, response, answer_start): their thoughts are put through the same
 policies, token by token of Qwen's vocabulary, with budgets shorter than they are. --lead measures a closing sentence before the
