@@ -81,14 +81,12 @@ class Track:
     def ended(self, reason: FinishReason) -> Ended:
         """What the reply is that ends now."""
         thinking, answer = self.texts(reason)
-        n_thinking, end = self.n_thinking, self.thought_end
-        n_before = n_thinking
-        if self._begin.undivided and (end is None or thinking != self._texts.thinking.rstrip()):
-            n_thinking = n_before = self._n_tokens(thinking) if answer else n_thinking
-            end = end or ("itself" if thinking and answer else None)
-        elif not thinking:
-            n_thinking, n_before = 0, 0 if self._state.phase == "thinking" else n_before
-        return Ended(thinking, answer, n_thinking, len(self.tokens) - n_before, end)
+        n_before, end = self.n_thinking, self.thought_end
+        if self._begin.undivided and thinking != self._texts.thinking.rstrip():  # the whole text says otherwise
+            n_before, end = self._n_tokens(thinking), "itself" if thinking else None
+        elif answer and self._state.phase == "thinking":
+            n_before = 0
+        return Ended(thinking, answer, n_before if thinking else 0, len(self.tokens) - n_before, end)
 
     def texts(self, reason: FinishReason) -> tuple[str, str]:
         """Thought and answer of the reply that ends now. Of one without tags both together are the text."""

@@ -207,6 +207,15 @@ def test_formulas_within_a_block_of_code_keep_no_thought_from_its_end(block: str
     assert found.stop is not None
 
 
+def test_no_thought_has_no_tokens_and_the_heading_counts_for_neither() -> None:
+    words = Words()
+    found = run(
+        words, rules_of(words, Options(thinking_budget=0), UNDIVIDED), iter(()), iter(words.tokenize("It is so."))
+    )
+    assert found.rewind is not None
+    assert found.track.ended("stop") == ("", "**Final Answer**\n\nIt is so.", 0, 5, "budget")
+
+
 def test_a_thought_that_the_model_opens_itself_has_no_token_with_a_budget_of_none() -> None:
     words = Words()
     rules = rules_of(words, Options(thinking_budget=0), opened=False)

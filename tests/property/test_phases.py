@@ -52,13 +52,14 @@ def pieces_of(text: str, sizes: Iterator[int]) -> list[bytes]:
     return parts
 
 
+def no_words(text: str) -> list[int]:
+    raise AssertionError("nothing is to be tokenized")
+
+
 def read(parts: Sequence[bytes | int], policy: Policy, begin: Begin, *, ended: bool, tag: bytes = b"") -> Read:
     """The reply to parts that come one by one, each with an id of its own; a number is a tag's id. tag: a tag's bytes."""
     pieces = [b"", tag, tag, *(part for part in parts if isinstance(part, bytes))]
     free = iter(range(3, len(pieces)))
-
-    def no_words(text: str) -> list[int]:
-        raise AssertionError("nothing is to be tokenized")
 
     track = Track((policy, Stops(frozenset({END}))), begin, pieces.__getitem__, no_words)
     events: list[Event] = []
@@ -130,6 +131,35 @@ def test_blocks_and_formulas_turn_a_text_where_its_reader_would(lines: list[str]
     found = read(pieces_of(text, cycle(sizes)), Headings(), Begin("thinking", undivided=True), ended=True)
     assert found.phase == ("thinking" if place is None else "answer")
     assert found.thinking == text[:place].lstrip("\n")
+
+
+@pytest.mark.parametrize(
+    ("text", "reason", "counts"),
+    [
+        ("Paris is the capital of France.", "stop", (0, 8, None)),
+        ("Paris is the capital of France.", "length", (0, 7, None)),
+        ("Paris is the capital of France.", "cancelled", (7, 0, None)),
+        ("Let me see. \n\nSo the answer is 4.", "stop", (6, 7, "itself")),
+        ("Hm, 4.\n**Final Answer**\n\n4.", "stop", (5, 8, "itself")),
+    ],
+)
+def test_the_counts_of_a_text_without_tags_are_those_of_its_thought_and_answer(
+    text: str, reason: FinishReason, counts: tuple[int, int, str | None]
+) -> None:
+    pieces = [b"", *(part.encode() for part in re.findall(r" ?\w+|\n+|\*\*|.", text))]
+    track = Track(
+        (Headings(), Stops(frozenset({END}))), Begin("thinking", undivided=True), pieces.__getitem__, no_words
+    )
+    for token in range(1, len(pieces)):
+        track.take(token)
+    if reason == "stop":
+        track.take(END)
+    else:
+        track.flush()
+    ended = track.ended(reason)
+    assert ended[2:] == counts
+    assert len(track.tokens) == sum(counts[:2])
+    assert ended[:2] == track.texts(reason)
 
 
 @dataclass(frozen=True)
