@@ -63,8 +63,10 @@ class Track:
 
     @property
     def n_thinking(self) -> int:
-        """Tokens of the thought, with the tag or heading that ended it."""
-        return self._state.n_tokens if self._state.phase == "thinking" else self._state.turned_at
+        """Tokens of the thought, with the tag or heading that ended it, and all of what was forced to."""
+        if self._state.phase == "thinking":
+            return self._state.n_tokens
+        return max(self._state.turned_at, self._state.given.ended_at or 0)
 
     @property
     def thought_end(self) -> ThoughtEnd | None:

@@ -222,7 +222,7 @@ def test_a_thought_that_the_model_opens_itself_has_no_token_with_a_budget_of_non
     found = run(words, rules, endless(words, PLAIN), iter([OPEN, *words.tokenize("It is so.")]), n_most=100)
     assert found.track.tokens[:2] == [OPEN, CLOSE]
     assert found.track.texts("stop") == ("", "It is so.")
-    assert found.track.ended("stop")[2:] == (0, 6, "budget")  # "\n\n" and the end token too
+    assert found.track.ended("stop")[2:] == (0, 5, "budget")  # the end token too
 
 
 def test_a_thought_that_ends_by_itself_in_the_window_is_not_ended() -> None:

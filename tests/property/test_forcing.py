@@ -143,7 +143,7 @@ def test_what_ended_the_thought_is_the_rewind_that_says_so_or_the_model_itself(e
     track.rewind(Rewind(1, forced=(NEWLINE, CLOSE, NEWLINE), ends=ends))
     assert (track.thought_end, track.n_thinking) == (None, 1)
     take(track, NEWLINE, CLOSE, NEWLINE, A)
-    assert (track.thought_end, track.n_thinking) == (ends or "itself", 3)
+    assert (track.thought_end, track.n_thinking) == (ends or "itself", 4 if ends else 3)
 
 
 def test_a_thought_that_was_ended_is_over_after_the_forced_tokens_whatever_they_say() -> None:
