@@ -3,8 +3,8 @@
     python bench/deadline.py [--prompts 100] [--seconds 1.5 3 4.5] [--busy]
 
 The demo model as one without tags, whose end tokens are banned while it thinks, answers each prompt by each deadline. Complete is
-an answer, more than the heading that was forced, which the model or a limit ended at a sentence's end, and which was there in
-time. --busy: a second program keeps every core busy meanwhile. Ends with one JSON line.
+an answer, more than the heading that was forced, which the model ended, or a limit at the end of a sentence or of a line that does
+not announce another, and which was there in time. --busy: a second program keeps every core busy meanwhile. Ends with one JSON line.
 """
 
 from __future__ import annotations
@@ -57,10 +57,11 @@ def measured(thinker: Thinker, seconds: float, n_prompts: int) -> dict[str, Any]
         reply = made.done.reply
         heading = str(thinker.words(question)[0]).strip()
         text = reply.answer.removeprefix(heading).strip()
-        ended = reply.finish_reason == "stop" or _SENTENCE.search(text) is not None
+        at_break = reply.finish_reason == "stop" or reply.stats.n_answer < RESERVE  # else the limit itself
+        ended = _SENTENCE.search(text) is not None or (at_break and not text.endswith((":", "：")))
         n_empty += not text
         n_by_itself += reply.finish_reason == "stop"
-        n_sentence += ended
+        n_sentence += _SENTENCE.search(text) is not None
         n_complete += bool(text) and ended and took <= seconds
         (over if took > seconds else left).append(abs(took - seconds))
         thoughts.append(reply.stats.n_thinking)

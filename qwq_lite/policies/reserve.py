@@ -12,7 +12,7 @@ from typing import ClassVar, NamedTuple
 from qwq_lite import breaks
 from qwq_lite.generation import Begin, Draw, Stop, Taken, Verdict
 
-_WINDOW = 96  # tokens before the limit in which it ends where a text may end; a quarter of a smaller limit
+_WINDOW = 96  # tokens before the limit in which it ends where a text may end; half of a smaller limit
 
 
 class Room(NamedTuple):
@@ -55,7 +55,7 @@ class Reserve:
         elif taken.turned:  # it began anew, in the room that is left
             state = Room(state.most)
         n_left = state.most - taken.n_tokens
-        if n_left < min(_WINDOW, self.n_tokens // 4):
+        if n_left < min(_WINDOW, self.n_tokens // 2):
             n_after = breaks.n_after_end(state.tail, taken.text, has_text=state.has_text)
             if n_after is not None:
                 return Verdict(state, Stop("length", drop=n_after))

@@ -131,7 +131,7 @@ def test_an_answer_has_the_room_that_was_kept_for_it(reserve: int, answer: str, 
     assert found.stop is not None
     assert found.stop.reason == "length"
     written = found.track.tokens[-found.n_answer :]
-    n_early = reserve - min(96, reserve // 4)
+    n_early = reserve - min(96, reserve // 2)
     if reserve == 1 and not words.text(written).strip():  # white space used it up
         return
     shown, after = answer_of(words, found)
