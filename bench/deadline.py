@@ -3,8 +3,9 @@
     python bench/deadline.py [--prompts 100] [--seconds 1.5 3 4.5] [--busy]
 
 The demo model as one without tags, whose end tokens are banned while it thinks, answers each prompt by each deadline. Complete is
-an answer, more than the heading that was forced, which the model ended, or a limit at the end of a sentence or of a line that does
-not announce another, and which was there in time. --busy: a second program keeps every core busy meanwhile. Ends with one JSON line.
+an answer, more than the heading that was forced, which the model ended, or a limit at the end of a sentence or of a line that
+does not announce another, and which was there in time. --busy: a second program keeps every core busy meanwhile. Ends with one
+JSON line.
 """
 
 from __future__ import annotations
