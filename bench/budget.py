@@ -19,6 +19,7 @@ import argparse
 import itertools
 import json
 import re
+import statistics
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -30,7 +31,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "convert")]
 
 from tokenizers import Tokenizer  # noqa: E402
 
-from bench.measure.thinker import CHINESE_PROMPTS, PROMPTS, Made, Recorded, Thinker, quantile  # noqa: E402
+from bench.measure.thinker import CHINESE_PROMPTS, PROMPTS, Made, Recorded, Thinker  # noqa: E402
 from qwq_convert.pipeline import convert  # noqa: E402
 from qwq_lite import breaks  # noqa: E402
 from qwq_lite.control import closing_words, thoughts  # noqa: E402
@@ -41,6 +42,7 @@ from qwq_lite.policies.headings import Headings  # noqa: E402
 from qwq_lite.policies.phases import Phases  # noqa: E402
 from qwq_lite.recipe import file_type  # noqa: E402
 from qwq_lite.track import Track  # noqa: E402
+from scripts.checkpoint_files import byte_symbols  # noqa: E402
 from tests.checkpoints import write_tagged_checkpoint  # noqa: E402
 from tests.oracle import demo_checkpoint, qwen_tokenizer_json  # noqa: E402
 
@@ -117,8 +119,8 @@ def real_runs(path: Path, style: ThoughtStyle, prompts: Sequence[str], lead: str
         "longest_answer": max(lengths),
         "answers_over_reserve": sum(n > RESERVE for n in lengths),
         "without_answer": sum(not answer.strip() for answer in answers),
-        "answer_median": quantile(lengths, 0.5),
-        "unforced_median": quantile(unforced, 0.5),
+        "answer_median": statistics.median(lengths or [0]),
+        "unforced_median": statistics.median(unforced or [0]),
         "goes_on_thinking": sum(
             bool(_GOES_ON.search(answer)) or any(n.kind == "restarted" for n in made.notices)
             for answer, (_, _, made) in zip(answers, rows, strict=True)
@@ -213,14 +215,7 @@ def token_bytes(tokenizer: Tokenizer, tokens: list[int]) -> list[bytes]:
     return [bytes(_BYTES[character] for character in str(tokenizer.id_to_token(token))) for token in tokens]
 
 
-def _byte_alphabet() -> dict[str, int]:
-    """GPT-2's letters for bytes: printable ones stand for themselves, the others for what follows U+0100."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {chr(256 + n): byte for n, byte in enumerate(others)}
-
-
-_BYTES = _byte_alphabet()
+_BYTES = {symbol: byte for byte, symbol in enumerate(byte_symbols())}
 
 
 def main() -> None:

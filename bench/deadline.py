@@ -15,6 +15,7 @@ import contextlib
 import json
 import os
 import re
+import statistics
 import subprocess
 import sys
 import time
@@ -25,7 +26,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "convert")]
 
-from bench.measure.thinker import PROMPTS, Thinker, quantile  # noqa: E402
+from bench.measure.thinker import PROMPTS, Thinker  # noqa: E402
 
 DEMO = ROOT / "build" / "demo" / "SmolLM2-135M-Instruct-Q4_K_M.gguf"
 RESERVE = 64
@@ -75,11 +76,11 @@ def measured(thinker: Thinker, seconds: float, n_prompts: int) -> dict[str, Any]
         "ended_by_the_model": n_by_itself,
         "ended_at_a_sentence": n_sentence,
         "late": len(over),
-        "late_median_s": round(quantile(over, 0.5), 3),
+        "late_median_s": round(statistics.median(over or [0]), 3),
         "late_worst_s": round(max(over, default=0.0), 3),
-        "left_median_s": round(quantile(left, 0.5), 3),
-        "thought_median": quantile(thoughts, 0.5),
-        "answer_median": quantile(answers, 0.5),
+        "left_median_s": round(statistics.median(left or [0]), 3),
+        "thought_median": statistics.median(thoughts or [0]),
+        "answer_median": statistics.median(answers or [0]),
     }
 
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     Mask = npt.NDArray[np.float32]
 
 Phase = Literal["thinking", "answer"]
+THINK_TAGS = ("<think>", "</think>")  # what models write where a thought begins and ends
 
 
 @dataclass(frozen=True)

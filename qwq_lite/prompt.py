@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from qwq_lite.errors import TemplateError
+from qwq_lite.generation import THINK_TAGS
 from qwq_lite.normalization import normalized
 from qwq_lite.template import Template
 
@@ -32,7 +33,6 @@ Message = Mapping[str, Any]
 Marks = tuple[str, str]  # before and after what a user typed
 Marking = Callable[[str], str]
 
-THINK_TAGS = ("<think>", "</think>")
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"

@@ -34,7 +34,7 @@ class Ended(NamedTuple):
 
 
 class Track:
-    """policies: in their order. piece: a token's bytes. tokenize: ids of a text, nothing added and nothing normalised."""
+    """policies: in their order. piece: a token's bytes. tokenize: ids of a text as plain text, nothing added."""
 
     def __init__(
         self,

@@ -6,7 +6,6 @@ A small model has no thoughts of its own, but its text has paragraphs, lists and
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -148,8 +147,3 @@ class Thinker:
 def _led(words: tuple[str | int, ...], lead: str) -> tuple[str | int, ...]:
     first = words[0]
     return (f"{lead}{first}", *words[1:]) if lead and isinstance(first, str) else words
-
-
-def quantile(values: Sequence[float], share: float) -> float:
-    """The value that so large a share of them stays at or below; 0 of none."""
-    return sorted(values)[min(len(values) - 1, int(share * len(values)))] if values else 0.0

@@ -11,12 +11,12 @@ import re
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
-from qwq_lite.generation import Begin, Taken, Turn, Verdict
+from qwq_lite.generation import THINK_TAGS, Begin, Taken, Turn, Verdict
 from qwq_lite.policies.unconstrained import Unconstrained
 
-OPENING = "<think>"
+OPENING, _CLOSING = THINK_TAGS
 # Real outputs have tags that the model translated; the one that opens the answer counts at a line's start alone.
-CLOSINGS = ("</think>", "</思考>", "‹/思考>", "‹/思考›")
+CLOSINGS = (_CLOSING, "</思考>", "‹/思考>", "‹/思考›")
 ANSWERS = ("<答案>", "‹答案>", "‹答案›")
 _LINE_START = r"(?:(?<=\n)|\A)"
 _IN_THOUGHT = re.compile("|".join([*CLOSINGS, *(_LINE_START + tag for tag in ANSWERS)]))

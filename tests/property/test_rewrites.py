@@ -46,6 +46,13 @@ class Vocabulary:
     def text(self, tokens: Iterable[int]) -> str:
         return b"".join(self.pieces[token] for token in tokens).decode()
 
+    def thought(self, tokens: Iterable[int]) -> Track:
+        """A thought of these tokens that nobody ends."""
+        track = self.track(Phases(OPEN, CLOSE))
+        for token in tokens:
+            track.take(token)
+        return track
+
     def track(self, *policies: Policy) -> Track:
         return Track(policies, Begin("thinking"), self.pieces.__getitem__, self.tokenize)
 
@@ -199,10 +206,8 @@ def test_a_hint_takes_the_place_of_the_last_sentence_or_paragraph_or_follows_wha
     drop: Drop | None, left: str
 ) -> None:
     words = Vocabulary()
-    track = words.track(Phases(OPEN, CLOSE))
     tokens = words.tokenize(THOUGHT)
-    for token in tokens:
-        track.take(token)
+    track = words.thought(tokens)
     before = everything(track)
     rewind = track.steer(Steer("Wait, n = 0.\n", drop))
     assert everything(track) == before
@@ -227,10 +232,8 @@ def test_a_hint_is_spelled_as_if_the_thought_had_it_from_the_beginning(
     whole: str, drop: Drop | None, hint: str
 ) -> None:
     words = Vocabulary()
-    track = words.track(Phases(OPEN, CLOSE))
     tokens = words.tokenize(whole)
-    for token in tokens:
-        track.take(token)
+    track = words.thought(tokens)
     rewind = track.steer(Steer(hint, drop))
     assert rewind is not None
     n_drop = 0 if drop is None else breaks.n_unfinished(whole, drop)
@@ -241,9 +244,7 @@ def test_a_hint_is_spelled_as_if_the_thought_had_it_from_the_beginning(
 def test_a_hint_comes_first_where_no_thought_is_yet_or_none_is_left() -> None:
     words = Vocabulary()
     for tokens in ([], words.tokenize("\n"), words.tokenize("It is")):
-        track = words.track(Phases(OPEN, CLOSE))
-        for token in tokens:
-            track.take(token)
+        track = words.thought(tokens)
         assert track.steer(Steer("Wait.", "sentence")) == Rewind(
             0, why="it was given a hint", forced=tuple(words.tokenize("Wait."))
         )
