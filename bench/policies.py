@@ -27,6 +27,7 @@ from qwq_lite.policies import arranged  # noqa: E402
 from qwq_lite.policies.closing import Closing, Window  # noqa: E402
 from qwq_lite.policies.deadline import Deadline  # noqa: E402
 from qwq_lite.policies.headings import Headings  # noqa: E402
+from qwq_lite.policies.loops import Loops  # noqa: E402
 from qwq_lite.policies.phases import Phases  # noqa: E402
 from qwq_lite.policies.reserve import Reserve  # noqa: E402
 from qwq_lite.policies.stops import Stops  # noqa: E402
@@ -40,9 +41,12 @@ _PAUSE_S = 0.01  # between two tokens, as the deadline sees it
 
 
 def pieces(n_tokens: int) -> list[tuple[int, bytes, float]]:
-    """Words with the space before them, as a tokenizer would part them; Chinese characters one by one."""
+    """Words with the space before them, as a tokenizer would part them; Chinese characters one by one.
+
+    The text comes again and again, the tokens do not: nothing loops.
+    """
     parts = re.findall(r" ?[A-Za-z]+|\n+|.", _TEXT)
-    return [(10 + n % len(parts), parts[n % len(parts)].encode(), n * _PAUSE_S) for n in range(n_tokens)]
+    return [(10 + n, parts[n % len(parts)].encode(), n * _PAUSE_S) for n in range(n_tokens)]
 
 
 def sets(n_tokens: int) -> dict[str, tuple[Begin, tuple[Policy, ...]]]:
@@ -57,6 +61,7 @@ def sets(n_tokens: int) -> dict[str, tuple[Begin, tuple[Policy, ...]]]:
         "headings": Headings(),
         "stops": Stops(frozenset({1}), ("STOP", "\nUser:"), 2 * never),
         "deadline": deadline,
+        "loops": Loops(),
         "closing": Closing((Window(0, 2 * never, "budget"),), words, 3, 3),
         "reserve": Reserve(never, frozenset({1})),
     }

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 
-from qwq_lite.events import Progress, Stats
+from qwq_lite.events import FinishReason, Progress, Stats
 from qwq_lite.generation import Begin, Policy
 from qwq_lite.respelling import Tokenize
 from qwq_lite.sampling import Sampling
@@ -52,6 +52,7 @@ class ActiveReply:
         self.feed, self.request, self.sequence = feed, request, sequence
         self.track = Track(request.policies, request.begin, piece, tokenize)
         self.n_reused, self.n_prefilled = len(sequence.tokens), 0
+        self.n_refused = 0  # tokens that were drawn, and another one in their place
         self.left = request.prompt[self.n_reused :]
         self.pending: int | None = None
         self.started = time.monotonic()
@@ -101,7 +102,7 @@ class ActiveReply:
         limit = self.request.thinking_limit
         return limit is None or n_tokens + self.request.n_words < limit
 
-    def stats(self, n_ctx: int, ended: Ended) -> Stats:
+    def stats(self, n_ctx: int, ended: Ended, reason: FinishReason) -> Stats:
         now = time.monotonic()
         request, track = self.request, self.track
         prefilled = now if self.prefilled is None else self.prefilled
@@ -116,10 +117,12 @@ class ActiveReply:
             n_thinking=ended.n_thinking,
             n_answer=ended.n_answer,
             n_forced=track.n_forced,
+            n_refused=self.n_refused,
             thinking_budget=request.thinking_budget,
             thinking_limit=request.thinking_limit,
             thought_end=ended.end,
             time_left_s=None if request.within_s is None else request.within_s - (now - request.asked),
             n_ctx=n_ctx,
             n_kv=len(self.sequence.tokens),
+            loops=track.loops(reason),
         )

@@ -14,10 +14,14 @@ from qwq_lite.policies import arranged
 from qwq_lite.policies.closing import Closing, Window
 from qwq_lite.policies.deadline import Deadline
 from qwq_lite.policies.headings import Headings
+from qwq_lite.policies.loops import Loops
 from qwq_lite.policies.phases import CLOSINGS, OPENING, Phases
 from qwq_lite.policies.reserve import Reserve
+from qwq_lite.policies.script import Script
 from qwq_lite.policies.stops import Stops
 from qwq_lite.respelling import respelled
+from qwq_lite.script_masks import ScriptMasks
+from qwq_lite.wishes import asks_for_repetition
 
 ANSWER_RESERVE = 1024  # tokens; the longest natural answers of 72 real outputs had 732 and 856
 # Nine of ten natural answers are shorter: 340 tokens of QwQ-32B, 660 of Preview.
@@ -69,22 +73,30 @@ def rules(
     tokenize: Callable[[str], list[int]],
     *,
     templated: bool,
+    scripts: tuple[ScriptMasks | None, ScriptMasks | None] = (None, None),
 ) -> Rules:
     """The policies of a reply, and where it begins.
 
     Args:
-        prompt: its tokens. question: the user's last words, for the language of what ends the thought.
+        prompt: its tokens. question: the user's last words, for the language of what ends the thought, and whether they ask for
+            repetition.
         templated: the prompt is a template's, which may have opened the thought.
-        piece, tokenize: as `Track` has them.
+        piece, tokenize: as `Track` has them. scripts: what is masked in the answer and in the thought.
     """
     stops = Stops(end_tokens, tuple(options.stop or ()), options.max_tokens)
     room = n_ctx - len(prompt)
     reserve = min(ANSWER_RESERVE if options.answer_reserve is None else options.answer_reserve, max(1, room // 2))
     within_s, n_answer = options.within, min(_ANSWER_TOKENS[model.style], reserve)
-    timed = [Deadline(within_s, n_answer, len(prompt))] if within_s is not None else []
+    more: list[Policy] = [Loops(asks_for_repetition(question), model.style == "undivided")]
+    if within_s is not None:
+        more.append(Deadline(within_s, n_answer, len(prompt)))
+    answer_masks, thought_masks = scripts
+    words = closing_words(model, question, answer_masks)
+    undivided = model.style == "undivided"
+    if answer_masks is not None or thought_masks is not None:
+        more.append(Script(answer_masks, thought_masks, words if undivided else ()))
     if model.style == "none":
-        return Rules(arranged([stops, *timed]), Begin())
-    words = closing_words(model, question)
+        return Rules(arranged([stops, *more]), Begin())
     n_words = _SPARE + sum(1 if isinstance(word, int) else len(tokenize(word)) for word in words)
     windows = [Window.ending(max(1, room - reserve), "context")]
     begin = Begin("thinking", undivided=True)
@@ -97,17 +109,20 @@ def rules(
         windows.append(Window(0, 0, "budget"))
     elif options.budget is not None:
         windows.append(Window.of_budget(options.budget))
-    undivided = model.style == "undivided"
     closing = Closing(tuple(sorted(windows)), words, n_words, model.closed, outside_code=undivided)
     phases = Headings() if undivided else Phases(model.opened, model.closed)
     limit = min(options.max_tokens or room, *(window.closes for window in windows))
-    return Rules(arranged([phases, stops, *timed, closing, Reserve(reserve, end_tokens)]), begin, limit, n_words)
+    return Rules(arranged([phases, stops, *more, closing, Reserve(reserve, end_tokens)]), begin, limit, n_words)
 
 
-def closing_words(model: Thoughts, question: str) -> tuple[str | int, ...]:
-    """What ends a thought: the tag after one newline, as in real closings; a heading in the language of the question."""
+def closing_words(model: Thoughts, question: str, masks: ScriptMasks | None = None) -> tuple[str | int, ...]:
+    """What ends a thought: the tag after one newline, as in real closings; a heading in the language of the question, in letters
+    that the answer may have."""
     if model.style == "undivided":
-        return (f"\n\n{_HEADINGS[boundary.is_chinese(question)]}\n\n",)
+        heading = _HEADINGS[boundary.is_chinese(question)]
+        if masks is not None and masks.holds_letter(heading):
+            heading = _HEADINGS[False]
+        return (f"\n\n{heading}\n\n",)
     if model.closed is None:
         return (f"\n{CLOSINGS[0]}\n\n",)
     return ("\n", model.closed, "\n\n")

@@ -37,7 +37,7 @@ class Force:
 class Rewind:
     """Only the reply's first `n_tokens` stand; what comes next is `forced`, then sampled with another seed, without `banned`.
 
-    why: a few words for the notice. ends: what ends the thought, where the forced tokens do.
+    why: a few words for the notice. ends: what ends the thought, where the forced tokens do. loop: it leaves a loop.
     """
 
     n_tokens: int
@@ -45,6 +45,7 @@ class Rewind:
     why: str = ""
     forced: tuple[int, ...] = ()
     ends: ThoughtEnd | None = None
+    loop: bool = False
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,8 @@ class Draw(NamedTuple):
 
     masks: rows that are added to the logits, shape (n_vocab,), 0 or minus infinity; banned: tokens that are masked;
     forced: the token itself, and nothing is sampled; eager: when the logit of this token is at most so far below the highest
-    one, nothing is sampled either and the text is rewritten.
+    one, nothing is sampled either and the text is rewritten. pending: bytes of an unfinished character that the token follows.
+    allowed: a row as those of masks, which is added only once a token that it masks was drawn: then another one is.
     """
 
     sampling: Sampling
@@ -137,6 +139,8 @@ class Draw(NamedTuple):
     banned: frozenset[int] = frozenset()
     forced: int | None = None
     eager: tuple[int, float, Rewrite] | None = None
+    pending: bytes = b""
+    allowed: Mask | None = None
 
 
 class Verdict(NamedTuple):
@@ -238,7 +242,7 @@ def constrain(policies: tuple[Policy, ...], state: State, sampling: Sampling) ->
     """What the next token may be."""
     if state.forced:
         return Draw(sampling, forced=state.forced[0])
-    draw = Draw(sampling, banned=state.given.bans.get(state.n_tokens, frozenset()))
+    draw = Draw(sampling, banned=state.given.bans.get(state.n_tokens, frozenset()), pending=state.pending)
     for policy, own in zip(policies, state.policies, strict=True):
         if policy.constrains:
             draw = policy.constrain(own, draw)

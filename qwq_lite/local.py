@@ -25,6 +25,7 @@ from qwq_lite import (
     planning,
     prompt,
     sampling,
+    script_choice,
     sessions,
 )
 from qwq_lite.active_reply import Request
@@ -40,6 +41,7 @@ from qwq_lite.model import options as model_options
 from qwq_lite.plan import RunPlan, Wishes
 from qwq_lite.prompt import ChatTemplate, Message
 from qwq_lite.scheduler import PREFILL_CHUNK, Scheduler
+from qwq_lite.script_masks import ScriptMasks
 from qwq_lite.stream import Stream, in_thread
 
 _GPU_PREFILL_CHUNK = 512  # a GPU is slow on small batches; it takes tenths of a second for this one
@@ -148,6 +150,7 @@ class LocalModel(Model):
         self._callers: list[int] = []  # threads that are inside, for nobody may tokenize while the model is freed
         self._changed = threading.Condition()
         self._unloaded = False
+        self._script_masks: dict[frozenset[str], ScriptMasks] = {}
         # A model that is dropped without `unload` is freed too, by its engine's thread.
         weakref.finalize(self, self._scheduler.close, wait=False).atexit = False
         self._leave = weakref.finalize(self, leave)
@@ -174,9 +177,10 @@ class LocalModel(Model):
         asked = time.monotonic()
         tokens, n_dropped, templated = self._tokens(given, options)
         answered = any(isinstance(part, Mapping) and part.get("role") == "assistant" for part in given)
+        thoughts = self._thoughts(options)
         rules = control.rules(
             options,
-            self._thoughts(options),
+            thoughts,
             tokens,
             control.last_question(given),
             self.n_ctx,
@@ -184,6 +188,7 @@ class LocalModel(Model):
             self._vocab.piece,
             self._plain,
             templated=templated,
+            scripts=self._scripts(given, options, thoughts),
         )
         thought_sampling, answer_sampling = self._sampling(options)
         return self._scheduler.submit(
@@ -213,6 +218,26 @@ class LocalModel(Model):
             self._vocab.special,
             self._template.source if self._template else None,
         )
+
+    def _scripts(
+        self, given: Prompt, options: Options, thoughts: control.Thoughts
+    ) -> tuple[ScriptMasks | None, ScriptMasks | None]:
+        """What is masked in the answer and in the thought."""
+        asked = options.answer_script or "auto", options.think_script or "any"
+        texts = None
+        if "auto" in asked:
+            texts = script_choice.texts_asked(given, undivided=thoughts.style == "undivided")
+            texts = None if texts is None else [*texts, *script_choice.texts_of(options.tools or ())]
+        found: list[ScriptMasks | None] = []
+        for word in asked:
+            masked = script_choice.masked(word, texts)
+            masks = self._script_masks.get(masked)
+            if masked and masks is None:  # a third of a second, and not on the engine's thread
+                masks = ScriptMasks([*map(self._vocab.piece, range(self._vocab.n_tokens))], masked)
+                masks.row()
+                self._script_masks[masked] = masks
+            found.append(masks if masked else None)
+        return found[0], found[1]
 
     def _tokens(self, given: Prompt, options: Options) -> tuple[list[int], int, bool]:
         """A prompt's tokens, how many messages it goes without, and whether a template made it."""

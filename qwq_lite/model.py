@@ -11,6 +11,7 @@ from qwq_lite.errors import UsageError
 from qwq_lite.history import History, WhenFull
 from qwq_lite.prompt import Message
 from qwq_lite.sampling import Sampling
+from qwq_lite.script_choice import AnswerScript
 from qwq_lite.stream import Stream
 
 ThoughtStyle = Literal["tags", "undivided", "none"]
@@ -41,6 +42,10 @@ class Options:
     thought has ended.
     thought_style: how the model marks its thought: "tags"; "undivided", not at all, as QwQ-32B-Preview; "none", it does not
     think. history: what a Chat sends back of an undivided reply, "all" or "answer"; of one with tags it is the answer always.
+    answer_script: "auto"; or the one script that the answer may have letters of besides Latin and Greek, fenced code aside:
+    "latin", "han", "kana" (with Han), "hangul", "cyrillic", "arabic", "hebrew", "thai"; "any" for all. "auto" is "latin" where
+    all letters of prompt and messages are Latin or Greek and no word calls for others, else "any". think_script: the same of the
+    thought, which is free unless this is given: one forced language made the reasoning of other models worse.
     """
 
     seed: int | None = None
@@ -60,6 +65,8 @@ class Options:
     answer_top_p: float | None = None
     thought_style: ThoughtStyle | None = None
     history: History | None = None
+    answer_script: AnswerScript | None = None
+    think_script: AnswerScript | None = None
 
     @property
     def budget(self) -> int | None:
@@ -80,7 +87,14 @@ class Options:
             raise UsageError(
                 "thinking_budget and effort are both given; an effort is a budget by name, give one of the two"
             )
-        words = {"when_full": WhenFull, "effort": Effort, "thought_style": ThoughtStyle, "history": History}
+        words = {
+            "when_full": WhenFull,
+            "effort": Effort,
+            "thought_style": ThoughtStyle,
+            "history": History,
+            "answer_script": AnswerScript,
+            "think_script": AnswerScript,
+        }
         for name, allowed in words.items():
             if getattr(self, name) not in (None, *get_args(allowed)):
                 raise UsageError(f"{name} is {getattr(self, name)!r}; {', '.join(get_args(allowed))} are allowed")

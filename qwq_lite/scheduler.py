@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import math
 import os
 import queue
 import threading
@@ -22,12 +21,13 @@ from qwq_lite.active_reply import ActiveReply, Request
 from qwq_lite.backend.context import Aborted, Context
 from qwq_lite.backend.model import LoadedModel
 from qwq_lite.backend.sampler import Sampler
+from qwq_lite.drawing import draw
 from qwq_lite.errors import ContextFull, EngineClosed, EngineError, QwqError, UsageError
 from qwq_lite.events import Done, FinishReason, Notice, Progress, Reply, Stats
 from qwq_lite.generation import Rewind, Rewrite
 from qwq_lite.orders import Conclude
+from qwq_lite.policies.loops import warmed
 from qwq_lite.respelling import Tokenize
-from qwq_lite.sampling import draw_seed
 from qwq_lite.sequences import Part, Sequences
 from qwq_lite.stream import Feed, Stream
 
@@ -258,7 +258,7 @@ class Scheduler:
     def _choose(self, replies: list[ActiveReply]) -> None:
         """Draw each reply's next token from its row and take it in."""
         for reply in replies:
-            drawn = self._draw(reply)
+            drawn = draw(self._sampler, reply)
             if isinstance(drawn, Rewrite):
                 events, rewind = reply.track.rewrite(drawn)
                 for event in events:
@@ -275,6 +275,7 @@ class Scheduler:
             for event in events:
                 reply.feed.put(event)
             if isinstance(action, Rewind):
+                self._warn_of_warmth(reply, action)
                 self._go_back(reply, action)
                 return
             if action is not None:
@@ -291,6 +292,13 @@ class Scheduler:
             reply.pending = token
         else:
             reply.left, reply.pending = track.tokens[n_decoded:], None
+
+    def _warn_of_warmth(self, reply: ActiveReply, rewind: Rewind) -> None:
+        """Say so where what leaves a loop is not what was asked for."""
+        asked, now = reply.sampling, warmed(reply.sampling)
+        if rewind.loop and now != asked:
+            text = f"for the rest of the thought, temperature is {now.temperature:g} and top_p {now.top_p:g}"
+            reply.feed.put(Notice(f"{text}: greedy sampling would repeat itself again", "warmed"))
 
     def _go_back(self, reply: ActiveReply, rewind: Rewind) -> None:
         """Do in the cache what was done to the reply's tokens. Without forced tokens the next round draws again."""
@@ -323,25 +331,6 @@ class Scheduler:
             reply.feed.put(event)
         self._go_back(reply, rewind)
 
-    def _draw(self, reply: ActiveReply) -> int | Rewrite:
-        draw = reply.track.constrain(reply.sampling)
-        if draw.forced is not None:
-            return draw.forced
-        row = reply.sequence.row
-        assert row is not None, "a row is drawn from once, right after its decode"
-        for mask in draw.masks:
-            row += mask
-        if draw.banned:
-            row[list(draw.banned)] = -math.inf
-        if (draw.masks or draw.banned) and row.max() == -math.inf:
-            raise EngineError("the masks of this reply leave no token to sample")
-        if draw.eager is not None:
-            token, margin, rewrite = draw.eager
-            if row.max() - row[token] <= margin:
-                return rewrite
-        position = len(reply.sequence.tokens)
-        return self._sampler.sample(row, draw.sampling, draw_seed(reply.request.seed, reply.track.attempt, position))
-
     def _finish(self, reply: ActiveReply, reason: FinishReason) -> None:
         if reason in ("context", "cancelled"):
             for event in reply.track.flush():
@@ -353,8 +342,10 @@ class Scheduler:
                     "full",
                 )
             )
+        if reason == "loop":
+            reply.feed.put(Notice("the answer repeated itself and ends here", "loop"))
         ended = reply.track.ended(reason)
-        stats = reply.stats(self._n_ctx, ended)
+        stats = reply.stats(self._n_ctx, ended, reason)
         self._retire(reply)
         with contextlib.suppress(Exception):  # a remark is worth no reply
             notice = None if reason == "cancelled" else self._remark(stats)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from qwq_lite import boundary, breaks, generation
-from qwq_lite.events import Answer, Event, FinishReason, Notice, Thinking, ThoughtEnd
+from qwq_lite.events import Answer, Event, FinishReason, LoopEnd, Notice, Thinking, ThoughtEnd
 from qwq_lite.generation import Begin, Draw, Policy, Rewind, Rewrite, State, Step, Stop, utf8
 from qwq_lite.orders import Steer
 from qwq_lite.respelling import Tokenize, n_common, respelled, text_of
@@ -90,6 +90,14 @@ class Track:
             n_before = 0
         return Ended(thinking, answer, n_before if thinking else 0, len(self.tokens) - n_before, end)
 
+    def loops(self, reason: FinishReason) -> tuple[LoopEnd, ...]:
+        """What was done about each loop of the reply that ends now."""
+        found: list[LoopEnd] = []
+        for rewind in self._begin.rewinds:
+            if rewind.loop or rewind.ends == "loop":
+                found.append("rewound" if rewind.loop else "closed")
+        return (*found, "stopped") if reason == "loop" else tuple(found)
+
     def texts(self, reason: FinishReason) -> tuple[str, str]:
         """Thought and answer of the reply that ends now. Of one without tags both together are the text."""
         thinking, answer = self._texts.thinking, self._texts.answer
@@ -117,7 +125,9 @@ class Track:
         self.n_taken += 1
         action = step.action
         if isinstance(action, Rewrite):
-            action = self._respelled(action, step.state.turned_at)
+            # What opens the answer was written as part of the thought, and is taken back as such.
+            turned = step.state.phase == "answer" != self._state.phase
+            action = self._respelled(action, (self._state if turned else step.state).turned_at)
         if isinstance(action, Rewind):  # its own text is not shown first: nothing that can still go is
             return self.rewind(action), action
         self._state = step.state

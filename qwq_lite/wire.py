@@ -107,7 +107,8 @@ def event_from_json(data: list[Any]) -> Event:
         name, *fields = data
         if name == "Done":
             answer, thinking, reason, stats, undivided = fields
-            return Done(Reply(answer, thinking, reason, Stats(*stats), undivided))
+            counts = dataclasses.replace(Stats(*stats), loops=tuple(stats[-1]))
+            return Done(Reply(answer, thinking, reason, counts, undivided))
         event: Event = _EVENTS[name](*fields)
         return event
     except (KeyError, TypeError, ValueError) as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -74,13 +75,16 @@ def rules_of(
     n_prompt: int = 1,
     *,
     opened: bool = True,
+    loops: bool = False,
 ) -> Rules:
-    """opened: the template began the thought of a model with tags."""
+    """opened: the template began the thought of a model with tags. loops: they are looked for; thoughts here repeat a text."""
     prompt = [*words.tokenize(" so") * n_prompt][: n_prompt - opened] + [OPEN] * opened
     end = frozenset({END})
-    return control.rules(
+    rules = control.rules(
         options, model, prompt, "How many?", n_ctx, end, words.piece, words.tokenize, templated=model is TAGS
     )
+    kept = tuple(policy for policy in rules.policies if loops or policy.name != "loops")
+    return dataclasses.replace(rules, policies=kept)
 
 
 def run(

@@ -42,6 +42,7 @@ _WHY = {
     "length": "Cut at its longest length.",
     "context": "The context is full: the answer ends here.",
     "deadline": "The time was up.",
+    "loop": "The answer repeated itself.",
 }
 _STAGES = {"load": "Loading", "prefill": "Reading the question", "thinking": "Thinking; Escape stops"}
 

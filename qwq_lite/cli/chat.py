@@ -19,6 +19,7 @@ from qwq_lite.events import Progress
 from qwq_lite.history import History
 from qwq_lite.model import EFFORTS, ThoughtStyle
 from qwq_lite.model import options as check_options
+from qwq_lite.script_choice import AnswerScript
 
 if TYPE_CHECKING:
     from qwq_lite.chat import Model
@@ -85,6 +86,17 @@ _EFFORTS = ", ".join(f"{name} {n_tokens}" for name, n_tokens in EFFORTS.items())
     "--history",
     type=click.Choice(get_args(History)),
     help="What a model without tags sees of its earlier replies.  [default: all]",
+)
+@click.option(
+    "--answer-script",
+    type=click.Choice(get_args(AnswerScript)),
+    help="Letters that the answer may have besides Latin and Greek, code aside; auto: none, if the question has none and no"
+    " word calls for any.  [default: auto]",
+)
+@click.option(
+    "--think-script",
+    type=click.Choice(get_args(AnswerScript)),
+    help="The same of the thought, which it makes worse.  [default: any]",
 )
 @click.option("--temperature", type=click.FloatRange(0), help="0 takes the likeliest token.  [default: the file's]")
 @click.option("--top-k", type=click.IntRange(0), help="Sample among so many tokens; 0 for all.  [default: the file's]")

@@ -17,6 +17,7 @@ _ENDINGS = {
     "cancelled": "stopped, ",
     "context": "the context is full, ",
     "deadline": "ended by --within, ",
+    "loop": "ended, for it repeated itself, ",
 }
 _THOUGHT_ENDS: dict[ThoughtEnd, str] = {
     "itself": "",
@@ -24,6 +25,7 @@ _THOUGHT_ENDS: dict[ThoughtEnd, str] = {
     "deadline": ", ended by --within",
     "asked": ", ended for the answer",
     "context": ", ended for want of room",
+    "loop": ", ended in a loop",
 }
 
 

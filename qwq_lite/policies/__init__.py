@@ -6,9 +6,9 @@ from collections.abc import Iterable
 
 from qwq_lite.generation import Policy
 
-# Who comes first decides: a phase before what depends on it, an end before anything that would go on, the deadline before what
-# it asks to end.
-ORDER = ("phases", "headings", "stops", "deadline", "closing", "reserve")
+# Who comes first decides: a phase before what depends on it, an end before anything that would go on, who asks for the end of a
+# thought before who ends it, and of two the one that asks for it at once last.
+ORDER = ("phases", "headings", "stops", "script", "deadline", "loops", "closing", "reserve")
 
 
 def arranged(policies: Iterable[Policy]) -> tuple[Policy, ...]:

@@ -1,4 +1,4 @@
-"""Ends a thought in time for an answer, at a place where a text may end: by a budget, a deadline, a request, the context.
+"""Ends a thought in time for an answer, at a place where a text may end: by a budget, a deadline, a request, a loop, the context.
 
 A budget that cuts in mid-sentence worsens the answer, so a thought closes in a window: at the end of a paragraph in its first
 half, of a line or a sentence as well in the second; where none comes, the thought is taken back to the last one that did. For a
@@ -20,6 +20,7 @@ _WHY: dict[ThoughtEnd, str] = {
     "deadline": "the thought was ended by the deadline",
     "asked": "the thought was ended for the answer",
     "context": "the thought was ended, for the context is nearly full",
+    "loop": "the thought was ended, for it went round in circles",
 }
 
 

@@ -36,8 +36,10 @@ from qwq_lite.policies import ORDER, arranged
 from qwq_lite.policies.closing import Closing
 from qwq_lite.policies.deadline import Deadline
 from qwq_lite.policies.headings import Headings
+from qwq_lite.policies.loops import Loops
 from qwq_lite.policies.phases import CLOSINGS, Phases
 from qwq_lite.policies.reserve import Reserve
+from qwq_lite.policies.script import Script
 from qwq_lite.policies.stops import Stops
 from qwq_lite.policies.unconstrained import Unconstrained
 from qwq_lite.sampling import Sampling
@@ -90,12 +92,12 @@ def recorded(**kinds: Any) -> tuple[list[tuple[str, Taken]], tuple[Invented, ...
 
 def test_the_order_is_this_one() -> None:
     """Which policy is asked first decides what a reply is: who changes the order changes this line too, and says why."""
-    assert ORDER == ("phases", "headings", "stops", "deadline", "closing", "reserve")
+    assert ORDER == ("phases", "headings", "stops", "script", "deadline", "loops", "closing", "reserve")
 
 
 def test_the_policies_have_the_names_that_the_order_speaks_of() -> None:
     assert [policy.name for policy in arranged([Stops(frozenset()), Phases()])] == ["phases", "stops"]
-    kinds = (Phases, Headings, Stops, Deadline, Closing, Reserve)
+    kinds = (Phases, Headings, Stops, Script, Deadline, Loops, Closing, Reserve)
     assert tuple(kind.name for kind in kinds) == ORDER
 
 

@@ -165,7 +165,7 @@ def test_a_hint_from_another_thread(either: Model) -> None:
     made = reply(seen)
     assert made.thinking.count(f"\n\n{hint}") == 1
     assert not made.thinking.endswith(hint)
-    assert len(told(seen, "rewound")) <= 1
+    assert sum("a hint" in word for word in told(seen, "rewound")) <= 1  # the model may have left a loop besides
 
 
 def test_what_comes_too_late_is_told(model: Model) -> None:

@@ -1,0 +1,159 @@
+"""What is done about a loop: a thought leaves the first one, the second ends the thought, one in the answer ends the reply."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from qwq_lite import generation
+from qwq_lite.control import Thoughts
+from qwq_lite.events import Event, Notice
+from qwq_lite.generation import Begin, Draw, Rewind, Stop, Taken
+from qwq_lite.model import Options
+from qwq_lite.policies.loops import Loops, warmed
+from qwq_lite.sampling import Sampling
+from qwq_lite.track import Track
+from tests.thoughts import CLOSE, END, MODELS, TAGS, Words, rules_of
+
+LOOPED = Rewind(0, loop=True)
+
+
+@given(st.floats(0, 3), st.integers(0, 100), st.floats(0.001, 1), st.floats(0, 1))
+def test_after_a_loop_the_rest_of_the_thought_is_not_greedy(
+    temperature: float, top_k: int, top_p: float, min_p: float
+) -> None:
+    asked = Sampling(temperature, top_k, top_p, min_p)
+    policy = Loops()
+    draw = policy.constrain(policy.start(Begin("thinking", (LOOPED,))), Draw(asked))
+    now = draw.sampling
+    assert now == warmed(asked) == warmed(now)
+    assert now.temperature == max(0.6, temperature)
+    assert now.top_p == max(0.95, top_p)
+    assert now.top_k == (0 if top_k == 0 else max(20, top_k))
+    assert now.min_p == min(0.05, min_p)
+    for begin in (Begin("thinking"), Begin("thinking", (Rewind(3),)), Begin("answer", (LOOPED,))):
+        assert policy.constrain(policy.start(begin), Draw(asked)) == Draw(asked)
+
+
+def test_settings_that_are_warm_enough_stay() -> None:
+    for asked in (Sampling(), Sampling(1.0, 0, 1.0, 0.0), Sampling(0.7, 20, 0.95, 0.05)):
+        assert warmed(asked) == asked
+
+
+class Model:
+    """Writes one text for ever; where its next token is banned, it writes a few sentences of its own first, and then again."""
+
+    def __init__(self, words: Words, loop: str, answer: str) -> None:
+        self.words, self._loop, self._answer = words, loop, answer
+        self.n_others = 0
+        self._tokens: Iterator[int] = itertools.cycle(words.tokenize(loop * 50))
+        self.draws: list[Draw] = []
+
+    def run(self, track: Track, n_most: int = 20_000) -> tuple[list[Rewind], Stop | None, list[Event]]:
+        rewinds: list[Rewind] = []
+        events: list[Event] = []
+        answer = itertools.cycle(self.words.tokenize(self._answer * 50))
+        for _ in range(n_most):
+            draw = track.constrain(Sampling(temperature=0))
+            self.draws.append(draw)
+            token = draw.forced
+            if token is None:
+                token = next(self._tokens if track.state.phase == "thinking" else answer)
+            if token in draw.banned and draw.forced is None:
+                self.n_others += 1
+                other = self.words.tokenize(f" But then{self.n_others} it is otherwise.")
+                self._tokens = itertools.chain(other, itertools.cycle(self.words.tokenize(self._loop * 50)))
+                token = next(self._tokens)
+            more, action = track.take(token)
+            events += more
+            if isinstance(action, Rewind):
+                rewinds.append(action)
+                self._tokens = itertools.cycle(self.words.tokenize(self._loop * 50))
+            elif action is not None:
+                return rewinds, action, events
+        return rewinds, None, events
+
+
+LOOP = " So one is two, and two is three."
+
+
+@settings(max_examples=20)
+@given(MODELS, st.integers(0, 30))
+def test_the_first_loop_is_left_the_second_ends_the_thought_the_third_the_reply(model: Thoughts, n_before: int) -> None:
+    words = Words()
+    rules = rules_of(words, Options(), model, loops=True)
+    track = Track(rules.policies, rules.begin, words.piece, words.tokenize)
+    before = words.tokenize(" ".join(f"w{n}" for n in range(n_before)) + "!")
+    for token in before:
+        track.take(token)
+    writer = Model(words, LOOP, " It is five.")
+    rewinds, stop, events = writer.run(track)
+    copy = words.tokenize(LOOP)
+    assert [(rewind.loop, rewind.ends) for rewind in rewinds] == [(True, None), (False, "loop")]
+    assert rewinds[0] == Rewind(len(before) + len(copy), frozenset({copy[0]}), "it repeated itself", loop=True)
+    assert stop == Stop("loop")
+    ended = track.ended("loop")
+    assert ended.end == "loop"
+    assert track.loops("loop") == ("rewound", "closed", "stopped")
+    assert words.text(track.tokens).count("otherwise") == 1
+    kinds = [event.kind for event in events if isinstance(event, Notice)]
+    assert kinds == ["rewound", "closed"]
+    answer = ended.answer.removeprefix("**Final Answer**").lstrip("\n")
+    assert (" It is five." * 200).startswith(answer)
+    assert answer.count("five") == 128
+
+
+@given(MODELS)
+@settings(max_examples=2)
+def test_a_loop_that_was_left_changes_the_sampling_of_the_thought_and_not_of_the_answer(model: Thoughts) -> None:
+    words = Words()
+    rules = rules_of(words, Options(), model, loops=True)
+    track = Track(rules.policies, rules.begin, words.piece, words.tokenize)
+    writer = Model(words, LOOP, " It is five.")
+    writer.run(track)
+    temperatures = [key for key, _ in itertools.groupby(writer.draws, lambda draw: draw.sampling.temperature)]
+    assert temperatures[:2] == [0, 0.6]
+    assert temperatures[-1] == 0
+    assert any(draw.banned for draw in writer.draws)
+
+
+def test_folding_again_says_the_same_and_stops_nothing() -> None:
+    """A thought that a loop has ended, its copies among the tokens: they stand, and are history."""
+    words = Words()
+    rules = rules_of(words, Options(), TAGS, loops=True)
+    track = Track(rules.policies, rules.begin, words.piece, words.tokenize)
+    rewinds, _, _ = Model(words, LOOP, " It is five.").run(track)
+    begin = Begin("thinking", tuple(rewinds))
+    timed = [(token, words.piece(token), 0.0) for token in track.tokens]
+    state, events = generation.fold(rules.policies, begin, timed[: len(timed) // 2])
+    for token, piece, time_s in timed[len(timed) // 2 :]:
+        step = generation.advance(rules.policies, state, token, piece, time_s)
+        state = step.state
+        events += step.events
+    whole, all_events = generation.fold(rules.policies, begin, timed)
+    assert (state, events) == (whole, all_events)
+
+
+@pytest.mark.parametrize("rewinds", [(LOOPED,), (LOOPED, Rewind(9, forced=(CLOSE,), ends="loop"))])
+def test_after_the_first_loop_a_thought_is_only_ended(rewinds: tuple[Rewind, ...]) -> None:
+    policy, begin = Loops(), Begin("thinking", rewinds)
+    path: Any = policy.start(begin)
+    for n in range(1, 65):
+        verdict = policy.observe(path, Taken(7, "x", "thinking", n))
+        path = verdict.state
+    assert (verdict.action, verdict.end) == (None, ("loop", 0))
+
+
+def test_a_reply_without_loops_ends_as_it_always_did() -> None:
+    words = Words()
+    rules = rules_of(words, Options(), TAGS, loops=True)
+    track = Track(rules.policies, rules.begin, words.piece, words.tokenize)
+    for token in (CLOSE, *words.tokenize(" It is five."), END):
+        _, action = track.take(token)
+    assert action == Stop("stop", mute=True)
+    assert track.loops("stop") == ()
