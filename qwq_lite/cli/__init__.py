@@ -11,7 +11,7 @@ from qwq_lite.cli import console
 
 _COMMANDS = {
     "chat": ("qwq_lite.cli.chat", "Talk to a model."),
-    "convert": ("qwq_convert.cli", "Turn a Hugging Face checkpoint into one GGUF file."),
+    "convert": ("qwq_convert.cli.convert", "Turn a Hugging Face checkpoint into one GGUF file."),
     "plan": ("qwq_lite.cli.plan", "Say what a model takes here, before it is downloaded."),
     "doctor": ("qwq_lite.cli.doctor", "Say what this installation can do, and what is wrong with it."),
 }

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from qwq_lite.recipe import FILE_TYPES, file_type
 
-from .pipeline import Conversion, Progress, convert
+from qwq_convert.pipeline import Conversion, Progress, convert
 
 
 @click.command()
