@@ -1,6 +1,6 @@
-"""Are loops found, is anything else taken for one, and what becomes of a thought that loops?
+"""Are loops found in real outputs, and is anything else taken for one?
 
-    python bench/loops.py [FOLDER] [--texts DIR ...] [--tokens 500000] [--prompts 200] [--show]
+    python bench/loops.py [FOLDER] [--texts DIR ...] [--tokens 500000] [--show]
 
 FOLDER holds *.jsonl of real outputs (a line a reply: response, loops true, false or null for an arguable one). Each is folded as
 one thought, for some are thoughts without tags and some answers that still think, and once more by its own phases.
@@ -9,10 +9,7 @@ Ordinary text: every kind of file below the --texts folders, and below Python's 
 tokens a kind; as a thought, as an answer, and within a block of code. Requested repetitions: 40 questions with their right
 answers, in the answer and in a block of code. False alarms are replies in which something was done.
 
---prompts: real greedy replies of the demo model to so many prompts, with its end tokens respected and ignored. What brute force
-labels (measure/repeats.py) is found in time, late or not; with the rules on, the first loop is recovered when no other comes
-within 512 tokens; the thoughts that were ended and the answers that were stopped are counted apart. Everything by Qwen's
-vocabulary but this. Ends with one JSON line.
+Everything by Qwen's vocabulary; the demo model's own loops are bench/leaving_loops.py's. Ends with one JSON line.
 """
 
 from __future__ import annotations
@@ -22,14 +19,12 @@ import itertools
 import json
 import random
 import re
-import statistics
 import sys
 import sysconfig
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "convert")]
@@ -37,28 +32,17 @@ sys.path[:0] = [str(ROOT), str(ROOT / "convert")]
 from tokenizers import Tokenizer  # noqa: E402
 
 from bench.budget import token_bytes  # noqa: E402
-from bench.measure.repeats import EIGHT, LEAST, Repeat, loops  # noqa: E402
 from bench.measure.requested import REQUESTED  # noqa: E402
-from bench.measure.thinker import N_CTX, PROMPTS, KeepsThinking, Made, Thinker  # noqa: E402
-from qwq_lite import control, generation  # noqa: E402
-from qwq_lite.active_reply import Request  # noqa: E402
-from qwq_lite.events import Done, Notice  # noqa: E402
-from qwq_lite.generation import Begin, Phase, Rewind, Stop, Taken, Verdict, utf8  # noqa: E402
-from qwq_lite.model import Options  # noqa: E402
-from qwq_lite.policies.loops import Loops, Seen  # noqa: E402
+from qwq_lite import generation  # noqa: E402
+from qwq_lite.generation import Begin, Phase, Rewind, Stop, Taken, utf8  # noqa: E402
+from qwq_lite.policies.loops import Loops  # noqa: E402
 from qwq_lite.policies.phases import Phases  # noqa: E402
-from qwq_lite.policies.unconstrained import Unconstrained  # noqa: E402
-from qwq_lite.sampling import Sampling  # noqa: E402
 from qwq_lite.wishes import asks_for_repetition  # noqa: E402
 from tests.oracle import qwen_tokenizer_json  # noqa: E402
 
-DEMO = ROOT / "build" / "demo" / "SmolLM2-135M-Instruct-Q4_K_M.gguf"
 LONGEST = 8192  # tokens of an ordinary text
-AGAIN = 512  # tokens within which another loop means that the first was not recovered
-N_GREEDY = 1024  # tokens of a reply of the demo model
 _KINDS = {"prose": (".md", ".rst", ".txt", ".pod"), "code": (".py",), "tables": (".csv", ".tsv"), "json": (".json",)}
 _SUFFIXES = {suffix for suffixes in _KINDS.values() for suffix in suffixes}
-END_OF_TEXT = -1  # no token of any vocabulary
 _ROW = re.compile(r"(?:^\|.*\|[ ]*\n){4,}|(?:^\+[-+=]+\+\n(?:^[|+].*\n)+)", re.MULTILINE)
 _VERSE = re.compile(r"(?:^[ ]{0,8}[A-Z][A-Za-z ,;:.!?'-]{12,54}\n){4,}", re.MULTILINE)
 _FORMULA = re.compile(r"\\(?:frac|sum|int|sqrt|alpha|begin)|\.\. math::")
@@ -229,134 +213,6 @@ def requested(texts: Texts, show: bool) -> dict[str, Any]:
     return dict(counts)
 
 
-# The demo model
-
-
-@dataclass(frozen=True)
-class Watched(Loops):
-    """Loops that writes down what it did: the reply's length then, where the reply goes on from, and what it was."""
-
-    seen: list[tuple[int, int, str]] = field(default_factory=list)
-
-    def observe(self, seen: Seen, taken: Taken) -> Verdict:
-        verdict = super().observe(seen, taken)
-        if len(self.seen) == 1 and taken.n_tokens > self.seen[0][1] + AGAIN:  # recovered: nothing more is asked
-            return Verdict(verdict.state, Stop("length"))
-        if verdict.action is not None or verdict.end is not None:
-            place = verdict.action.n_tokens if isinstance(verdict.action, Rewind) else taken.n_tokens
-            word = (taken.n_tokens, place, "closed" if verdict.end else what(verdict.action))
-            if word not in self.seen:
-                self.seen.append(word)
-        return verdict
-
-
-@dataclass(frozen=True)
-class Labelled(Unconstrained):
-    """Ends a reply that has a labelled loop that can be judged: no later token makes another first one. State: its tokens."""
-
-    name: ClassVar[str] = "labelled"
-
-    def start(self, begin: Begin) -> tuple[int, ...]:
-        return ()
-
-    def observe(self, tokens: tuple[int, ...], taken: Taken) -> Verdict:
-        tokens = (*tokens, taken.token)
-        if len(tokens) % 32 == 0:
-            for loop in loops(tokens):
-                if loop.n_copies >= EIGHT and loop.end - loop.start >= 1.25 * max(4 * loop.period, LEAST):
-                    return Verdict(tokens, Stop("length"))
-        return Verdict(tokens)
-
-
-class Greedy(Thinker):
-    """The demo model, undivided, without sampling. keeps: its end tokens are ignored while it thinks."""
-
-    def write(self, question: str, n_most: int, watched: Watched | None) -> Made:
-        tokens = self._template.encode(self.vocab, [{"role": "user", "content": question}], self._form)
-        rules = control.rules(
-            Options(max_tokens=n_most), self._thoughts, tokens, question, N_CTX, self.vocab.end_tokens,
-            self.vocab.piece, self.tokenize, templated=True,
-        )  # fmt: skip
-        policies = [watched if isinstance(policy, Loops) else policy for policy in rules.policies]
-        kept = tuple(policy or Labelled() for policy in policies)
-        keeps = (KeepsThinking(self.vocab.end_tokens),) if self._keeps else ()
-        request = Request(
-            tokens, (*kept, *keeps), Sampling(temperature=0), 0, rules.begin, ("loops", question),
-            thinking_limit=rules.thinking_limit, n_words=rules.n_words,
-        )  # fmt: skip
-        events = list(self.scheduler.submit(request))
-        done = events[-1]
-        assert isinstance(done, Done)
-        held, _ = self.scheduler.call(lambda sequences: sequences.held(("loops", question)))
-        self.scheduler.release(("loops", question))
-        notices = [event for event in events if isinstance(event, Notice)]
-        return Made(done, notices, held[len(tokens) :], len(tokens), None)
-
-
-def greedy(prompts: Sequence[str], keeps: bool, show: bool) -> dict[str, Any]:
-    """Loops of greedy replies: labelled, found, late; and what became of those that the rule saw itself."""
-    model = Greedy(DEMO, "undivided", n_threads=1, keeps=keeps)
-    counts: Counter[str] = Counter(end_tokens_ignored=int(keeps))
-    delays: list[float] = []
-    for n, question in enumerate(prompts, 1):
-        if show:
-            print(dict(counts), flush=True)
-        counts["prompts"] = n
-        plain = model.write(question, N_GREEDY, None)
-        # What ended by itself does not reach the end of its text: one more token stands for the end token.
-        by_itself = plain.done.reply.finish_reason == "stop"
-        tokens = plain.tokens + [END_OF_TEXT] * by_itself
-        labelled = loops(tokens)
-        pieces = [model.vocab.piece(token) for token in plain.tokens]
-        found = fired(Loops(), plain.tokens, pieces, "thinking")
-        counts.update(judged(labelled, found))
-        if labelled and found:
-            first = labelled[0]
-            delays.append((found.n_tokens - first.start) / max(4 * first.period, 64))
-        if show and (labelled or found):
-            print(f"{question!r}: {labelled[:2]} {found}", flush=True)
-        if found is None:
-            continue
-        watched = Watched()
-        made = model.write(question, 2 * N_GREEDY, watched)
-        counts.update(became(watched.seen, made, labelled=bool(labelled)))
-    model.close()
-    delay = statistics.median(delays) if delays else None
-    return {**dict(sorted(counts.items())), "median_delay_of_limit": delay}
-
-
-def questions(n_prompts: int) -> list[str]:
-    """The prompts of a thinker, and each once more with other words, for which a greedy model writes another text."""
-    more = [f"{question} Begin with the most important part." for question in PROMPTS]
-    return [*PROMPTS, *more][:n_prompts]
-
-
-def judged(labelled: list[Repeat], found: Fired | None) -> list[str]:
-    """In time: within four periods or 64 tokens and a quarter more. What fired before the first labelled loop is no finding."""
-    if not labelled:
-        return ["fired_unlabelled"] if found else []
-    first = min(labelled, key=lambda loop: loop.start + max(4 * loop.period, 64))
-    words = ["labelled"]
-    if found is None:
-        return [*words, "missed", *(["missed_8_periods"] if any(loop.n_copies >= 8 for loop in labelled) else [])]
-    in_time = found.n_tokens <= first.start + 1.25 * max(4 * first.period, 64)
-    return [*words, f"found_{found.what}", "in_time" if in_time else "late"]
-
-
-def became(seen: list[tuple[int, int, str]], made: Made, *, labelled: bool) -> list[str]:
-    """Of the first loop: recovered, or again within AGAIN tokens; then whether the thought was ended, the answer stopped."""
-    if not seen or seen[0][2] not in ("exact", "near"):
-        return ["not_in_a_thought"]
-    again = [n for n, _, word in seen[1:] if n <= seen[0][1] + AGAIN]
-    kind = "labelled" if labelled else "unlabelled"
-    return [
-        f"{seen[0][2]}_left", f"{kind}_left", *([] if again else [f"{seen[0][2]}_recovered", f"{kind}_recovered"]),
-        *(["concluded"] if "closed" in made.done.reply.stats.loops else []),
-        *(["stopped"] if made.done.reply.finish_reason == "loop" else []),
-        *(["with_answer"] if made.done.reply.answer.strip() else []),
-    ]  # fmt: skip
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("folder", type=Path, nargs="?", help="real outputs; without it none are looked at")
@@ -364,17 +220,10 @@ def main() -> None:
         "--texts", type=Path, nargs="*", default=[], help="folders with ordinary texts, beside Python's own"
     )
     parser.add_argument("--tokens", type=int, default=100_000, help="of ordinary text, a kind; 0 for none")
-    parser.add_argument("--prompts", type=int, default=len(PROMPTS), help="for the demo model; 0 for none")
-    parser.add_argument("--skip", type=int, default=0, help="so many of the prompts")
-    parser.add_argument(
-        "--end-tokens",
-        choices=("respected", "ignored"),
-        help="of the demo model, only so; two such runs may go side by side",
-    )
     parser.add_argument("--show", action="store_true", help="name what was found")
     arguments = parser.parse_args()
     texts, show = Texts(), arguments.show
-    result: dict[str, Any] = {"bench": "loops", "transcripts": [], "ordinary": [], "greedy": []}
+    result: dict[str, Any] = {"bench": "loops", "transcripts": [], "ordinary": []}
     if arguments.folder is not None:
         for row in transcripts(arguments.folder, texts, show):
             result["transcripts"].append(row)
@@ -384,15 +233,8 @@ def main() -> None:
         for row in ordinary(folders, arguments.tokens, texts, show):
             result["ordinary"].append(row)
             print(row, flush=True)
-    if arguments.end_tokens is None:
-        result["requested"] = requested(texts, show)
-        print(result["requested"], flush=True)
-    ways = {"respected": False, "ignored": True}
-    for way, keeps in ways.items() if arguments.prompts else ():
-        if arguments.end_tokens not in (None, way):
-            continue
-        result["greedy"].append(greedy(questions(arguments.prompts)[arguments.skip :], keeps, show))
-        print(result["greedy"][-1], flush=True)
+    result["requested"] = requested(texts, show)
+    print(result["requested"], flush=True)
     print(json.dumps(result))
 
 

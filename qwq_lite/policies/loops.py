@@ -89,7 +89,8 @@ class Loops:
             loops, found = complete(written, loops, limit, n, in_code)
             due = due_at(loops, limit, n + 1)
         fields = (written, n, origin, phase, loops, due, line, in_code, apart, warm, over)
-        if found is None and (phase == "answer" or self.asked or in_code or not written.circles(n)):
+        circling = found is not None or not (phase == "answer" or self.asked or in_code) and written.circles(n)
+        if not circling or taken.forced:  # what nobody drew, as a hint, is no fault of the model's
             return _new(Verdict, (_new(Seen, fields), None, 0, None, None))
         seen = Seen(*fields)._replace(over=True)
         if phase == "answer":

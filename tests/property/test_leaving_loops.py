@@ -157,3 +157,15 @@ def test_a_reply_without_loops_ends_as_it_always_did() -> None:
         _, action = track.take(token)
     assert action == Stop("stop", mute=True)
     assert track.loops("stop") == ()
+
+
+def test_what_nobody_drew_is_no_loop_until_the_model_goes_on_with_it() -> None:
+    policy, tokens = Loops(), [1, 2, 3] * 40
+    state = policy.start(Begin("thinking"))
+    for n, token in enumerate(tokens, 1):
+        verdict = policy.observe(state, Taken(token, "x", "thinking", n, forced=True))
+        assert verdict.action is None and verdict.end is None
+        state = verdict.state
+    went_on = policy.observe(state, Taken(1, "x", "thinking", len(tokens) + 1)).action
+    assert isinstance(went_on, Rewind) and went_on.n_tokens == 3
+    assert policy.observe(state, Taken(9, "x", "thinking", len(tokens) + 1)).action is None
