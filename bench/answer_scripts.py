@@ -44,13 +44,15 @@ _ROUNDS = 5
 
 class Found(NamedTuple):
     """Of one reply. refused: texts of tokens that the rows mask in the labelled answer, in its heading and elsewhere; mixed: the
-    answer has letters of a masked script; left: so many of them would still have come. rewritten: the heading was."""
+    answer has letters of a masked script; left: so many of them would still have come. begins: where the policies begin the
+    answer; rewritten: the heading was."""
 
     refused_heading: list[str]
     refused_else: list[str]
     mixed: bool
     left: int
     why: str
+    begins: int | None
     rewritten: bool
 
 
@@ -76,14 +78,14 @@ class Replay:
         n_letters = _n_letters(answer)
         start, rewritten = self._begins(row, text)
         if free:
-            return Found([], [], n_letters > 0, n_letters, "auto masks nothing" if n_letters else "", False)
+            return Found([], [], n_letters > 0, n_letters, "auto masks nothing" if n_letters else "", None, False)
         heading, other = self._refused(answer)
         if label is None or not n_letters:
-            return Found(heading, other, False, 0, "", rewritten)
+            return Found(heading, other, False, 0, "", start, rewritten)
         late = len(text) if start is None else start
         left = _n_letters(text[label:late]) if late > label else 0
         why = "before anything tells that the answer has begun" if left else ""
-        return Found(heading, other, True, left, why, rewritten)
+        return Found(heading, other, True, left, why, start, rewritten)
 
     def _begins(self, row: dict[str, Any], text: str) -> tuple[int | None, bool]:
         """Where the policies begin the answer in the text as it comes, and whether they force another heading there."""
@@ -210,7 +212,8 @@ def main() -> None:
             if row["lang"] != "zh":
                 counts["mixed"] += found.mixed
                 counts["mixed_left"] += found.mixed and found.left > 0
-                counts["headings_rewritten"] += found.rewritten and row["answer_start"] is not None
+                counts["headings_rewritten"] += found.rewritten and found.begins == row["answer_start"]
+            counts["rewritten_elsewhere"] += found.rewritten and found.begins != row["answer_start"]
             if arguments.show and (found.refused_heading or found.refused_else or found.mixed or found.rewritten):
                 print(f"{path.name} {row['id']} ({row['lang']}): {found}")
     result = {"bench": "answer_scripts", **counts, **cost(replay, texts)}

@@ -5,8 +5,9 @@
 A small model that is greedy loops in most of what it writes. First it writes a reply to each prompt without the rule, with its
 end tokens respected or ignored, until brute force (measure/repeats.py) labels a loop that can be judged: found in time, late, or
 missed. Then the same reply is given to it again, with the rule, up to the place where that fires, and it goes on from there. The
-loop was recovered when no other one, exact or near, comes within 512 tokens; of the others it is counted whether the thought was
-ended and the answer came to its end, or was stopped for it looped again.
+loop was recovered when no other one comes within 512 tokens, exact or near, by the rule or by brute force; replies that came to
+their end before are counted among these, and apart. Of the others it is counted whether the thought was ended and the answer came
+to its end, or was stopped for it looped again.
 
 Replies without the rule are kept in build/bench/ and written once. Two runs, one of either kind of end tokens, may go side by
 side: a model has one thread. Ends with one JSON line.
@@ -42,6 +43,7 @@ from qwq_lite.sampling import Sampling  # noqa: E402
 DEMO = ROOT / "build" / "demo" / "SmolLM2-135M-Instruct-Q4_K_M.gguf"
 KEPT = ROOT / "build" / "bench"
 AGAIN = 512  # tokens within which another loop means that the first was not recovered
+MORE = 128  # tokens by which brute force sees loops that began before that and that the rule had not seen yet
 N_GREEDY = 1024  # tokens of a reply without the rule
 N_MORE = 1536  # tokens of a reply after its first loop
 END_OF_TEXT = -1  # no token of any vocabulary
@@ -76,7 +78,7 @@ class Watched(Loops):
 
     def observe(self, seen: Seen, taken: Taken) -> Verdict:
         verdict = super().observe(seen, taken)
-        if len(self.seen) == 1 and taken.n_tokens > self.seen[0][1] + AGAIN:
+        if len(self.seen) == 1 and taken.n_tokens > self.seen[0][1] + AGAIN + MORE:
             return Verdict(verdict.state, Stop("length"))
         if verdict.action is not None or verdict.end is not None:
             place = verdict.action.n_tokens if isinstance(verdict.action, Rewind) else taken.n_tokens
@@ -178,12 +180,16 @@ def judged(labelled: list[Repeat], found: Fired | None) -> list[str]:
 
 def became(seen: list[tuple[int, int, str]], made: Made) -> list[str]:
     """Of the first loop: recovered, or again within AGAIN tokens; then whether the answer came to its end or was stopped."""
-    kind = seen[0][2]
-    again = [word for n, _, word in seen[1:] if n <= seen[0][1] + AGAIN]
-    if not again:
-        return [f"{kind}_left", f"{kind}_recovered"]
+    place, kind = seen[0][1], seen[0][2]
+    ended = made.done.reply.finish_reason == "stop"
+    again = any(n <= place + AGAIN for n, _, _ in seen[1:])
+    unseen = loops(made.tokens[place:] + [END_OF_TEXT] * ended) if len(seen) == 1 else []
     words = [f"{kind}_left"]
-    if made.done.reply.finish_reason == "loop":
+    if not again and not any(loop.start <= AGAIN for loop in unseen):
+        return [*words, f"{kind}_recovered", *(["ended_before"] if len(made.tokens) < place + AGAIN else [])]
+    if not again:
+        words.append("again_unseen")
+    elif made.done.reply.finish_reason == "loop":
         words.append("stopped")
     elif "closed" in made.done.reply.stats.loops:
         words.append("concluded" if made.done.reply.answer.strip() else "concluded_without_answer")

@@ -3,14 +3,16 @@
     python bench/policies.py [--tokens 32768]
 
 Pure: no engine. Each policy alone, and all that a reply can have, take the same tokens of an English and a Chinese thought in
-turn; a token's time is that of `constrain` and `advance` less that of the loop without policies, which is called "none".
-Ends with one JSON line.
+turn; a token's time is that of `constrain` and `advance` less that of the loop without policies, which is called "none". Loops
+has texts of its own: words of which four in ten come in the order of before, and what costs most: stretches within a block of
+code, which would be loops outside of it. Ends with one JSON line.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import random
 import re
 import statistics
 import sys
@@ -30,17 +32,21 @@ from qwq_lite.policies.headings import Headings  # noqa: E402
 from qwq_lite.policies.loops import Loops  # noqa: E402
 from qwq_lite.policies.phases import Phases  # noqa: E402
 from qwq_lite.policies.reserve import Reserve  # noqa: E402
+from qwq_lite.policies.script import Script  # noqa: E402
 from qwq_lite.policies.stops import Stops  # noqa: E402
 from qwq_lite.sampling import Sampling  # noqa: E402
+from qwq_lite.script_masks import ScriptMasks  # noqa: E402
+from qwq_lite.scripts import MASKABLE  # noqa: E402
 
 _TEXT = (
     "Okay, let me think about this. If n is 3.5, then 2 * n is 7, so the first case holds.\n\n**Case 2**: suppose that"
     " `x < y`; then (x, y) can't be a pair of twins. Hmm, wait.\n所以我们需要先看第一种情况，再看第二种。\n\n"
 )
 _PAUSE_S = 0.01  # between two tokens, as the deadline sees it
+Tokens = list[tuple[int, bytes, float]]
 
 
-def pieces(n_tokens: int) -> list[tuple[int, bytes, float]]:
+def pieces(n_tokens: int) -> Tokens:
     """Words with the space before them, as a tokenizer would part them; Chinese characters one by one.
 
     The text comes again and again, the tokens do not: nothing loops.
@@ -49,17 +55,37 @@ def pieces(n_tokens: int) -> list[tuple[int, bytes, float]]:
     return [(10 + n, parts[n % len(parts)].encode(), n * _PAUSE_S) for n in range(n_tokens)]
 
 
+def looped(n_tokens: int) -> dict[str, tuple[Begin, Tokens]]:
+    """What Loops alone is timed on: in real thoughts four to six tokens in ten end eight that were there before."""
+    source, words = random.Random(1), pieces(n_tokens)
+    ids: list[int] = []
+    while len(ids) < n_tokens:
+        old = source.randrange(max(1, len(ids) - 40))
+        ids += ids[old : old + 24] + [10 + source.randrange(30_000) for _ in range(24)]
+    real = [(token, piece, time_s) for token, (_, piece, time_s) in zip(ids, words, strict=False)]
+    stretch = [(10 + n % 90, piece, time_s) for n, (_, piece, time_s) in enumerate(words)]
+    for n in range(1000, n_tokens, 2000):  # each time it is long enough outside of code, and never within it
+        stretch[n : n + 1] = [(5 + n, b"\nx\n", stretch[n][2])]
+    return {
+        "real thought": (Begin("thinking"), real),
+        "real answer": (Begin("answer"), real),
+        "stretch in code": (Begin("answer"), [(4, b"```\n", 0.0), *stretch]),
+    }
+
+
 def sets(n_tokens: int) -> dict[str, tuple[Begin, tuple[Policy, ...]]]:
     """What costs most: a window that is open all the time, whose action nobody carries out, and a deadline that is not near.
 
     "in an answer": after a thought that was ended before its first token; "before the window": as nine of ten tokens are.
     """
     never, words = 4 * n_tokens, ("\n", 3, "\n\n")
+    masks = ScriptMasks([bytes([n]) for n in range(256)], MASKABLE)
     deadline = Deadline(n_tokens * _PAUSE_S * 10, 340, 100)
     each: dict[str, Policy] = {
         "phases": Phases(2, 3),
         "headings": Headings(),
         "stops": Stops(frozenset({1}), ("STOP", "\nUser:"), 2 * never),
+        "script": Script(masks, masks, ("\n\n**Final Answer**\n\n",)),
         "deadline": deadline,
         "loops": Loops(),
         "closing": Closing((Window(0, 2 * never, "budget"),), words, 3, 3),
@@ -98,21 +124,24 @@ def main() -> None:
     tokens = pieces(arguments.tokens)
     result: dict[str, object] = {"bench": "policies", "tokens": len(tokens)}
     bare_set: tuple[Begin, tuple[Policy, ...]] = (Begin("thinking"), ())
-    for name, (begin, policies) in {"none": bare_set, **sets(len(tokens))}.items():
+    cases = {name: (*asked, tokens) for name, asked in {"none": bare_set, **sets(len(tokens))}.items()}
+    for name, (begin, text) in looped(len(tokens)).items():
+        cases[f"loops, {name}"] = (begin, (Loops(),), text)
+    for name, (begin, policies, text) in cases.items():
         medians, ends = [], []
         for _ in range(arguments.rounds):  # in turn: machines are noisy
-            bare = statistics.median(microseconds(*bare_set, tokens[:8192]))
-            times = sorted(microseconds(begin, policies, tokens[:8192]))
+            bare = statistics.median(microseconds(*bare_set, text[:8192]))
+            times = sorted(microseconds(begin, policies, text[:8192]))
             medians.append(times[len(times) // 2] - bare * bool(policies))
             ends.append(times[int(len(times) * 0.99)] - bare * bool(policies))
         median, p99 = statistics.median(medians), statistics.median(ends)
         folds = []
         for _ in range(arguments.rounds):
             before = time.perf_counter()
-            generation.fold(policies, begin, tokens)
+            generation.fold(policies, begin, text)
             folds.append((time.perf_counter() - before) * 1000)
         fold_ms = statistics.median(folds)
-        print(f"{name:16} median {median:5.2f} us, 99 % {p99:5.2f} us, folding {len(tokens)} tokens {fold_ms:.0f} ms")
+        print(f"{name:22} median {median:5.2f} us, 99 % {p99:5.2f} us, folding {len(text)} tokens {fold_ms:.0f} ms")
         result[name] = {"median_us": round(median, 2), "p99_us": round(p99, 2), "fold_ms": round(fold_ms, 1)}
     print(json.dumps(result))
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from qwq_lite import boundary
-from qwq_lite.generation import Begin, Policy, Rewind, Rewrite
+from qwq_lite.generation import Begin, Phase, Policy, Rewind, Rewrite
 from qwq_lite.model import Options, ThoughtStyle
 from qwq_lite.policies import arranged
 from qwq_lite.policies.closing import Closing, Window
@@ -20,6 +20,7 @@ from qwq_lite.policies.reserve import Reserve
 from qwq_lite.policies.script import Script
 from qwq_lite.policies.stops import Stops
 from qwq_lite.respelling import respelled
+from qwq_lite.script_choice import texts_of
 from qwq_lite.script_masks import ScriptMasks
 from qwq_lite.wishes import asks_for_repetition
 
@@ -38,6 +39,14 @@ class Thoughts:
     style: ThoughtStyle
     opened: int | None = None
     closed: int | None = None
+
+
+class Question(NamedTuple):
+    """What a prompt asks. text: the user's last words, for the language of what ends the thought. may_repeat: a right answer may
+    say the same again and again, or nobody knows."""
+
+    text: str
+    may_repeat: bool
 
 
 @dataclass(frozen=True)
@@ -66,7 +75,7 @@ def rules(
     options: Options,
     model: Thoughts,
     prompt: Sequence[int],
-    question: str,
+    question: Question | str,
     n_ctx: int,
     end_tokens: frozenset[int],
     piece: Callable[[int], bytes],
@@ -78,41 +87,45 @@ def rules(
     """The policies of a reply, and where it begins.
 
     Args:
-        prompt: its tokens. question: the user's last words, for the language of what ends the thought, and whether they ask for
-            repetition.
+        prompt: its tokens. question: what it asks, as `last_question` says; a text is all that is asked.
         templated: the prompt is a template's, which may have opened the thought.
         piece, tokenize: as `Track` has them. scripts: what is masked in the answer and in the thought.
     """
-    stops = Stops(end_tokens, tuple(options.stop or ()), options.max_tokens)
+    asked = last_question(question) if isinstance(question, str) else question
+    undivided = model.style == "undivided"
     room = n_ctx - len(prompt)
     reserve = min(ANSWER_RESERVE if options.answer_reserve is None else options.answer_reserve, max(1, room // 2))
-    within_s, n_answer = options.within, min(_ANSWER_TOKENS[model.style], reserve)
-    more: list[Policy] = [Loops(asks_for_repetition(question), model.style == "undivided")]
-    if within_s is not None:
-        more.append(Deadline(within_s, n_answer, len(prompt)))
-    answer_masks, thought_masks = scripts
-    words = closing_words(model, question, answer_masks)
-    undivided = model.style == "undivided"
-    if answer_masks is not None or thought_masks is not None:
-        more.append(Script(answer_masks, thought_masks, words if undivided else ()))
+    words = closing_words(model, asked.text, scripts[0])
+    policies: list[Policy] = [Stops(end_tokens, tuple(options.stop or ()), options.max_tokens)]
+    policies.append(Loops(asked.may_repeat, undivided))
+    if options.within is not None:
+        policies.append(Deadline(options.within, min(_ANSWER_TOKENS[model.style], reserve), len(prompt)))
+    if scripts != (None, None):
+        policies.append(Script(*scripts, words if undivided else ()))
     if model.style == "none":
-        return Rules(arranged([stops, *more]), Begin())
-    n_words = _SPARE + sum(1 if isinstance(word, int) else len(tokenize(word)) for word in words)
-    windows = [Window.ending(max(1, room - reserve), "context")]
+        return Rules(arranged(policies), Begin())
     begin = Begin("thinking", undivided=True)
-    if model.style == "tags":
+    if not undivided:
         begin = Begin("thinking" if templated and _is_open(prompt, model, piece) else "answer")
     if options.budget == 0 and begin.phase == "thinking":
         _, forced = respelled((), piece, Rewrite(0, words), tokenize)
         begin = dataclasses.replace(begin, rewinds=(Rewind(0, forced=forced, ends="budget"),))
-    if options.budget == 0 and begin.phase == "answer":  # the model may open a thought itself
-        windows.append(Window(0, 0, "budget"))
-    elif options.budget is not None:
-        windows.append(Window.of_budget(options.budget))
-    closing = Closing(tuple(sorted(windows)), words, n_words, model.closed, outside_code=undivided)
-    phases = Headings() if undivided else Phases(model.opened, model.closed)
+    windows = _windows(options.budget, begin.phase, room - reserve)
+    n_words = _SPARE + sum(1 if isinstance(word, int) else len(tokenize(word)) for word in words)
+    policies.append(Closing(windows, words, n_words, model.closed, outside_code=undivided))
+    policies += [Headings() if undivided else Phases(model.opened, model.closed), Reserve(reserve, end_tokens)]
     limit = min(options.max_tokens or room, *(window.closes for window in windows))
-    return Rules(arranged([phases, stops, *more, closing, Reserve(reserve, end_tokens)]), begin, limit, n_words)
+    return Rules(arranged(policies), begin, limit, n_words)
+
+
+def _windows(budget: int | None, phase: Phase, n_most: int) -> tuple[Window, ...]:
+    """Where a thought ends at the latest. n_most: tokens that it has room for."""
+    windows = [Window.ending(max(1, n_most), "context")]
+    if budget == 0 and phase == "answer":  # the model may open a thought itself
+        windows.append(Window(0, 0, "budget"))
+    elif budget is not None:
+        windows.append(Window.of_budget(budget))
+    return tuple(sorted(windows))
 
 
 def closing_words(model: Thoughts, question: str, masks: ScriptMasks | None = None) -> tuple[str | int, ...]:
@@ -128,14 +141,26 @@ def closing_words(model: Thoughts, question: str, masks: ScriptMasks | None = No
     return ("\n", model.closed, "\n\n")
 
 
-def last_question(prompt: Any) -> str:
-    """The user's last words in a prompt; nothing for tokens."""
+def last_question(prompt: Any) -> Question:
+    """What a prompt asks, which is a text, messages, or tokens. Of tokens nothing is known: their answer may repeat itself.
+
+    Whether it may is read from all that the user and the system prompt say: "Continue." asks for what was asked before.
+    """
     if isinstance(prompt, str):
-        return prompt
-    for message in reversed(prompt):
-        if isinstance(message, Mapping) and message.get("role") == "user":
-            return str(message.get("content", ""))
-    return ""
+        return Question(prompt, asks_for_repetition(prompt))
+    if not all(isinstance(message, Mapping) for message in prompt):
+        return Question("", True)
+    said = [(message.get("role"), _texts(message.get("content"))) for message in prompt]
+    last: list[str] = next((texts for role, texts in reversed(said) if role == "user"), [])
+    asks = (asks_for_repetition(text) for role, texts in said if role in ("user", "system") for text in texts)
+    return Question("\n".join(last), any(asks))
+
+
+def _texts(content: Any) -> list[str]:
+    """What a message says; of one in parts, the texts of its parts."""
+    parts = content if isinstance(content, list | tuple) else [content]
+    texts = (part.get("text", part) if isinstance(part, Mapping) else part for part in parts)
+    return [*texts_of([*texts])]
 
 
 def _is_open(prompt: Sequence[int], model: Thoughts, piece: Callable[[int], bytes]) -> bool:

@@ -54,7 +54,8 @@ class Rewrite:
 
     In the tokens that tokenizing its last line together with the words gives: a Rewind, once the tokens are known.
     n_drop: None for what follows the last place where a text may end. words: texts, and control tokens between them.
-    outside_code: the words mean nothing within a block of code, so that is closed first. why, ends: as in Rewind.
+    outside_code: the words mean nothing within a block of code, so that is closed first. why, ends: as in Rewind. n_back: so
+    many of the last tokens go before that.
     """
 
     n_drop: int | None
@@ -62,6 +63,7 @@ class Rewrite:
     why: str = ""
     ends: ThoughtEnd | None = None
     outside_code: bool = False
+    n_back: int = 0
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,7 @@ class Taken(NamedTuple):
 
     text: the characters that it completed, of the phase that it leaves the reply in; n_tokens: the reply's length with it;
     time_s: seconds from the request to the token; forced: nobody drew it; turned: the phase begins with this token.
-    end: the thought is to end for this reason, within so many tokens more.
+    end: the thought is to end for this reason, within so many tokens more; less than none: so many of the last tokens ago.
     """
 
     token: int

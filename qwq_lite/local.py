@@ -18,6 +18,7 @@ from qwq_lite import (
     catalog,
     control,
     engines,
+    generation,
     gguf_header,
     history,
     normalization,
@@ -41,7 +42,7 @@ from qwq_lite.model import options as model_options
 from qwq_lite.plan import RunPlan, Wishes
 from qwq_lite.prompt import ChatTemplate, Message
 from qwq_lite.scheduler import PREFILL_CHUNK, Scheduler
-from qwq_lite.script_masks import ScriptMasks
+from qwq_lite.script_masks import MaskSets, ScriptMasks
 from qwq_lite.stream import Stream, in_thread
 
 _GPU_PREFILL_CHUNK = 512  # a GPU is slow on small batches; it takes tenths of a second for this one
@@ -150,7 +151,7 @@ class LocalModel(Model):
         self._callers: list[int] = []  # threads that are inside, for nobody may tokenize while the model is freed
         self._changed = threading.Condition()
         self._unloaded = False
-        self._script_masks: dict[frozenset[str], ScriptMasks] = {}
+        self._masks = MaskSets(self._vocab.piece, self._vocab.n_tokens)
         # A model that is dropped without `unload` is freed too, by its engine's thread.
         weakref.finalize(self, self._scheduler.close, wait=False).atexit = False
         self._leave = weakref.finalize(self, leave)
@@ -226,18 +227,11 @@ class LocalModel(Model):
         asked = options.answer_script or "auto", options.think_script or "any"
         texts = None
         if "auto" in asked:
-            texts = script_choice.texts_asked(given, undivided=thoughts.style == "undivided")
+            tag = None if thoughts.style == "undivided" else generation.THINK_TAGS[1]
+            texts = script_choice.texts_asked(given, tag=tag)
             texts = None if texts is None else [*texts, *script_choice.texts_of(options.tools or ())]
-        found: list[ScriptMasks | None] = []
-        for word in asked:
-            masked = script_choice.masked(word, texts)
-            masks = self._script_masks.get(masked)
-            if masked and masks is None:  # a third of a second, and not on the engine's thread
-                masks = ScriptMasks([*map(self._vocab.piece, range(self._vocab.n_tokens))], masked)
-                masks.row()
-                self._script_masks[masked] = masks
-            found.append(masks if masked else None)
-        return found[0], found[1]
+        answer, thought = (self._masks.of(script_choice.masked(word, texts)) for word in asked)
+        return answer, thought
 
     def _tokens(self, given: Prompt, options: Options) -> tuple[list[int], int, bool]:
         """A prompt's tokens, how many messages it goes without, and whether a template made it."""

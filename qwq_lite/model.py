@@ -42,10 +42,11 @@ class Options:
     thought has ended.
     thought_style: how the model marks its thought: "tags"; "undivided", not at all, as QwQ-32B-Preview; "none", it does not
     think. history: what a Chat sends back of an undivided reply, "all" or "answer"; of one with tags it is the answer always.
-    answer_script: "auto"; or the one script that the answer may have letters of besides Latin and Greek, fenced code aside:
-    "latin", "han", "kana" (with Han), "hangul", "cyrillic", "arabic", "hebrew", "thai"; "any" for all. "auto" is "latin" where
-    all letters of prompt and messages are Latin or Greek and no word calls for others, else "any". think_script: the same of the
-    thought, which is free unless this is given: one forced language made the reasoning of other models worse.
+    answer_script: "auto"; or which one of these the answer may have letters of, fenced code aside: "han" (with bopomofo), "kana"
+    (with Han), "hangul", "cyrillic", "arabic", "hebrew", "thai"; "latin" for none of them, "any" for all. Letters of every other
+    script are never masked. "auto" is "latin" where all letters of prompt and messages are Latin or Greek and no word calls for
+    others, else "any". An undivided reply that does not announce its answer before it comes is not masked. think_script: the same
+    of the thought, which mixes languages unless this is given: one forced language made the reasoning of other models worse.
     """
 
     seed: int | None = None

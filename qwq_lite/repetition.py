@@ -44,7 +44,7 @@ class Limit(NamedTuple):
 
 class Written:
     """Tokens in their order, and what is known of each from those before it. It only grows, and what it says of its first n
-    tokens never changes: so states that are lengths of it may share it, and are values.
+    tokens never changes: so the states of one reply are lengths of it, and share it. What goes another way begins with a new one.
 
     near: whether old tokens are counted.
     """
@@ -54,35 +54,24 @@ class Written:
         self._tokens, self._n_old = array("I"), array("I", [0])
         self._blocks: list[str] = []  # a character a token, BLOCK of them each: text is searched in C
         self._gram, self._grams = 0, set[int]()
-        self._counted = bytearray()
 
-    def then(self, n: int, token: int, counted: bool = True) -> Written:
-        """What has this token after the first n: this one, or another where something else came after them before.
+    def add(self, n: int, token: int, counted: bool = True) -> bool:
+        """Put this token after the n that there are. Returns whether it is an old one.
 
         counted: False for a token that is never old, as those of code and tables.
         """
         tokens = self._tokens
-        if n < len(tokens):
-            if tokens[n] == token and self._counted[n] == counted:
-                return self
-            other = Written(self._near)
-            for known, word in zip(tokens[:n], self._counted, strict=False):
-                other.then(len(other._tokens), known, bool(word))
-            return other.then(n, token, counted)
+        assert len(tokens) == n, "a reply that goes another way is folded again, with a text of its own"
         tokens.append(token)
-        self._counted.append(counted)
-        if self._near:
-            gram = self._gram = (self._gram << _TOKEN_BITS | token) & _GRAM_MASK
-            grams = self._grams
-            is_old = counted and gram in grams
-            if n >= _GRAM - 1 and not is_old:
-                grams.add(gram)
-            self._n_old.append(self._n_old[-1] + is_old)
-        return self
-
-    def same(self, other: Written, n: int) -> bool:
-        """Whether the first n tokens are."""
-        return self is other or (self._tokens[:n], self._counted[:n]) == (other._tokens[:n], other._counted[:n])
+        if not self._near:
+            return False
+        gram = self._gram = (self._gram << _TOKEN_BITS | token) & _GRAM_MASK
+        grams = self._grams
+        is_old = counted and gram in grams
+        if n >= _GRAM - 1 and not is_old:
+            grams.add(gram)
+        self._n_old.append(self._n_old[-1] + is_old)
+        return is_old
 
     def token(self, place: int) -> int:
         return self._tokens[place]
@@ -142,14 +131,15 @@ class Written:
         return "".join(blocks[max(0, n - n_chars) // BLOCK : n // BLOCK])
 
 
-def _at(loop: Loop, limit: Limit) -> int:
+def _at(loop: Loop, limit: Limit, in_code: bool) -> int:
     """The phase's length at which a stretch becomes a loop, if it goes on."""
-    return loop.start + max(limit.n_copies * loop.period, limit.n_tokens)
+    n_tokens = max(limit.n_copies * loop.period, limit.n_in_code if in_code else limit.n_tokens)
+    return loop.start + n_tokens
 
 
-def due_at(loops: tuple[Loop | None, ...], limit: Limit, n: int) -> int:
-    """When one of them is to be looked at again, not before n: at once where only a block of code was in the way."""
-    return min((max(n, _at(loop, limit)) for loop in loops if loop is not None), default=NEVER)
+def due_at(loops: tuple[Loop | None, ...], limit: Limit, n: int, in_code: bool) -> int:
+    """When one of them is to be looked at again, not before n; to be asked anew where a block of code begins or ends."""
+    return min((max(n, _at(loop, limit, in_code)) for loop in loops if loop is not None), default=NEVER)
 
 
 def complete(
@@ -159,12 +149,11 @@ def complete(
     going: list[Loop | None] = []
     found: Loop | None = None
     for loop in loops:
-        if loop is None or _at(loop, limit) > n:
+        if loop is None or _at(loop, limit, in_code) > n:
             going.append(loop)
         elif not written.holds(loop, n):
             going.append(None)
         else:
             going.append(loop._replace(until=n))
-            if found is None and (not in_code or n - loop.start >= limit.n_in_code):
-                found = loop
+            found = found or loop
     return tuple(going), found

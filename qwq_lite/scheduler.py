@@ -26,7 +26,6 @@ from qwq_lite.errors import ContextFull, EngineClosed, EngineError, QwqError, Us
 from qwq_lite.events import Done, FinishReason, Notice, Progress, Reply, Stats
 from qwq_lite.generation import Rewind, Rewrite
 from qwq_lite.orders import Conclude
-from qwq_lite.policies.loops import warmed
 from qwq_lite.respelling import Tokenize
 from qwq_lite.sequences import Part, Sequences
 from qwq_lite.stream import Feed, Stream
@@ -275,7 +274,9 @@ class Scheduler:
             for event in events:
                 reply.feed.put(event)
             if isinstance(action, Rewind):
-                self._warn_of_warmth(reply, action)
+                notice = track.resampled(reply.sampling) if action.loop else None
+                if notice is not None:
+                    reply.feed.put(notice)
                 self._go_back(reply, action)
                 return
             if action is not None:
@@ -292,13 +293,6 @@ class Scheduler:
             reply.pending = token
         else:
             reply.left, reply.pending = track.tokens[n_decoded:], None
-
-    def _warn_of_warmth(self, reply: ActiveReply, rewind: Rewind) -> None:
-        """Say so where what leaves a loop is not what was asked for."""
-        asked, now = reply.sampling, warmed(reply.sampling)
-        if rewind.loop and now != asked:
-            text = f"for the rest of the thought, temperature is {now.temperature:g} and top_p {now.top_p:g}"
-            reply.feed.put(Notice(f"{text}: greedy sampling would repeat itself again", "warmed"))
 
     def _go_back(self, reply: ActiveReply, rewind: Rewind) -> None:
         """Do in the cache what was done to the reply's tokens. Without forced tokens the next round draws again."""

@@ -1,14 +1,17 @@
 """Which scripts the letters of an answer may be of: by the user's word, or by what was asked. Pure; knows no tokens.
 
 A reader who wrote in Latin letters, and spoke of nothing that is written otherwise, wants no other letters. Who did is let alone:
-"auto" masks either everything or nothing, and one word that speaks of a language, a script, a translation, a title or Unicode
-is enough for nothing. The words are English, with the stems of the commonest in other languages of Latin or Greek letters. It
-does not know what a name means: whoever asks for a capital gets it in Latin letters. An order for the answer's own language does
-not count where that has Latin letters: "Output English ONLY" stood in the prompts of five of eight real mixed answers.
+"auto" masks either everything that can be masked (`scripts`) or nothing, and one word that speaks of a language, a script, a
+translation, an original title or Unicode is enough for nothing. The words are English, with the stems of the commonest in other
+languages of Latin or Greek letters. It does not know what a name means: whoever asks for a capital gets it in Latin letters.
+Where a word has two meanings that are equally common, it calls for other letters: Thai food does. An order for the answer's own
+language does not count where that has Latin letters: "Output English ONLY" stood in the prompts of five of eight real mixed
+answers. What a model said earlier calls for nothing, for it was not asked for; letters of its earlier answers do.
 """
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
@@ -37,16 +40,21 @@ _WORDS = re.compile(
     r"|cyrillic|devanagari|abjads?|abugidas?|niqqud|tashkeel|sinograms?|ideograph\w*|ideograms?|logograms?|hieroglyph\w*"
     r"|cuneiform|runes?|runic|glyphs?|alphabets?|syllabar\w+|diacritic\w*|calligraph\w*|orthograph\w*|scripts?|cjk"
     r"|writing systems?|han characters?|(?:re)?translat\w*|translit\w*|romani[sz]\w*|latini[sz]\w*|transcri(?:be|bing|ption)\w*"
-    r"|locali[sz]\w*|internationali[sz]\w*|i18n|l10n|subtitles?)\b"
+    r"|(?:app|software|game|web|text|content)\w* locali[sz]ation|internationali[sz]\w*|i18n|l10n|subtitles?"
+    r"|locali[sz](?:e[ds]?|ing|ation)(?: of)? (?:\w+ ){0,3}?(?:apps?|strings?|texts?|uis?|interfaces?|messages?|contents?|labels?"
+    r"|websites?|games?|versions?|into))\b"
     # languages, and words about words
-    r"|\b(?:languages?|(?:bi|multi|tri|mono)?lingual\w*|linguist\w*|dialects?|vernacular\w*|native speakers?|idioms?"
+    r"|\b(?:languages?|(?:bi|multi|tri|mono)?lingual\w*|linguist\w*|dialects?|vernacular\w*|native speakers?"
     r"|etymolog\w*|pronounc\w*|pronunciation\w*|phonetic\w*|loanwords?|cognates?|homophones?|proverbs?|haikus?|tankas?"
-    r"|how (?:do|would|can|could|to) (?:you |i |we |one )?(?:say|spell)|what(?:'s|’s| is| are)? the (?:\w+ )?(?:word|term"
-    r"|expression|phrase)s? for|called in)\b"
+    r"|how (?:do|would|can|could|to) (?:you |i |we |one )?say|what(?:'s|’s| is| are)? the (?:\w+ )?(?:word|term|phrase)s? for"
+    r"|what (?:is|are|was|were)\b[^.!?\n]{0,40} called in)\b"
     # titles, and names as they were first written
-    r"|\b(?:titles?|titled|entitled|(?:original|native|local|birth)[ -]+(?:names?|text|wording|version|spelling|form|quotes?"
-    r"|quotations?|editions?)|(?:end|ex|aut)onyms?|originally (?:called|named|written|titled|published)|lyrics?|animes?|mangas?"
-    r"|manhwa|manhua|donghua|webtoons?|[kjc]-?(?:pop|dramas?))\b"
+    r"|\b(?:(?:original|native|local|birth)[ -]+(?:names?|text|wording|version|spelling|form|quotes?|quotations?|editions?)"
+    r"|(?:original|native|local|real|actual|full|foreign|alternat\w+)[ -]+titles?|titles? (?:of|as)"
+    r"|quot(?:e[ds]?|ing) (?:\w+ ){0,3}titles?|(?:films?|movies?|novels?|albums?|series) (?:en)?titled|(?:end|ex|aut)onyms?"
+    r"|originally (?:called|named|written|titled|published)|(?:its|their|the) own (?:characters?|letters|writing)"
+    r"|in (?:the|its|their) original(?=\s*(?:[^\w\s]|\Z|(?:and|or|please|too|as|with|first|rather)\b))"
+    r"|lyrics?|animes?|mangas?|manhwa|manhua|donghua|webtoons?|[kjc]-?(?:pop|dramas?)|kaomojis?|emoticons?)\b"
     # characters as such
     r"|\b(?:unicode|utf-?(?:8|16|32)|code ?points?|mojibake|char(?:acter )?(?:sets?|encodings?)|text encodings?"
     r"|(?:multi|double)-?byte|(?:full|half)-?width|non-?(?:ascii|latin|english)|gb ?(?:2312|18030|k)|big5|shift[-_ ]?jis|sjis"
@@ -57,9 +65,11 @@ _WORDS = re.compile(
     r"|chines|chinois|chino|cinese|cinesi|chinês|kinesisk|chiński|čínsk|kiina|kínai|çince|tionghoa|κινέζ|κινεζ"
     r"|japan|japon|giappon|jaapan|japán|jepang|ιαπων|korean|coréen|corean|koreansk|koreań|korej|κορε"
     r"|russ(?!ell|et)|ruso|rusa|ryska|rosyjsk|venäj|orosz|rusça|rusia|ukrain|ucrain|ucran|bulgar|búlgar|serb|kyrill|cyrill|ciril"
-    r"|ρωσ|arab|árab|αραβ|hebrä|hebr|hébr|εβρα|thailänd|thaï|tailand|tajland|ταϊλανδ|persisch|persan|persa"
-    r"|sprach|schrift|langue|langage|idiom|lengua|língua|lingua|språk|sprog|język|jazyk|kieli|kielel|nyelv|bahasa|ngôn ngữ|γλώσσ"
-    r"|γλωσσ|originaltit|titre|título|titolo|titel|τίτλ)\w*",
+    r"|ρωσ|arab(?!le\b|ica|esque)|árab|αραβ|hebrä|hebr|hébr|εβρα|thailänd|thaï|tailand|tajland|ταϊλανδ|persisch|persan|persa"
+    r"|sprach|schrift|langue|langage|idioma(?!ti)|lengua|língua|lingua|språk|sprog|język|jazyk|kieli|kielel|nyelv|bahasa|ngôn ngữ"
+    r"|γλώσσ|γλωσσ|originaltit)\w*"
+    r"|\b(?:titel|titre|título|titulo|titolo|tittel)s? (?:\w+ )?original\w*|\boriginal\w* (?:titel|titre|título|titulo|titolo)"
+    r"|\bπρωτότυπ\w*",
 )
 # What is meant by these is no language, script or title that people write.
 _ELSE = re.compile(
@@ -69,13 +79,19 @@ _ELSE = re.compile(
     r"|short|movie|film|play|tv|screen)[ -]scripts?|scripts? (?:tags?|files?|that|to|which)"
     r"|(?:latin|roman|english) (?:letters?|alphabets?)|english words?|greek letters?|arabic numerals?|chinese remainder theorem"
     r"|polish notation|russian roulette|(?:egyptian|hungarian) (?:fractions?|algorithm)|latin (?:squares?|hypercubes?)"
-    r"|(?:job|page) titles?)\b",
+    r"|(?:job|page) titles?)\b"
+    # what stands in code
+    r"|</?script\b|\b(?:encoding|charset|coding)[\"']?[ ]?[=:][ ]?[\"']?utf-?(?:8|16|32)\b"
+    r"|\b(?:en|de)code\([\"']utf-?(?:8|16|32)[\"']",
 )
-# Orders for the answer's own language, where that has Latin letters: they call for no others.
+# Orders for the answer's own language, where that has Latin letters: its name calls for no others. What stands before it may.
+_LATIN_ONES = rf"(?:{'|'.join(_OF_LATIN.lower().split())})\b(?: (?:language|text))?(?: +only\b)?"
 _ORDER = re.compile(
-    r"\b(?:answers?|reply|replies|respond|responses?|write|speak|output|communicate|use|using|stick to|only|always|in)\b"
-    rf"[^.!?\n]{{0,40}}?\b(?:{'|'.join(_OF_LATIN.lower().split())})\b(?: (?:language|text))?(?:[ ]+only\b)?",
+    r"\b(answers?|reply|replies|respond|responses?|write|speak|output|communicate|use|using|stick to|only|always|in)\b"
+    rf"([^.!?\n]{{0,40}}?)\b{_LATIN_ONES}(?:,? (?:and|or|not) {_LATIN_ONES})*",
 )
+_MOST_KNOWN = 1024
+_known: dict[bytes, bool] = {}  # what was found of a text, by its digest: a chat asks of all its texts at each turn
 
 
 def masked(asked: AnswerScript | None, texts: Iterable[str] | None) -> frozenset[str]:
@@ -94,15 +110,28 @@ def masked(asked: AnswerScript | None, texts: Iterable[str] | None) -> frozenset
 
 def speaks_of_others(text: str) -> bool:
     """Whether a text has a letter that is neither Latin nor Greek, or a word that may call for one."""
-    if scripts.has_other_letters(text):
-        return True
-    return _WORDS.search(_ORDER.sub(" ", _ELSE.sub(" ", text.lower()))) is not None
+    key = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+    found = _known.get(key)
+    if found is None:
+        found = scripts.has_other_letters(text) or _calls_for_others(text.lower())
+        if len(_known) >= _MOST_KNOWN:
+            _known.clear()
+        _known[key] = found
+    return found
 
 
-def texts_asked(prompt: Any, *, undivided: bool) -> list[str] | None:
-    """What was written in a prompt, by whomever, files in its messages among it; None for one of tokens.
+def _calls_for_others(text: str) -> bool:
+    if _WORDS.search(text) is None:  # nearly always
+        return False
+    return _WORDS.search(_ORDER.sub(r"\1\2 ", _ELSE.sub(" ", text))) is not None
 
-    undivided: the model marks no thought. Of its replies only the answers count then: thoughts mix languages on their own.
+
+def texts_asked(prompt: Any, *, tag: str | None) -> list[str] | None:
+    """What was written in a prompt, files in its messages and what tools answered among it; None for one of tokens.
+
+    Of the model's earlier replies only letters count, those of scripts that can be masked, in the answer and outside fenced code:
+    thoughts mix languages on their own, and code was let alone. tag: what ends a thought in their text; None for a model that
+    marks none: then there may be no telling where the answer began, and nothing counts.
     """
     if isinstance(prompt, str):
         return [prompt]
@@ -110,11 +139,24 @@ def texts_asked(prompt: Any, *, undivided: bool) -> list[str] | None:
         return None
     texts: list[str] = []
     for message in prompt:
-        found = list(texts_of(message))
-        if undivided and message.get("role") == "assistant":
-            found = [text[boundary.final_start(text) or 0 :] for text in found]
-        texts += found
+        if message.get("role") == "assistant":
+            texts += filter(None, (_letters(text, tag) for text in texts_of(message.get("content"))))
+        else:
+            texts += texts_of(message)
     return texts
+
+
+def _letters(reply: str, tag: str | None) -> str:
+    if tag is not None:
+        answer = reply.rpartition(tag)[2]
+    else:
+        start = boundary.final_start(reply)
+        answer = "" if start is None else reply[start:]
+    found, in_code = "", False
+    for line in answer.split("\n"):
+        in_code ^= boundary.is_fence(line)
+        found += "" if in_code else "".join(scripts.characters(scripts.MASKABLE).findall(line))
+    return found
 
 
 def texts_of(value: Any) -> Iterable[str]:

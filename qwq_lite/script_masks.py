@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import codecs
 import math
+import threading
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from qwq_lite import scripts
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
 
     Mask = npt.NDArray[np.float32]
 
-_MOST_ROWS = 64  # 39 MB for QwQ, where 267 beginnings may come that no one answer has; a row is made in less than 1 ms
+_MOST_ROWS = 64  # 39 MB for QwQ, where 267 beginnings may come that no one answer has; a row is made in about 1 ms
+_MOST_SETS = 4  # the default, and three that were asked for
 _FIRST = (
     (0xF0, 4, 0x07),
     (0xE0, 3, 0x0F),
@@ -33,7 +35,7 @@ _FIRST = (
 class ScriptMasks:
     """pieces: the bytes of each token, empty for control tokens. masked: of `scripts.MASKABLE`.
 
-    Rows are built when they are first asked for. One thread's own.
+    Rows are built when they are first asked for, on whatever thread; those used last are kept, and the one for nothing pending.
     """
 
     def __init__(self, pieces: Sequence[bytes], masked: frozenset[str]) -> None:
@@ -41,26 +43,32 @@ class ScriptMasks:
         self._pieces, self._letters = pieces, scripts.characters(masked)
         self._continuing = [token for token, piece in enumerate(pieces) if piece and piece[0] & 0xC0 == 0x80]
         self._completions: dict[bytes, tuple[int, int]] = {}
-        self._rows: dict[bytes, Mask] = {}
+        self._rows: dict[bytes, Mask] = {}  # that used last is the last
+        self._lock = threading.Lock()
 
     def row(self, pending: bytes = b"") -> Mask:
         """Shape (n_vocab,): 0 where the token may come after these bytes of an unfinished character, else minus infinity.
 
         Where nothing can finish it, no token goes on with it: then it is as if it were not there.
         """
-        row = self._rows.get(pending)
+        with self._lock:
+            return self._row(pending)
+
+    def _row(self, pending: bytes) -> Mask:
+        row = self._rows.pop(pending, None)
         if row is None:
             row = self._made(pending)
             row.setflags(write=False)
-            if len(self._rows) == _MOST_ROWS:
-                del self._rows[next(key for key in self._rows if key)]  # not the one for nothing pending
-            self._rows[pending] = row
+            if len(self._rows) >= _MOST_ROWS:
+                del self._rows[next(key for key in self._rows if key)]
+        self._rows[pending] = row
         return row
 
     @property
     def n_bytes(self) -> int:
         """What the rows take that were built so far."""
-        return sum({id(row): row.nbytes for row in self._rows.values()}.values())
+        with self._lock:
+            return sum({id(row): row.nbytes for row in self._rows.values()}.values())
 
     def holds_letter(self, text: str) -> bool:
         """Whether a text has a letter of a masked script."""
@@ -75,7 +83,7 @@ class ScriptMasks:
             return row
         tokens = [token for token in self._continuing if self._is_free(pending, self._pieces[token])]
         if not tokens:
-            return self.row()
+            return self._row(b"")
         row = np.full(len(self._pieces), -math.inf, np.float32)
         row[tokens] = 0
         return row
@@ -101,6 +109,34 @@ class ScriptMasks:
             n_masked = sum(1 for _ in self._letters.finditer("".join(characters)))
             found = self._completions[beginning] = len(characters) - n_masked, len(characters)
         return found
+
+
+class MaskSets:
+    """The masks of one vocabulary, by what they mask: a few, those used last. They share the pieces. For any thread.
+
+    piece: the bytes of a token, as for ScriptMasks; n_tokens: how many there are.
+    """
+
+    def __init__(self, piece: Callable[[int], bytes], n_tokens: int) -> None:
+        self._piece, self._n_tokens = piece, n_tokens
+        self._pieces: tuple[bytes, ...] = ()
+        self._sets: dict[frozenset[str], ScriptMasks] = {}
+        self._lock = threading.Lock()
+
+    def of(self, masked: frozenset[str]) -> ScriptMasks | None:
+        """None where nothing is masked. The first row is built here, in a third of a second, and not on the engine's thread."""
+        if not masked:
+            return None
+        with self._lock:
+            masks = self._sets.pop(masked, None)
+            if masks is None:
+                self._pieces = self._pieces or tuple(map(self._piece, range(self._n_tokens)))
+                masks = ScriptMasks(self._pieces, masked)
+                masks.row()
+                if len(self._sets) >= _MOST_SETS:
+                    del self._sets[next(iter(self._sets))]
+            self._sets[masked] = masks
+            return masks
 
 
 def _completions(beginning: bytes) -> range:

@@ -1,6 +1,8 @@
 """Scripts whose letters an answer may be kept free of: which characters they are. Pure, a table.
 
-Latin and Greek, and what all scripts share (digits, punctuation, signs, emoji), belong to none of them. A range is a script's,
+They are those that the models mix in: Han, with the letters for its sounds (bopomofo), kana, Hangul, Cyrillic, Arabic, Hebrew and
+Thai. Latin and Greek, and what all scripts share (digits, punctuation, signs, emoji), belong to none of them, nor does any other
+script, such as Devanagari, Armenian, Georgian or Tibetan: its letters are never masked. A range is a script's,
 and reaches over code points of its block that are not assigned.
 Source: Unicode 14.0, Scripts.txt; blocks that came later from Blocks.txt of 16.0
 """
@@ -13,8 +15,8 @@ from collections.abc import Mapping
 from typing import Final
 
 _RANGES: Final[Mapping[str, str]] = {
-    "han": "2E80-2E99 2E9B-2EF3 2F00-2FD5 3005 3007 3021-3029 3038-303B 3400-4DBF 4E00-9FFF F900-FAFF 16FE2-16FE3"
-    " 16FF0-16FF6 20000-3FFFD",
+    "han": "2E80-2E99 2E9B-2EF3 2F00-2FD5 3005 3007 3021-3029 3038-303B 3105-312F 31A0-31BF 3400-4DBF 4E00-9FFF F900-FAFF"
+    " 16FE2-16FE3 16FF0-16FF6 20000-3FFFD",
     "kana": "3041-3096 309D-309F 30A1-30FA 30FD-30FF 31F0-31FF 32D0-32FE 3300-3357 FF66-FF6F FF71-FF9D 1AFF0-1AFFF"
     " 1B000-1B16F 1F200",
     "hangul": "1100-11FF 302E-302F 3131-318E 3200-321E 3260-327E A960-A97F AC00-D7FF FFA0-FFDC",

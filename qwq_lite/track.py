@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Callable, Iterable
+from dataclasses import fields
 from typing import NamedTuple
 
 from qwq_lite import boundary, breaks, generation
@@ -115,6 +116,16 @@ class Track:
 
     def constrain(self, sampling: Sampling) -> Draw:
         return generation.constrain(self._policies, self._state, sampling)
+
+    def resampled(self, asked: Sampling) -> Notice | None:
+        """What whoever asked for these settings should know after a loop, where others hold from here on."""
+        now = generation.constrain(self._policies, self._state._replace(forced=()), asked).sampling
+        pairs = [(field.name, *(f"{getattr(one, field.name):g}" for one in (now, asked))) for field in fields(asked)]
+        changed = [f"{name} is {new} and not {old}" for name, new, old in pairs if new != old]  # as files round them
+        if not changed:
+            return None
+        words = f"for the rest of the thought, {', '.join(changed)}"
+        return Notice(f"{words}: as it was asked for, it would repeat itself again", "warmed")
 
     def take(self, token: int, time_s: float = 0.0) -> tuple[tuple[Event, ...], Rewind | Stop | None]:
         """Take a token in. A Rewind that comes back has been carried out here, and is left to do in the cache."""
@@ -242,7 +253,8 @@ class Track:
 
     def _respelled(self, rewrite: Rewrite, begins: int) -> Rewind:
         """begins: the reply's length when its thought began, with a tag that opened it."""
-        n_kept, forced = respelled(self.tokens[begins:], self._piece, rewrite, self._tokenize)
+        tokens = self.tokens[begins : len(self.tokens) - rewrite.n_back]
+        n_kept, forced = respelled(tokens, self._piece, rewrite, self._tokenize)
         return Rewind(begins + n_kept, why=rewrite.why, forced=forced, ends=rewrite.ends)
 
     def _n_tokens(self, text: str) -> int:
@@ -263,7 +275,7 @@ def _notice(rewind: Rewind, lost: str) -> Notice | None:
     if rewind.ends is not None:
         return Notice(f"{rewind.why}; {words}" if lost.strip() else rewind.why, "closed", n_lost)
     if not n_lost:
-        return None
+        return Notice(f"the thought goes on from an earlier place: {rewind.why}", "rewound") if rewind.loop else None
     return Notice(f"{words}: {rewind.why}" if rewind.why else words, "rewound", n_lost)
 
 

@@ -107,7 +107,8 @@ def event_from_json(data: list[Any]) -> Event:
         name, *fields = data
         if name == "Done":
             answer, thinking, reason, stats, undivided = fields
-            counts = dataclasses.replace(Stats(*stats), loops=tuple(stats[-1]))
+            counts = Stats(*stats)
+            counts = dataclasses.replace(counts, loops=tuple(counts.loops))
             return Done(Reply(answer, thinking, reason, counts, undivided))
         event: Event = _EVENTS[name](*fields)
         return event

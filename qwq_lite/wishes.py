@@ -1,8 +1,12 @@
-"""What a question asks for that a rule made for faults would forbid. Pure, over text, English and Chinese."""
+"""What a question asks for that a rule made for faults would forbid. Pure, over text.
+
+English and Chinese; of German, French, Spanish, Italian, Portuguese and Dutch the commonest stems.
+"""
 
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 _NEAR, _SENTENCE = r"[^.?!\n]{0,40}\b", r"[^.?!\n]{0,200}\b"
 _NUMBER = (
@@ -40,12 +44,34 @@ _CHINESE = (
     r"(?:零|全零|全0|全1|单位|对角|空)(?:矩阵|向量|数组|张量)|全(?:是|为|都是)?[零0一1]的?(?:矩阵|数组|表)",
     r"\d+ ?[x×*乘] ?\d+ ?的?[^。？！\n]{0,10}(?:矩阵|表格|网格|棋盘|数组)",
     r"空白?的?[^。？！\n]{0,10}(?:表|网格|日历|模板)|空表|棋盘|乘法表",
-    r"副歌|叠句|歌词|儿歌|童谣|咒语|ASCII ?(?:艺术|图|画|字符画)|字符画|十六进制(?:转储|dump)",
+    r"副歌|叠句|歌词|儿歌|童谣|咒语|ascii ?(?:艺术|图|画|字符画)|字符画|十六进制(?:转储|dump)",
     r"(?:从 ?\S{1,4} ?)?数到|倒数到|倒计时|小数点?后[^。？！\n]{0,8}位|前[^。？！\n]{0,6}位小数",
+)
+_TIMES = r"(?:mal|fois|veces|vezes|volte|keer|maal)\b"
+_ELSEWHERE = (
+    # Copies by their number; "dreimal so alt" is a sum.
+    rf"\b\d[\d.]* ?{_TIMES}(?! (?:so|plus|moins|más|menos|più|mais|zo)\b)|\b(?:zehn|zwanzig|fünfzig|hundert|tausend)mal\b",
+    rf"\b(?:dix|vingt|cinquante|cent|mille|diez|veinte|cincuenta|cien|mil|dieci|venti|cento|dez|vinte|cem|honderd) {_TIMES}",
+    r"\b(?:wiederhol|répét|répèt|repet[ei]|repit[ae]|ripet|herhaal)\w*|\bimmer wieder\b|\buna y otra vez\b|\bencore et encore\b",
+    # Matrices and tables that are the same all over.
+    r"\b(?:null|einheits|einser|identitäts|diagonal)matri\w*|\bmatri[zc]\w*[^.?!\n]{0,20}\b(?:null?[aeo]?|nul\w*|zéros?|ceros?"
+    r"|zeros?|zeri|unos?|identi\w*|unidad|unité|diagonal\w*)\b|\b(?:nullen|einsen|zéros|ceros|zeri|nullen)\b",
+    rf"{_SIZE}[^.?!\n]{{0,40}}\b(?:matri|tab[el]|grille|gitter|raster|cuadr|quadr)|\b(?:matri|tab[el]|grille|gitter|raster|cuadr"
+    rf"|quadr)\w*[^.?!\n]{{0,40}}{_SIZE}",
+    r"\b(?:leer|vide|vací|vazi|vuot|lege)\w*[^.?!\n]{0,40}\b(?:tab[el]|grille|gitter|raster|formul|kalender|calend|vorlage"
+    r"|modèle|plantilla|modelo|modello|list)|\b(?:tab[el]|grille|gitter|raster|formul|kalender|calend|vorlage|modèle|plantilla"
+    r"|modelo|modello|list)\w*[^.?!\n]{0,40}\b(?:leer|vide|vací|vazi|vuot|lege?)",
+    r"\b(?:schachbrett|échiquier|ajedrez|scacchi|xadrez|schaakbord|einmaleins)",
+    # Verse, pictures, counting, digits.
+    r"\b(?:kehrreim|refrão|estribillo|ritornello|kinderlied|liedtext|comptine|chanson|canción|canzone|canção|paroles)",
+    r"\bascii[- ]?(?:kunst|bild|zeichn)|\b(?:arte?|dessin|dibujo|disegno|desenho) ascii\b",
+    r"\b(?:zähl|compte[rz]?|cuenta|contar|conta|tel)\w*\b[^.?!\n]{0,20}\b(?:von|bis|de|à|del|desde|hasta|da|até|van|tot)\b"
+    r"[^.?!\n]{0,20}\d",
+    r"\b(?:nachkommastell|dezimalstell|décimales|decimales|decimali|decimais|decimalen|ziffern|chiffres|dígitos|cifre)",
 )
 _QUOTED = re.compile(r"\"[^\"\n]*\"|“[^”\n]*”|(?<!\w)'[^'\n]*'(?!\w)")
 _END = 1000  # characters
-_REPETITION = re.compile("|".join((*_ENGLISH, *_CHINESE)), re.IGNORECASE)
+_REPETITION = re.compile("|".join((*_ENGLISH, *_ELSEWHERE, *_CHINESE)))
 
 
 def asks_for_repetition(text: str) -> bool:
@@ -55,4 +81,9 @@ def asks_for_repetition(text: str) -> bool:
     mostly a paste, only the ends are read.
     """
     ends = (text,) if len(text) <= 2 * _END else (text[:_END], text[-_END:])
-    return any(_REPETITION.search(_QUOTED.sub('""', end)) for end in ends)
+    return any(map(_asks, ends))
+
+
+@lru_cache(256)  # a conversation asks the same of its first messages at each turn
+def _asks(text: str) -> bool:
+    return _REPETITION.search(_QUOTED.sub('""', text.lower())) is not None

@@ -17,6 +17,7 @@ from qwq_lite.generation import Rewind, Stop
 from qwq_lite.model import Options
 from qwq_lite.policies.closing import MARGIN
 from qwq_lite.sampling import Sampling
+from qwq_lite.script_masks import ScriptMasks
 from qwq_lite.track import Track
 
 END, OPEN, CLOSE = range(3)
@@ -37,6 +38,9 @@ class Words:
                 self._ids[word] = len(self._pieces)
                 self._pieces.append(word.encode())
         return [self._ids[word] for word in words]
+
+    def __len__(self) -> int:
+        return len(self._pieces)
 
     def piece(self, token: int) -> bytes:
         return self._pieces[token]
@@ -76,13 +80,16 @@ def rules_of(
     *,
     opened: bool = True,
     loops: bool = False,
+    scripts: tuple[ScriptMasks | None, ScriptMasks | None] = (None, None),
 ) -> Rules:
-    """opened: the template began the thought of a model with tags. loops: they are looked for; thoughts here repeat a text."""
+    """opened: the template began the thought of a model with tags. loops: they are looked for; most thoughts in tests repeat a
+    text, and are about other rules. scripts: what is masked in the answer and in the thought."""
     prompt = [*words.tokenize(" so") * n_prompt][: n_prompt - opened] + [OPEN] * opened
     end = frozenset({END})
     rules = control.rules(
-        options, model, prompt, "How many?", n_ctx, end, words.piece, words.tokenize, templated=model is TAGS
-    )
+        options, model, prompt, "How many?", n_ctx, end, words.piece, words.tokenize, templated=model is TAGS,
+        scripts=scripts,
+    )  # fmt: skip
     kept = tuple(policy for policy in rules.policies if loops or policy.name != "loops")
     return dataclasses.replace(rules, policies=kept)
 

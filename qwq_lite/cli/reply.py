@@ -96,9 +96,12 @@ def _summary(reply: Reply) -> None:
         if stats.time_left_s is None
         else f", {abs(stats.time_left_s):.1f} s {'left' if stats.time_left_s >= 0 else 'over'}"
     )
+    done = f"; loops: {', '.join(stats.loops)}" if stats.loops else ""
+    if stats.n_refused:
+        done += f"; {stats.n_refused} tokens of another script refused"
     console.note(
-        f"{_ENDINGS.get(reply.finish_reason, '')}{stats.n_generated} tokens{thought} at {stats.decode_tok_s:.1f} tok/s{left};"
-        f" prompt {stats.n_prefilled} new + {stats.n_reused} kept in {stats.prefill_s:.1f} s;"
+        f"{_ENDINGS.get(reply.finish_reason, '')}{stats.n_generated} tokens{thought} at {stats.decode_tok_s:.1f} tok/s{left}"
+        f"{done}; prompt {stats.n_prefilled} new + {stats.n_reused} kept in {stats.prefill_s:.1f} s;"
         f" context {stats.n_kv} of {stats.n_ctx}"
     )
 

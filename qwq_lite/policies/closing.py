@@ -2,7 +2,8 @@
 
 A budget that cuts in mid-sentence worsens the answer, so a thought closes in a window: at the end of a paragraph in its first
 half, of a line or a sentence as well in the second; where none comes, the thought is taken back to the last one that did. For a
-model with tags, the tag itself when it is nearly the likeliest token: in all of 16 real closings it follows one newline.
+model with tags, the tag itself when it is nearly the likeliest token: in all of 16 real closings it follows one newline. A loop
+goes before: an answer that reads its copies makes more of them.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ _WHY: dict[ThoughtEnd, str] = {
     "deadline": "the thought was ended by the deadline",
     "asked": "the thought was ended for the answer",
     "context": "the thought was ended, for the context is nearly full",
-    "loop": "the thought was ended, for it went round in circles",
+    "loop": "the thought was ended, for it repeated itself again",
 }
 
 
@@ -75,7 +76,7 @@ class Closing:
     def constrain(self, state: Open | None, draw: Draw) -> Draw:
         if state is None or self.eager is None or not state.tail.endswith("\n"):
             return draw
-        return draw._replace(eager=(self.eager, MARGIN, self._end(0, state.window)))
+        return draw._replace(eager=(self.eager, MARGIN, self._end(0, state.window.cause)))
 
     def observe(self, state: Open | None, taken: Taken) -> Verdict:
         if taken.phase != "thinking":
@@ -85,6 +86,8 @@ class Closing:
             if breaks.is_plain(tail, taken.text) and len(tail) < _LONG:
                 after = _new(Open, (state.window, tail + taken.text, state.until))
                 return _new(Verdict, (after, None, 0, None, None))
+        if taken.end is not None and taken.end[1] < 0:
+            return Verdict(state, self._end(None, taken.end[0], -taken.end[1]))
         window = self._window(state, taken)
         if window is None:
             return _NOTHING
@@ -94,13 +97,13 @@ class Closing:
             late = 2 * taken.n_tokens >= window.opens + window.closes
             in_time = taken.n_tokens + self.n_words < window.closes
             if (found and (late or found.kind == "paragraph")) or not in_time:
-                return Verdict(state, self._end(found.n_after if found else None, window))
+                return Verdict(state, self._end(found.n_after if found else None, window.cause))
         later = (other.opens for other in self.windows if other.opens > taken.n_tokens)
         until = min([window.closes - self.n_words, *later]) if taken.end is None else 0
         return Verdict(Open(window, (tail + taken.text)[-breaks.TAIL :], until))
 
-    def _end(self, n_drop: int | None, window: Window) -> Rewrite:
-        return Rewrite(n_drop, self.words, _WHY[window.cause], window.cause, self.outside_code)
+    def _end(self, n_drop: int | None, cause: ThoughtEnd, n_back: int = 0) -> Rewrite:
+        return Rewrite(n_drop, self.words, _WHY[cause], cause, self.outside_code, n_back)
 
     def _window(self, state: Open | None, taken: Taken) -> Window | None:
         """Of those that are open the one that closes first."""

@@ -17,8 +17,11 @@ from qwq_lite.model import EFFORTS, Options, ThoughtStyle
 from qwq_lite.policies import ORDER
 from qwq_lite.policies.closing import Closing
 from qwq_lite.policies.deadline import Deadline
+from qwq_lite.policies.loops import Loops
 from qwq_lite.policies.reserve import Reserve
+from qwq_lite.policies.script import Script
 from qwq_lite.policies.stops import Stops
+from qwq_lite.script_masks import ScriptMasks
 
 END, OPEN, CLOSE, START = 256, 257, 258, 259
 NAMES = {OPEN: "<think>", CLOSE: "</think>"}
@@ -151,20 +154,71 @@ def test_what_ends_a_thought_with_tags_is_the_tag(question: str) -> None:
     assert control.closing_words(SPELLED, question) == ("\n</think>\n\n",)
 
 
+MATRIX = "Write the 16x16 zero matrix as a Python list."
+
+
+def said(role: str, content: Any) -> dict[str, Any]:
+    return {"role": role, "content": content}
+
+
+def parts(*texts: str) -> list[dict[str, str]]:
+    return [{"type": "text", "text": text} for text in texts]
+
+
 @pytest.mark.parametrize(
-    ("prompt", "question"),
+    ("prompt", "question", "may_repeat"),
     [
-        ("Text", "Text"),
-        ([1, 2, 3], ""),
-        ([], ""),
-        ([{"role": "system", "content": "S"}], ""),
-        ([{"role": "user", "content": "A"}, {"role": "assistant", "content": "B"}], "A"),
-        ([{"role": "user", "content": "A"}, {"role": "user", "content": "B"}], "B"),
-        ([{"role": "user"}], ""),
+        ("Text", "Text", False),
+        (MATRIX, MATRIX, True),
+        ([1, 2, 3], "", True),  # nobody knows
+        ([], "", False),
+        ([said("system", "S")], "", False),
+        ([said("user", "A"), said("assistant", MATRIX)], "A", False),
+        ([said("user", "A"), said("user", "B")], "B", False),
+        ([{"role": "user"}], "", False),
+        ([said("user", None)], "", False),
+        ([said("user", MATRIX)], MATRIX, True),
+        ([said("user", MATRIX), said("assistant", "[[0]]"), said("user", "Continue.")], "Continue.", True),
+        ([said("system", "Repeat each line ten times."), said("user", "A")], "A", True),
+        ([said("user", parts("A", "B"))], "A\nB", False),
+        ([said("user", parts("A", MATRIX))], f"A\n{MATRIX}", True),
+        ([said("user", parts("请写一个故事。"))], "请写一个故事。", False),
+        ([said("user", [{"type": "image_url", "image_url": {"url": "u"}}, *parts(MATRIX)])], None, True),
     ],
 )
-def test_the_last_question_is_the_users_last_message(prompt: Any, question: str) -> None:
-    assert control.last_question(prompt) == question
+def test_a_prompt_asks_what_the_user_said_last_and_for_repetition_where_that_was_ever_asked(
+    prompt: Any, question: str | None, may_repeat: bool
+) -> None:
+    asked = control.last_question(prompt)
+    assert question is None or asked.text == question
+    assert asked.may_repeat == may_repeat
+
+
+@pytest.mark.parametrize("thoughts", [TAGS, SPELLED, UNDIVIDED, Thoughts("none")])
+@pytest.mark.parametrize("prompt", ["How many?", MATRIX, [1, 2, 3], [said("user", parts(MATRIX))]])
+def test_loops_are_looked_for_and_those_that_were_asked_for_are_none(thoughts: Thoughts, prompt: Any) -> None:
+    asked = prompt != "How many?"
+    questions = (control.last_question(prompt), prompt) if isinstance(prompt, str) else (control.last_question(prompt),)
+    for question in questions:
+        rules = control.rules(
+            Options(), thoughts, PROMPT, question, 4096, frozenset({END}), piece, tokenize, templated=True
+        )
+        assert policy_of(rules, Loops) == Loops(asked, undivided=thoughts is UNDIVIDED)
+
+
+@pytest.mark.parametrize("masked", [frozenset[str](), frozenset({"thai"}), frozenset({"han"})])
+def test_a_heading_that_ends_a_thought_has_no_letter_that_the_answer_may_not_have(masked: frozenset[str]) -> None:
+    """Wherever the words stand: in closing, in script, and in what a budget of nothing forces."""
+    masks = ScriptMasks([bytes([n]) for n in range(256)], masked) if masked else None
+    heading = "**Final Answer**\n\n" if "han" in masked else "**最终答案**\n\n"
+    rules = control.rules(
+        Options(thinking_budget=0), UNDIVIDED, PROMPT, "一共有多少个？", 4096, frozenset({END}), piece, tokenize,
+        templated=True, scripts=(masks, None),
+    )  # fmt: skip
+    assert policy_of(rules, Closing).words == (f"\n\n{heading}",)
+    assert b"".join(map(piece, rules.begin.rewinds[0].forced)).decode() == heading
+    script = policy_of(rules, Script)
+    assert script == (Script(masks, None, (f"\n\n{heading}",)) if masks else None)
 
 
 @pytest.mark.parametrize("thoughts", [TAGS, SPELLED, UNDIVIDED])

@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 
 from qwq_lite import generation
 from qwq_lite.control import Thoughts
-from qwq_lite.events import Event, Notice
+from qwq_lite.events import Event, Notice, Thinking
 from qwq_lite.generation import Begin, Draw, Rewind, Stop, Taken
 from qwq_lite.model import Options
 from qwq_lite.policies.loops import Loops, warmed
 from qwq_lite.sampling import Sampling
 from qwq_lite.track import Track
-from tests.thoughts import CLOSE, END, MODELS, TAGS, Words, rules_of
+from tests.thoughts import CLOSE, END, MODELS, TAGS, UNDIVIDED, Words, rules_of
 
 LOOPED = Rewind(0, loop=True)
 
@@ -32,7 +32,7 @@ def test_after_a_loop_the_rest_of_the_thought_is_not_greedy(
     draw = policy.constrain(policy.start(Begin("thinking", (LOOPED,))), Draw(asked))
     now = draw.sampling
     assert now == warmed(asked) == warmed(now)
-    assert now.temperature == max(0.6, temperature)
+    assert now.temperature == max(1.0, temperature)
     assert now.top_p == max(0.95, top_p)
     assert now.top_k == (0 if top_k == 0 else max(20, top_k))
     assert now.min_p == min(0.05, min_p)
@@ -41,7 +41,7 @@ def test_after_a_loop_the_rest_of_the_thought_is_not_greedy(
 
 
 def test_settings_that_are_warm_enough_stay() -> None:
-    for asked in (Sampling(), Sampling(1.0, 0, 1.0, 0.0), Sampling(0.7, 20, 0.95, 0.05)):
+    for asked in (Sampling(1.0), Sampling(1.0, 0, 1.0, 0.0), Sampling(1.3, 20, 0.95, 0.05)):
         assert warmed(asked) == asked
 
 
@@ -53,12 +53,15 @@ class Model:
         self.n_others = 0
         self._tokens: Iterator[int] = itertools.cycle(words.tokenize(loop * 50))
         self.draws: list[Draw] = []
+        self.concludes_at = -1
 
     def run(self, track: Track, n_most: int = 20_000) -> tuple[list[Rewind], Stop | None, list[Event]]:
         rewinds: list[Rewind] = []
         events: list[Event] = []
         answer = itertools.cycle(self.words.tokenize(self._answer * 50))
         for _ in range(n_most):
+            if len(track.tokens) == self.concludes_at:
+                track.conclude()
             draw = track.constrain(Sampling(temperature=0))
             self.draws.append(draw)
             token = draw.forced
@@ -117,7 +120,7 @@ def test_a_loop_that_was_left_changes_the_sampling_of_the_thought_and_not_of_the
     writer = Model(words, LOOP, " It is five.")
     writer.run(track)
     temperatures = [key for key, _ in itertools.groupby(writer.draws, lambda draw: draw.sampling.temperature)]
-    assert temperatures[:2] == [0, 0.6]
+    assert temperatures[:2] == [0, 1.0]
     assert temperatures[-1] == 0
     assert any(draw.banned for draw in writer.draws)
 
@@ -136,7 +139,11 @@ def test_folding_again_says_the_same_and_stops_nothing() -> None:
         state = step.state
         events += step.events
     whole, all_events = generation.fold(rules.policies, begin, timed)
-    assert (state, events) == (whole, all_events)
+    place = [policy.name for policy in rules.policies].index("loops")  # its text is each fold's own
+    for one, other in ((state, whole), (whole, state)):
+        own = one.policies[place]._replace(written=other.policies[place].written)
+        assert one._replace(policies=(*one.policies[:place], own, *one.policies[place + 1 :])) == other
+    assert events == all_events
 
 
 @pytest.mark.parametrize("rewinds", [(LOOPED,), (LOOPED, Rewind(9, forced=(CLOSE,), ends="loop"))])
@@ -146,7 +153,93 @@ def test_after_the_first_loop_a_thought_is_only_ended(rewinds: tuple[Rewind, ...
     for n in range(1, 65):
         verdict = policy.observe(path, Taken(7, "x", "thinking", n))
         path = verdict.state
-    assert (verdict.action, verdict.end) == (None, ("loop", 0))
+    assert (verdict.action, verdict.end) == (None, ("loop", 1 - 64)), "the first copy stands"
+
+
+PERIODS = st.builds(
+    lambda n, joint, end: joint.join(f" a{number}" for number in range(n)) + end,
+    st.integers(1, 150),
+    st.sampled_from(["", ",", "\n"]),
+    st.sampled_from(["", ".", ".\n", "\n\n", "。"]),
+)
+
+
+@settings(max_examples=40)
+@given(MODELS, PERIODS, st.sampled_from(["", "So it is.\n\n", "So:\n```\n", "So:\n```\nx = 1\n```\n"]), st.booleans())
+def test_the_copies_of_a_second_loop_are_no_part_of_what_the_answer_follows(
+    model: Thoughts, period: str, before: str, is_asked: bool
+) -> None:
+    """Whatever else would end the thought at the same time; and the reader is told of all that was taken back."""
+    words = Words()
+    rules = rules_of(words, Options(), model, loops=True)
+    track = Track(rules.policies, rules.begin, words.piece, words.tokenize)
+    first = words.tokenize(before)
+    events = [event for token in first for event in track.take(token)[0]]
+    writer = Model(words, period, " It is five.")
+    if is_asked:
+        writer.concludes_at = len(first) + len(words.tokenize(period)) + 30
+    rewinds, _, more = writer.run(track)
+    left, ended = rewinds[0], rewinds[-1]
+    text, other = track.ended("loop").thinking, " But then1 it is otherwise."
+    if left.loop and ended.ends == "loop":
+        assert len(rewinds) == 2
+        copy = len(words.tokenize(period))
+        assert ended.n_tokens <= len(first) + 2 * copy + len(words.tokenize(other))
+        assert text.count("a0") <= (2 if copy > 1 else 3)
+        assert track.ended("loop").end == "loop"
+        assert "otherwise" in text or len(text) < len(before + period + other)
+    shown = ""
+    for event in [*events, *more]:
+        if isinstance(event, Thinking):
+            shown += event.text
+        elif isinstance(event, Notice) and event.n_lost:
+            shown = shown[: -event.n_lost]
+    assert shown.strip() == text.strip()
+    if model is UNDIVIDED and ended.ends:
+        assert text.count("```") % 2 == 0, "what ends the thought stands outside of code"
+        assert track.ended("loop").answer.startswith("**Final Answer**")
+
+
+def test_a_second_loop_ends_where_a_text_may_end() -> None:
+    """Not in the midst of the sentence that came again."""
+    words = Words()
+    rules = rules_of(words, Options(), TAGS, loops=True)
+    track = Track(rules.policies, rules.begin, words.piece, words.tokenize)
+    loop = " and two is three. So one is two,"
+    Model(words, loop, " It is five.").run(track)
+    assert track.ended("loop").thinking.rstrip().endswith(".")
+
+
+def test_a_loop_that_nobody_saw_is_told_too() -> None:
+    """Tokens without text, as control tokens are."""
+    track = Track((Loops(),), Begin("thinking"), lambda _token: b"", lambda _text: [])
+    events = [event for _ in range(64) for event in track.take(7)[0]]
+    assert events == [Notice("the thought goes on from an earlier place: it repeated itself", "rewound")]
+    assert track.loops("length") == ("rewound",)
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        (Sampling(0.0, 40, 0.95, 0.0), "temperature is 1 and not 0:"),
+        (Sampling(1.0, 1, 0.95, 0.0), "top_k is 20 and not 1:"),
+        (Sampling(1.0, 40, 0.95, 0.5), "min_p is 0.05 and not 0.5:"),
+        (Sampling(0.0, 0, 0.5, 0.0), "temperature is 1 and not 0, top_p is 0.95 and not 0.5:"),
+        (Sampling(1.0), None),
+        (Sampling(0.0, 40, 0.949999988, 0.0), "temperature is 1 and not 0:"),
+        (Sampling(1.0, 40, 0.949999988, 0.0), None),
+    ],
+)
+def test_the_reader_hears_which_settings_a_loop_has_changed(asked: Sampling, words: str | None) -> None:
+    track = Track((Loops(),), Begin("thinking"), lambda _token: b"x", lambda _text: [])
+    assert track.resampled(asked) is None
+    for _ in range(64):
+        track.take(7)
+    notice = track.resampled(asked)
+    assert (notice is None) == (words is None)
+    if notice is not None and words is not None:
+        assert (notice.kind, notice.n_lost) == ("warmed", 0)
+        assert f"for the rest of the thought, {words}" in notice.text
 
 
 def test_a_reply_without_loops_ends_as_it_always_did() -> None:
@@ -161,11 +254,12 @@ def test_a_reply_without_loops_ends_as_it_always_did() -> None:
 
 def test_what_nobody_drew_is_no_loop_until_the_model_goes_on_with_it() -> None:
     policy, tokens = Loops(), [1, 2, 3] * 40
-    state = policy.start(Begin("thinking"))
-    for n, token in enumerate(tokens, 1):
-        verdict = policy.observe(state, Taken(token, "x", "thinking", n, forced=True))
-        assert verdict.action is None and verdict.end is None
-        state = verdict.state
-    went_on = policy.observe(state, Taken(1, "x", "thinking", len(tokens) + 1)).action
-    assert isinstance(went_on, Rewind) and went_on.n_tokens == 3
-    assert policy.observe(state, Taken(9, "x", "thinking", len(tokens) + 1)).action is None
+    actions = []
+    for drawn in (1, 9):
+        state = policy.start(Begin("thinking"))
+        for n, token in enumerate(tokens, 1):
+            verdict = policy.observe(state, Taken(token, "x", "thinking", n, forced=True))
+            assert verdict.action is None and verdict.end is None
+            state = verdict.state
+        actions.append(policy.observe(state, Taken(drawn, "x", "thinking", len(tokens) + 1)).action)
+    assert actions == [Rewind(3, frozenset({1}), "it repeated itself", loop=True), None]

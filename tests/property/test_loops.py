@@ -40,7 +40,7 @@ def exact(tokens: list[int], limit: Limit) -> int:
 
 
 def near(tokens: list[int]) -> int:
-    """By brute force: when four in five of the last 512 tokens end eight that were there before."""
+    """By brute force: the first token that ends eight that were there before, as do four in five of the last 512."""
     grams = [tuple(tokens[max(0, n - 7) : n + 1]) for n in range(len(tokens))]
     seen: set[tuple[int, ...]] = set()
     n_old = [0]
@@ -48,7 +48,8 @@ def near(tokens: list[int]) -> int:
         n_old.append(n_old[-1] + (len(gram) == 8 and gram in seen))
         seen.add(gram)
     full = range(WINDOW, len(tokens) + 1)
-    return next((n for n in full if 10 * (n_old[n] - n_old[n - WINDOW]) >= 8 * WINDOW), -1)
+    circles = (n for n in full if 10 * (n_old[n] - n_old[n - WINDOW]) >= 8 * WINDOW and n_old[n] > n_old[n - 1])
+    return next(circles, -1)
 
 
 def first(*places: int) -> int:
@@ -146,42 +147,36 @@ def test_an_exact_loop_is_left_at_the_end_of_its_first_copy(period: list[int], n
     assert action == Rewind(n_before + len(period), frozenset({period[0]}), "it repeated itself", loop=True)
 
 
-# States are values.
+# The states of one reply are lengths of one text; what goes another way is folded again.
 
 
-def states(policy: Loops, begin: Begin, tokens: Sequence[int]) -> list[Seen]:
-    all_states: list[Seen] = [policy.start(begin)]
-    for n, token in enumerate(tokens, 1):
-        all_states.append(policy.observe(all_states[-1], Taken(token, "x", begin.phase, n)).state)
-    return all_states
+def state_of(policy: Loops, begin: Begin, tokens: Sequence[int], texts: Sequence[str] = ()) -> Seen:
+    state = policy.start(begin)
+    for n, (token, text) in enumerate(itertools.zip_longest(tokens, texts, fillvalue="x"), 1):
+        state = policy.observe(state, Taken(int(token), str(text), begin.phase, n)).state
+    return state
 
 
 @settings(max_examples=60)
 @given(MIXED, MIXED, st.data())
-def test_a_state_is_a_function_of_the_tokens_also_where_others_went_on_from_an_older_one(
+def test_a_reply_that_is_folded_again_knows_nothing_of_what_was_taken_back(
     tokens: list[int], others: list[int], data: st.DataObject
 ) -> None:
-    """What shares one list with a state, and goes another way, changes nothing of it."""
+    """One policy serves the reply before and after a rewind."""
     policy, begin = Loops(), Begin("thinking")
-    path = states(policy, begin, tokens)
-    place = data.draw(st.integers(0, len(tokens)))
-    branch = path[place]
-    for n, token in enumerate(others, place + 1):
-        branch = policy.observe(branch, Taken(token, "x", "thinking", n)).state
-    assert branch == states(policy, begin, tokens[:place] + others)[-1]
-    assert path == states(policy, begin, tokens)
-    again = path[place]
-    for n, token in enumerate(tokens[place:], place + 1):
-        again = policy.observe(again, Taken(token, "x", "thinking", n)).state
-    assert again == path[-1]
-    assert hash(again) == hash(path[-1])
-    assert (branch == again) == (others == tokens[place:]) or branch.over
+    kept = tokens[: data.draw(st.integers(0, len(tokens)))]
+    state_of(policy, begin, tokens)
+    assert found(policy, kept + others, begin) == found(Loops(), kept + others, begin)
+    assert state_of(policy, begin, kept + others)[1:] == state_of(Loops(), begin, kept + others)[1:]
 
 
-def test_states_of_other_tokens_differ() -> None:
+def test_an_older_state_of_a_text_that_went_on_cannot_go_another_way() -> None:
+    """It would change what the other one says: such a reply is folded again."""
     policy, begin = Loops(), Begin("thinking")
-    assert states(policy, begin, [1, 2, 3])[-1] != states(policy, begin, [1, 2, 4])[-1]
-    assert states(policy, begin, [1, 2, 3])[-1] != states(policy, begin, [1, 2])[-1]
+    older = state_of(policy, begin, [1, 2, 3])
+    policy.observe(older, Taken(4, "x", "thinking", 4))
+    with pytest.raises(AssertionError, match="folded again"):
+        policy.observe(older, Taken(5, "x", "thinking", 4))
 
 
 # Code, and where a phase ends.
@@ -226,6 +221,24 @@ def test_a_loop_of_blocks_of_code_ends_where_one_is_closed() -> None:
     assert n == 60 * 16
 
 
+@settings(max_examples=20)
+@given(st.lists(st.integers(0, 99)), st.sampled_from(["```python\n", "So:\n\n  ```\nx\n"]))
+def test_in_code_a_thought_may_repeat_itself_no_longer(places: list[int], before: str) -> None:
+    tokens, texts = coded(before, places, 100)
+    n, action = found(Loops(), tokens, Begin("thinking"), texts)
+    assert n == len(tokens) - 100 + 64
+    assert isinstance(action, Rewind)
+
+
+def test_where_code_ends_in_the_midst_of_a_stretch_it_is_a_loop_at_once() -> None:
+    """And where it begins one is none any more. What opens and closes a block comes as the same token here."""
+    for n_in_code, expected in ((1000, 1001), (400, 512)):
+        texts = ["```\n", *["x"] * (n_in_code - 2), "\n", "```\n", *["x"] * 2000]
+        assert found(Loops(), [7] * len(texts), Begin("answer"), texts) == (expected, Stop("loop"))
+    texts = [*["x"] * 400, "\n```\n", *["x"] * 3000]
+    assert found(Loops(), [7] * len(texts), Begin("answer"), texts) == (2048, Stop("loop"))
+
+
 def test_old_tokens_in_code_do_not_count() -> None:
     block, text = noise(600), ["x"] * 600
     thought = [*block, 1, *block], [*text, "\n```\n", *text]
@@ -248,9 +261,9 @@ def test_old_tokens_in_lines_that_are_set_apart_do_not_count(start: str, counts:
 
 def test_a_phase_knows_nothing_of_the_one_before() -> None:
     policy = Loops()
-    state = states(policy, Begin("thinking"), [*noise(300), *[7] * 60])[-1]
+    state = state_of(policy, Begin("thinking"), [*noise(300), *[7] * 60])
     state = policy.observe(state, Taken(CLOSE, "", "answer", 361, turned=True)).state
-    assert state == policy.start(Begin("answer"))._replace(origin=361)
+    assert state[1:] == policy.start(Begin("answer"))._replace(origin=361)[1:]
     for n in range(511):
         verdict = policy.observe(state, Taken(7, "0", "answer", 362 + n))
         assert verdict.action is None

@@ -1,11 +1,12 @@
-"""The scripts of an answer: the table, what "auto" decides, the rows, and answers of a model that prefers Chinese."""
+"""The scripts of an answer: the table, the rows, and answers of a model that prefers Chinese."""
 
 from __future__ import annotations
 
 import codecs
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from itertools import chain, repeat
 
@@ -15,21 +16,21 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from qwq_lite import control, script_choice, scripts
+from qwq_lite import control, scripts
 from qwq_lite.control import Thoughts
 from qwq_lite.events import Answer
 from qwq_lite.generation import Begin, Draw, Policy, Rewind, Taken
 from qwq_lite.model import Options
+from qwq_lite.orders import Steer
 from qwq_lite.policies.script import Place, Script
 from qwq_lite.sampling import Sampling
-from qwq_lite.script_choice import AnswerScript, masked, texts_asked
-from qwq_lite.script_masks import ScriptMasks
+from qwq_lite.script_masks import MaskSets, ScriptMasks
 from qwq_lite.track import Track
 from tests.oracle import assigned_characters, merge_by_rank, qwen_ranks
 
 LETTER = scripts.characters(scripts.MASKABLE)
 NAMES = {
-    "han": r"CJK (UNIFIED|COMPATIBILITY) IDEOGRAPH|IDEOGRAPHIC ITERATION MARK|VERTICAL IDEOGRAPHIC ITERATION MARK",
+    "han": r"BOPOMOFO (FINAL )?LETTER|CJK (UNIFIED|COMPATIBILITY) IDEOGRAPH|(VERTICAL )?IDEOGRAPHIC ITERATION MARK",
     "kana": r"(HALFWIDTH )?(HIRAGANA|KATAKANA|HENTAIGANA) (DIGRAPH|(SMALL )?LETTER|ITERATION|VOICED ITERATION)",
     "hangul": r"(HALFWIDTH )?HANGUL ",
     "cyrillic": r"(COMBINING |MODIFIER LETTER )?CYRILLIC (SMALL |CAPITAL )?LETTER|MODIFIER LETTER CYRILLIC ",
@@ -44,7 +45,7 @@ def test_the_table_is_unicodes(script: str) -> None:
     found = scripts.characters(frozenset({script}))
     name = re.compile(NAMES[script])
     kind = {
-        "han": "CJK|KANGXI|HANGZHOU|IDEOGRAPH|OLD CHINESE|CHINESE|VIETNAMESE",
+        "han": "BOPOMOFO|CJK|KANGXI|HANGZHOU|IDEOGRAPH|OLD CHINESE|CHINESE|VIETNAMESE",
         "kana": "KANA|GANA|SQUARE",
         "hangul": "HANGUL|KOREAN",
     }
@@ -70,96 +71,6 @@ def test_what_all_scripts_share_is_in_no_script() -> None:
             assert scripts.has_other_letters(character), named
     assert not scripts.has_other_letters("½ ① ² ℝ ℵ₀ ∑ µ ﬁ ª 𝔸 ˈ 😀 e\u0301 Ω ά")
     assert scripts.has_other_letters("देव") and scripts.has_other_letters("ა") and scripts.has_other_letters("ー")
-
-
-MASKED_PROMPTS = [
-    "How many positive integers n ≤ 100 satisfy n² ≡ 1 (mod 8)? Use φ(n) and ∑.",
-    "Explain naïve Bayes to a café owner, s'il vous plaît. 😀",
-    "Write a Python script that sorts a list; use the programming language's own sort. Use lowercase English letters.",
-    "Output English ONLY. Give a score for each item.",
-    "You are a helpful assistant. Always answer in English, please.",
-    "Please reply only in French.",
-    "What is the Chinese remainder theorem? State it with Greek letters.",
-    "Πόσο κάνει δύο και τρία;",
-    "Wie viele Rosen hat Patricia?",
-]
-FREE_PROMPTS = [
-    "How do you say good morning in Japanese?",
-    "Tell me about the Russian novel.",
-    "What is the capital of 日本?",
-    "Сколько будет два плюс три?",
-    "नमस्ते, how are you?",
-    "Translate this sentence.",
-    "Give me a translation of 'hello'.",
-    "What is the original title of Spirited Away?",
-    "Quote the title of that film as it was released.",
-    "Which Unicode code points are they?",
-    "Write my name in kanji.",
-    "In which script is it written?",
-    "What is the difference between hiragana and katakana?",
-    "Which languages are spoken in Peru?",
-    "Transliterate 'namaste'.",
-    "What's the word for water there?",
-    "Encode this as UTF-8.",
-    "The lyrics of that K-pop song, please.",
-    "What is the etymology of 'tsunami'?",
-    "Answer in English: what is the Korean word for love?",
-    "Übersetze 'Guten Morgen' ins Chinesische.",
-    "Comment dit-on bonjour en japonais ?",
-    "¿Cómo se escribe mi nombre en árabe?",
-    "Wie heißt der Titel im Original?",
-    "Πώς λέγεται το νερό στα κινέζικα;",
-]
-
-
-@pytest.mark.parametrize("text", MASKED_PROMPTS)
-def test_auto_masks_all_where_nothing_calls_for_other_letters(text: str) -> None:
-    assert masked("auto", [text]) == scripts.MASKABLE == masked(None, ["", text])
-
-
-@pytest.mark.parametrize("text", FREE_PROMPTS)
-def test_auto_masks_nothing_where_anything_does(text: str) -> None:
-    assert masked("auto", [text]) == frozenset()
-    assert masked("auto", ["How many?", text.upper(), "So."]) == frozenset()
-
-
-@given(st.text(), st.sampled_from(FREE_PROMPTS), st.text())
-def test_auto_is_free_whatever_stands_around_a_word(before: str, text: str, after: str) -> None:
-    assert masked("auto", [f"{before}\n{text}\n{after}"]) == frozenset()
-
-
-def test_the_users_word_counts_whatever_was_asked() -> None:
-    texts = FREE_PROMPTS
-    every = scripts.MASKABLE
-    assert masked("any", ["How many?"]) == frozenset() == masked("auto", None)
-    assert masked("latin", texts) == every
-    assert masked("han", texts) == every - {"han"}
-    assert masked("kana", texts) == every - {"han", "kana"}
-    named: list[AnswerScript] = ["hangul", "cyrillic", "arabic", "hebrew", "thai"]
-    for script in named:
-        assert masked(script, None) == every - {script}
-
-
-def test_what_was_written_in_a_prompt() -> None:
-    parts = [{"type": "text", "text": "file"}, {"type": "text", "text": "more"}]
-    thought = "所以\n\n**Final Answer**\n\n4"
-    messages = [
-        {"role": "system", "content": "Be brief."},
-        {"role": "user", "content": parts},
-        {"role": "assistant", "content": thought},
-    ]
-    assert texts_asked(messages, undivided=False) == ["Be brief.", "text", "file", "text", "more", thought]
-    assert texts_asked(messages, undivided=True) == [
-        "Be brief.",
-        "text",
-        "file",
-        "text",
-        "more",
-        "**Final Answer**\n\n4",
-    ]
-    assert texts_asked("So", undivided=True) == ["So"]
-    assert texts_asked([1, 2, 3], undivided=False) is None
-    assert [*script_choice.texts_of([{"name": "f", "parameters": {"x": "number", "n": 3}}])] == ["f", "number"]
 
 
 @cache
@@ -263,13 +174,44 @@ def test_a_character_that_nothing_can_finish_is_left_where_it_is() -> None:
     assert few.row().tolist() == [0, 0, -np.inf, 0] == few.row(b"\xe2").tolist()
 
 
-def test_rows_are_few_and_kept() -> None:
-    masks = qwen_masks("han")
-    first, second = masks.row(), masks.row(b"\xe2\x88")
+def test_rows_are_few_and_those_used_last_are_kept() -> None:
+    masks = ScriptMasks([*pieces()[:300], b"\xe2\x88"], scripts.MASKABLE)
+    first, often, once = masks.row(), masks.row(b"\xe2\x88"), masks.row(b"\xe2\x89")
     for n in range(100):
         masks.row(bytes([0xE1, 0x80 + n % 64, *([0x80] * (n // 64))]))
-    assert masks.row() is first and masks.n_bytes <= 64 * 4 * 152_064
-    assert (masks.row(b"\xe2\x88") == second).all()
+        assert masks.row(b"\xe2\x88") is often
+    assert masks.row() is first and masks.n_bytes <= 64 * 4 * 301
+    assert masks.row(b"\xe2\x89") is not once and (masks.row(b"\xe2\x89") == once).all()
+
+
+def test_rows_are_the_same_from_whatever_thread() -> None:
+    masks, alone = (ScriptMasks([bytes([n]) for n in range(256)], scripts.MASKABLE) for _ in range(2))
+    beginnings = [bytes([0xE2, second]) for second in range(0x80, 0xC0)] + [bytes([0xCD + n]) for n in range(20)]
+    with ThreadPoolExecutor(4) as pool:
+        rows = [*pool.map(masks.row, beginnings * 8)]
+    for pending, row in zip(beginnings * 8, rows, strict=True):
+        assert (row == alone.row(pending)).all()
+
+
+def test_a_vocabulary_has_a_few_sets_that_share_its_pieces() -> None:
+    asked: list[int] = []
+
+    def piece(token: int) -> bytes:
+        asked.append(token)
+        return bytes([token])
+
+    sets = MaskSets(piece, 128)
+    assert sets.of(frozenset()) is None and not asked
+    with ThreadPoolExecutor(4) as pool:
+        found = {*pool.map(lambda _: sets.of(scripts.MASKABLE), range(8))}
+    assert len(found) == 1 and asked == [*range(128)]
+    for script in sorted(scripts.MASKABLE):
+        masks = sets.of(frozenset({script}))
+        assert masks is not None and masks.masked == {script}
+        assert sets.of(frozenset({script})) is masks
+        assert sets.of(scripts.MASKABLE) in found, "it was used last but one"
+    assert sets.of(frozenset({"arabic"})) is not None
+    assert asked == [*range(128)]
 
 
 def test_a_script_that_was_asked_for_is_free() -> None:
@@ -375,6 +317,12 @@ def rules_of(model: Thoughts, question: str = "How many?") -> control.Rules:
     )  # fmt: skip
 
 
+def thinking(piece: Callable[[int], bytes] | None = None) -> Track:
+    """A reply without tags that has not begun."""
+    begin = Begin("thinking", undivided=True)
+    return Track(rules_of(UNDIVIDED).policies, begin, piece or pieces().__getitem__, tokens_of)
+
+
 HEADINGS = [
     "**最终答案**\n",
     "**最终答案**\n\n",
@@ -383,6 +331,12 @@ HEADINGS = [
     "### 答案\r\n",
     "**最後的答案**：\n",
 ]
+GOES_ON = [
+    "**最终答案：** 4 中文",
+    "**最终答案**：4",
+    "## **答案：** 所以",
+    "  **最终评分:**\t中",
+]  # closed, with a colon
 
 
 def test_no_letter_of_a_masked_script_in_a_thousand_answers() -> None:
@@ -390,7 +344,7 @@ def test_no_letter_of_a_masked_script_in_a_thousand_answers() -> None:
     n_refused = n_code = 0
     for n in range(1000):
         model = (TAGS, UNDIVIDED)[n % 2]
-        heading = HEADINGS[n // 2 % len(HEADINGS)]
+        heading = (HEADINGS + GOES_ON)[n // 2 % len(HEADINGS + GOES_ON)]
         thought = tokens_of("Hmm, 所以答案是三。\n\n") + (tokens_of(heading) if model is UNDIVIDED else [CLOSE])
         code = tokens_of("So:\n```c\nx = '中'\n```\n") if n % 5 == 0 else []
         text, refusals, track = answers(rules_of(model), chain(thought, code, repeat(None)), source, 16 + len(code))
@@ -420,10 +374,68 @@ def test_a_foreign_heading_at_once_and_one_in_code() -> None:
         rules_of(UNDIVIDED), chain(tokens_of("**最终答案**\n\n"), repeat(None)), np.random.default_rng(1), 10
     )
     assert text.startswith("**Final Answer**\n\n") and track.attempt == 1
-    track = Track(rules_of(UNDIVIDED).policies, Begin("thinking", undivided=True), pieces().__getitem__, tokens_of)
+    track = thinking()
     for token in tokens_of("```\n**最终答案**\n\n中"):
         assert track.take(token)[1] is None
     assert track.state.phase == "thinking"
+
+
+@pytest.mark.parametrize("heading", GOES_ON)
+def test_a_foreign_heading_that_goes_on_with_the_answer_is_forced_anew(heading: str) -> None:
+    wish = chain(tokens_of(f"So 所以。\n\n{heading}"), repeat(None))
+    text, _, track = answers(rules_of(UNDIVIDED), wish, np.random.default_rng(1), 10)
+    assert text.startswith("**Final Answer**\n\n") and not LETTER.search(text)
+    assert (track.attempt, track.thought_end) == (1, "itself")
+    assert track.texts("stop")[0].rstrip() == "So 所以。"
+
+
+ANNOUNCES = ["**Final Answer:** ", "**Answer**: ", "### **My final answer:** "]
+DOES_NOT = [
+    "**Final Answer ", "Final answer: ", "So the answer is ", "**最终答案 ", "> **答案：** ", "```\n**答案：** ", "**Idea:** ",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("heading", ANNOUNCES + DOES_NOT)
+def test_what_is_masked_after_words_on_the_answers_own_line(heading: str) -> None:
+    """A heading that is closed and bears a colon; after all else the thought goes on, and is free."""
+    track = thinking()
+    for token in tokens_of(f"So 所以。\n\n{heading}"):
+        assert track.take(token)[1] is None
+    assert track.state.phase == "thinking"
+    assert (track.constrain(Sampling()).allowed is None) == (heading in DOES_NOT)
+    if heading in ANNOUNCES:
+        for token in tokens_of("4.\n\nThat is it."):
+            assert track.take(token)[1] is None
+            assert track.constrain(Sampling()).allowed is not None
+        assert track.texts("stop")[1] == f"{heading}4.\n\nThat is it."
+
+
+@given(st.sampled_from(HEADINGS + GOES_ON + ANNOUNCES), st.integers(1, 9))
+def test_a_heading_is_one_however_it_is_split(heading: str, width: int) -> None:
+    text = f"So.\n\n{heading}x"
+    track = Track(
+        rules_of(UNDIVIDED).policies,
+        Begin("thinking", undivided=True),
+        lambda n: text[n : n + width].encode(),
+        tokens_of,
+    )
+    actions = [track.take(n)[1] for n in range(0, len(text), width) if not track.attempt]
+    assert any(actions) == bool(LETTER.search(heading))
+    assert actions[-1] is not None or track.constrain(Sampling()).allowed is not None
+
+
+def test_a_foreign_heading_that_the_reader_gave_as_a_hint_stands() -> None:
+    """Nobody drew it, so nobody is corrected; what follows is masked all the same."""
+    for heading in ("**最终答案**\n\n", "**最终答案：** 4\n\n"):
+        track = thinking()
+        for token in tokens_of("So, two.\n"):
+            track.take(token)
+        hint = track.steer(Steer(heading, None))
+        assert hint is not None
+        track.rewind(hint)
+        while (forced := track.constrain(Sampling()).forced) is not None:
+            assert track.take(forced)[1] is None
+        assert track.attempt == 1 and track.constrain(Sampling()).allowed is not None
 
 
 def test_words_that_end_a_thought_are_in_letters_that_the_answer_may_have() -> None:

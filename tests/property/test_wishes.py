@@ -30,6 +30,22 @@ ASKED = [
     "从1数到500。",
     "1/7小数点后300位是什么？",
     "请反复输出这句话。",
+    "Schreibe 100 Mal Hallo.",
+    "Gib mir die 16x16-Nullmatrix.",
+    "Gib mir eine leere Tabelle mit 20 Zeilen.",
+    "Zähle von 1 bis 300.",
+    "Wiederhole das Wort Hund.",
+    "Ein Lied mit Kehrreim, bitte.",
+    "Die ersten 300 Nachkommastellen von 1/7?",
+    "Écris « je me tais » 100 fois.",
+    "Donne-moi une matrice nulle 12x12.",
+    "Un tableau vide de 20 lignes.",
+    "Les 300 premières décimales de 1/7.",
+    "Escribe la matriz nula de 16x16.",
+    "Una tabla vacía de 20 filas.",
+    "Cuenta del 1 al 300.",
+    "Scrivi ciao 100 volte.",
+    "Escreva olá 100 vezes.",
 ]
 NOT_ASKED = [
     "Tom is 3 times as old as Ann, who is 7. How old is Tom?",
@@ -45,6 +61,11 @@ NOT_ASKED = [
     "请写一篇关于月亮的长文。",
     "小明的年龄是小红的3倍，小红7岁，小明几岁？",
     "求 x 的三次方程的解。",
+    "Tom ist 3 Mal so alt wie Ann. Wie alt ist er?",
+    "Erkläre einem Kind den Mond.",
+    "Combien de fois la lettre r apparaît-elle dans strawberry ?",
+    "¿Por qué es salado el mar?",
+    "Cuéntame de la historia de 1939.",
 ]
 
 

@@ -1,4 +1,7 @@
-"""The letters of an answer, with the demo model: what is masked is drawn again, and what was not asked for is not masked."""
+"""The letters of an answer, with the demo model: what is masked is drawn again, and what was asked for is not masked.
+
+Where nothing else would bring other letters, the temperature does: so hot, any token of the vocabulary is as likely as another.
+"""
 
 from __future__ import annotations
 
@@ -49,3 +52,73 @@ def test_a_draw_in_another_ones_place_is_a_function_of_the_seed(model: Model) ->
 
 def test_a_text_in_another_script_is_masked_by_nobody(model: Model) -> None:
     assert not is_free(continued(model, seed=1).answer)
+
+
+HOT = {"temperature": 100.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "max_tokens": 60, "seed": 3}
+LETTER = scripts.characters(scripts.MASKABLE)
+in_worker = pytest.mark.parametrize("model", [True], ids=["worker"], indirect=True)  # to it and in it is the whole way
+
+
+def hot(model: Model, prompt: Any, **options: Any) -> Reply:
+    *_, done = model.generate(prompt, **{**HOT, **options})
+    assert isinstance(done, Done)
+    return done.reply
+
+
+def asked(*texts: str) -> list[dict[str, str]]:
+    """A conversation, the user's word first."""
+    return [{"role": ("user", "assistant")[n % 2], "content": text} for n, text in enumerate(texts)]
+
+
+def tools(description: str) -> dict[str, Any]:
+    return {"tools": [{"type": "function", "function": {"name": "find", "description": description}}]}
+
+
+PLAIN: dict[str, tuple[Any, dict[str, Any]]] = {
+    "messages": (asked("How many?"), {}),
+    "auto": (asked("How many?"), {"answer_script": "auto"}),
+    "text": ("How many?", {}),
+    "earlier words of the model": (asked("How many?", "The Chinese word for it is a translation.", "And now?"), {}),
+    "tools": (asked("How many?"), tools("Find a number.")),
+}
+CALLING: dict[str, tuple[Any, dict[str, Any]]] = {
+    "any": (asked("How many?"), {"answer_script": "any"}),
+    "a language": (asked("Reply in Chinese and English."), {}),
+    "text": ("Reply in Chinese and English.", {}),
+    "earlier words of the user": (asked("In Chinese?", "No.", "And now?"), {}),
+    "tools": (asked("How many?"), tools("Translate a number.")),
+    "tokens": ([40, 41], {}),
+}
+
+
+@in_worker
+@pytest.mark.parametrize("name", PLAIN)
+def test_a_plain_question_is_answered_in_latin_letters(model: Model, name: str) -> None:
+    prompt, options = PLAIN[name]
+    reply = hot(model, prompt, **options)
+    assert not LETTER.search(reply.answer)
+    assert reply.stats.n_refused > 0
+
+
+@in_worker
+@pytest.mark.parametrize("name", CALLING)
+def test_where_other_letters_are_called_for_nothing_is_refused(model: Model, name: str) -> None:
+    prompt, options = CALLING[name]
+    assert hot(model, prompt, **options).stats.n_refused == 0
+
+
+@in_worker
+@pytest.mark.parametrize(
+    ("options", "is_masked"),
+    [
+        ({}, False),
+        ({"answer_script": "latin"}, False),
+        ({"answer_script": "any", "think_script": "latin"}, True),
+        ({"think_script": "auto"}, True),
+    ],
+)
+def test_the_thought_is_free_unless_its_script_is_given(model: Model, options: dict[str, Any], is_masked: bool) -> None:
+    """Of a model that announces no answer all is thought while it comes."""
+    reply = hot(model, asked("How many?"), thought_style="undivided", **options)
+    assert reply.stats.n_generated > 0
+    assert (reply.stats.n_refused > 0) == is_masked

@@ -14,8 +14,9 @@ import qwq_lite
 from qwq_lite.backend.context import Context, ContextSettings, Entry
 from qwq_lite.backend.model import LoadedModel
 from qwq_lite.chat import Chat, Model
+from qwq_lite.cli import reply as terminal
 from qwq_lite.errors import UsageError
-from qwq_lite.events import Answer, Done, Event, Notice, Progress, Reply, Thinking
+from qwq_lite.events import Answer, Done, Event, Notice, Progress, Reply, Stats, Thinking
 from qwq_lite.sequences import Part, Sequences
 from qwq_lite.stream import Stream
 
@@ -255,3 +256,49 @@ def test_the_answer_has_its_own_temperature(tagged: Model) -> None:
     greedy = {tagged.chat().ask(LONG, seed=seed, answer_temperature=0.0, **hot).answer for seed in range(3)}
     drawn = {tagged.chat().ask(LONG, seed=seed, **hot).answer for seed in range(3)}
     assert (len(greedy), len(drawn)) == (1, 3)
+
+
+@pytest.fixture(scope="module")
+def greedy(tiny_gguf: Path) -> Iterator[Model]:
+    """Random weights: a greedy text of theirs soon comes again and again."""
+    with qwq_lite.load(tiny_gguf, n_ctx=2048, isolated=False) as loaded:
+        yield loaded
+
+
+@pytest.mark.parametrize("settings", [{"temperature": 0.0}, {"temperature": 1.0, "top_k": 1}])
+def test_a_greedy_thought_leaves_its_loop_and_the_reader_hears_of_each_step(
+    greedy: Model, settings: dict[str, Any]
+) -> None:
+    events = list(greedy.generate("La la. " * 20, thought_style="undivided", seed=1, max_tokens=400, **settings))
+    assert reply(events).stats.loops == ("rewound",)
+    kinds = [event.kind for event in events if isinstance(event, Notice) and event.kind != "slow"]
+    assert kinds == ["rewound", "warmed"]
+    assert "it repeated itself" in told(events, "rewound")[0]
+    name = "top_k is 20 and not 1" if "top_k" in settings else "temperature is 1 and not 0"
+    assert told(events, "warmed") == [
+        f"for the rest of the thought, {name}: as it was asked for, it would repeat itself again"
+    ]
+
+
+def test_an_answer_that_loops_ends_with_a_word(greedy: Model, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of a text; the same as tokens may have asked for it."""
+    text, options = "La la. " * 20, {"thought_style": "none", "temperature": 0.0, "seed": 1, "max_tokens": 1000}
+    events = list(greedy.generate(text, **options))
+    made = reply(events)
+    assert (made.finish_reason, made.stats.loops) == ("loop", ("stopped",))
+    assert told(events, "loop") == ["the answer repeated itself and ends here"]
+    assert 512 <= made.stats.n_answer < 1000
+    known = reply(list(greedy.generate(greedy.tokenize(text), **options)))
+    assert (known.finish_reason, known.stats.loops) == ("length", ())
+    asked = reply(list(greedy.generate(f"Write this 100 times: {text}", **options)))
+    assert (asked.finish_reason, asked.stats.loops) == ("length", ())
+    terminal.show(events, thinking=False)
+    assert "; loops: stopped;" in capsys.readouterr().err
+
+
+def test_the_line_below_a_reply_names_what_was_refused_where_anything_was(capsys: pytest.CaptureFixture[str]) -> None:
+    for stats, words in ((Stats(n_refused=3), "; 3 tokens of another script refused;"), (Stats(), None)):
+        terminal.show([Done(Reply("so", "", "stop", stats))], thinking=False)
+        shown = capsys.readouterr().err
+        assert words is None or words in shown
+        assert ("refused" in shown, "loops" in shown) == (words is not None, False)

@@ -25,7 +25,9 @@ EVENTS: list[Event] = [
     Thinking("海 \ud83d"),
     Answer("a\n\x00\u2028"),
     Notice("one line", "slow"),
+    Notice("one line", "warmed"),
     Done(Reply("answer", "thought", "stop", Stats(1, 2, 3, 4, 5, 0.5, 1.5))),
+    Done(Reply("answer", "thought", "loop", Stats(n_refused=3, loops=("rewound", "closed", "stopped")))),
 ]
 
 
