@@ -71,6 +71,10 @@ class TensorInfo:
     def n_bytes(self) -> int:
         return tensor_bytes(self.shape, self.type)
 
+    @property
+    def n_params(self) -> int:
+        return math.prod(self.shape)
+
 
 @dataclass(frozen=True)
 class Header:

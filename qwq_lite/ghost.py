@@ -11,7 +11,7 @@ from gguf.constants import GGUFValueType, LlamaFileType
 
 from qwq_lite import gguf_header
 from qwq_lite.gguf_header import TensorInfo, Value
-from qwq_lite.recipe import tensor_types
+from qwq_lite.recipe import Choice, needs_imatrix, tensor_types
 from qwq_lite.shape import ModelShape
 
 
@@ -41,9 +41,9 @@ def tensor_shapes(shape: ModelShape, tied: bool = False) -> dict[str, tuple[int,
 
 
 def tensors(shape: ModelShape, kind: LlamaFileType, tied: bool = False) -> list[TensorInfo]:
-    """The tensors of a qwen2 model as a file of type `kind` holds them."""
+    """The tensors of a qwen2 model as a file of type `kind` holds them; made with importances where it has to be."""
     shapes = tensor_shapes(shape, tied)
-    types = tensor_types(shapes, kind, shape.n_layer)
+    types = tensor_types(shapes, kind, shape.n_layer, Choice(has_imatrix=needs_imatrix(kind)))
     return gguf_header.layout((name, size, types[name]) for name, size in shapes.items())
 
 

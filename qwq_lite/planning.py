@@ -25,10 +25,11 @@ from qwq_lite.gguf_header import TensorInfo
 from qwq_lite.hardware import Device, EngineReport
 from qwq_lite.memory import Footprint, Source
 from qwq_lite.plan import Candidate, Gpu, Room, RunPlan, Wishes, search
-from qwq_lite.recipe import FILE_TYPES, file_type
+from qwq_lite.recipe import file_type, file_type_name
 from qwq_lite.shape import ModelShape
 
 DEFAULT_TYPE = "Q4_K_M"
+_PROPOSED = ("Q4_K_M", "Q6_K", "Q8_0", "F16", "BF16")  # what may be planned without being asked for
 _ARCHITECTURE = "Qwen2ForCausalLM"
 _SPARE = 0.9  # of a device: below it a formula that is off by a few percent does no harm
 
@@ -242,10 +243,9 @@ def _candidates(model: str, quant: str | None) -> tuple[list[Candidate], Path | 
         geometry, tied = _of_checkpoint(path)
     else:
         geometry, tied = catalog.geometry(model)[1], False
-    wanted = file_type(quant or DEFAULT_TYPE)
-    made = {name: ghost.tensors(geometry, kind, tied) for name, kind in FILE_TYPES.items()}
+    first = file_type_name(file_type(quant or DEFAULT_TYPE))
+    made = {name: ghost.tensors(geometry, file_type(name), tied) for name in dict.fromkeys((*_PROPOSED, first))}
     size = {name: sum(info.n_bytes for info in infos) for name, infos in made.items()}
-    first = next(name for name, kind in FILE_TYPES.items() if kind == wanted)
     smaller = sorted((name for name in made if size[name] < size[first]), key=lambda name: -size[name])
     return [Candidate(name, geometry, made[name]) for name in [first, *smaller]], None
 

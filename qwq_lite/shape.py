@@ -19,6 +19,7 @@ from qwq_lite.gguf_header import Header
 MAX_LAYERS = 512  # LLAMA_MAX_LAYERS
 MAX_EXPERTS = 1024  # LLAMA_MAX_EXPERTS
 MAX_DIM = 1 << 24  # far above any model, far below what overflows a product of two
+MAX_VOCAB = 1 << 21  # eight times the largest vocabulary; each row costs an entry in several lists
 ROPE_SCALING_TYPES = ("none", "linear", "yarn", "longrope")
 
 # Architectures whose graph asserts one size for keys, values and rotary positions (src/models/*.cpp). In others, gemma
@@ -107,12 +108,13 @@ def from_config(config: Mapping[str, Any], path: Path) -> ModelShape:
             "num_attention_heads", f"is {n_head}, which does not divide by num_key_value_heads {n_head_kv}"
         )
     head = fields.integer("head_dim", default=n_embd // n_head, high=4096)
+    if head * n_head != n_embd:
+        raise fields.fail("head_dim", f"is {head}, {n_embd / n_head:g} is expected: hidden_size / num_attention_heads")
     if head % 2:
         raise fields.fail("head_dim", f"is {head}, rotary positions need an even number")
     if config.get("hidden_act", "silu") != "silu":
-        raise fields.fail(
-            "hidden_act", f"is {config['hidden_act']!r}, 'silu' is expected: this is not a Qwen2 feed-forward"
-        )
+        found = reprlib.repr(config["hidden_act"])
+        raise fields.fail("hidden_act", f"is {found}, 'silu' is expected: this is not a Qwen2 feed-forward")
     rope = _rope_parameters(config, path)
     return ModelShape(
         arch="qwen2",
@@ -122,7 +124,7 @@ def from_config(config: Mapping[str, Any], path: Path) -> ModelShape:
         n_head=n_head,
         n_head_kv=n_head_kv,
         n_embd_head=head,
-        n_vocab=fields.integer("vocab_size"),
+        n_vocab=fields.integer("vocab_size", high=MAX_VOCAB),
         n_ctx_train=fields.integer("max_position_embeddings", high=1 << 30),
         rms_norm_eps=fields.real("rms_norm_eps", 1e-12, 1.0),
         rope_freq_base=_Fields(rope, str(path), CheckpointError).real("rope_theta", 1.0, 1e12),
@@ -136,11 +138,11 @@ def _rope_parameters(config: Mapping[str, Any], path: Path) -> dict[str, Any]:
     for name in ("rope_scaling", "rope_parameters"):
         value = config.get(name)
         if value is not None and not isinstance(value, Mapping):
-            raise CheckpointError(f"{path}: {name} is {value!r}, an object or null is expected")
+            raise CheckpointError(f"{path}: {name} is {reprlib.repr(value)}, an object or null is expected")
         found.update(value or {})
     full = found.get("full_attention", found)
     if not isinstance(full, Mapping):
-        raise CheckpointError(f"{path}: rope_parameters.full_attention is {full!r}, an object is expected")
+        raise CheckpointError(f"{path}: rope_parameters.full_attention is {reprlib.repr(full)}, an object is expected")
     found = dict(full)
     found.setdefault("rope_type", found.get("type", "default"))
     if "rope_theta" not in found:
@@ -149,7 +151,14 @@ def _rope_parameters(config: Mapping[str, Any], path: Path) -> dict[str, Any]:
                 f"{path}: rope_theta is missing, here and in rope_parameters; take config.json from the model's repository"
             )
         found["rope_theta"] = config["rope_theta"]
-    found.setdefault("original_max_position_embeddings", config.get("original_max_position_embeddings"))
+    if found.get("original_max_position_embeddings") is None:  # transformers: what the model was trained for, then
+        names = ("original_max_position_embeddings", "max_position_embeddings")
+        found["original_max_position_embeddings"] = next((config[name] for name in names if config.get(name)), None)
+    part = found.get("partial_rotary_factor", config.get("partial_rotary_factor"))
+    if part not in (None, 1):
+        raise CheckpointError(
+            f"{path}: partial_rotary_factor is {reprlib.repr(part)}; llama.cpp turns whole heads in this family, 1 is expected"
+        )
     return found
 
 
@@ -158,15 +167,14 @@ def _rope_scaling(rope: Mapping[str, Any], path: Path) -> RopeScaling | None:
     if kind in ("default", None):
         return None
     if kind not in ("yarn", "linear"):
-        raise CheckpointError(f"{path}: rope_type is {kind!r}; default, linear and yarn can be converted")
+        raise CheckpointError(f"{path}: rope_type is {reprlib.repr(kind)}; default, linear and yarn can be converted")
     fields = _Fields(rope, str(path), CheckpointError)
     factor = fields.real("factor", 1.0, 1024.0)
     if kind == "linear":
         return RopeScaling(kind, factor)
     names = {
         "extrapolation_factor": "yarn_ext_factor",
-        "attention_factor": "yarn_attn_factor",
-        "attn_factor": "yarn_attn_factor",
+        "attention_factor" if "attention_factor" in rope else "attn_factor": "yarn_attn_factor",
         "beta_fast": "yarn_beta_fast",
         "beta_slow": "yarn_beta_slow",
     }

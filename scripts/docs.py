@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 TARGET = Path(__file__).resolve().parents[1] / "docs" / "cli.md"
-COMMANDS = ("plan", "convert", "chat", "doctor")
+COMMANDS = ("plan", "convert", "verify", "inspect", "chat", "doctor")
 
 
 def help_text(*words: str) -> str:

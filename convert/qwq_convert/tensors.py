@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from qwq_lite.errors import CheckpointError
 from qwq_lite.shape import ModelShape
 
-from .source import Checkpoint, SourceTensor
+from .source import Checkpoint, SourceTensor, quoted, shown
 
 _LAYER_PARTS = {
     "input_layernorm": "attn_norm",
@@ -82,7 +82,8 @@ def gguf_name(name: str) -> str | None:
 def pair(checkpoint: Checkpoint, shape: ModelShape) -> list[TensorPair]:
     """Every tensor of the checkpoint with its GGUF name, in llama.cpp's order: by layer, then by name.
 
-    The tensors that are there decide whether the embedding is tied, not the flag in config.json.
+    The tensors that are there decide whether the embedding is tied; where the flag in config.json says otherwise there is
+    a notice.
     Raises: CheckpointError when a tensor is missing, unknown, or of a shape that config.json does not give it.
     """
     expected = expected_shapes(shape)
@@ -95,13 +96,12 @@ def pair(checkpoint: Checkpoint, shape: ModelShape) -> list[TensorPair]:
             expected[ours] = (shape.n_vocab, shape.n_embd)
         if ours is None or ours not in expected:
             raise CheckpointError(
-                f"{checkpoint.folder / tensor.file}: tensor {name} does not belong to a Qwen2ForCausalLM"
-                f" of {shape.n_layer} layers;"
-                " config.json and shards do not match, fetch both again"
+                f"{checkpoint.folder / tensor.file}: tensor {shown(name)} does not belong to a Qwen2ForCausalLM"
+                f" of {shape.n_layer} layers; config.json and shards do not match, fetch both again"
             )
         if tensor.shape != expected[ours]:
             raise CheckpointError(
-                f"{checkpoint.folder / tensor.file}: tensor {name} has shape {list(tensor.shape)},"
+                f"{checkpoint.folder / tensor.file}: tensor {name} has shape {quoted(list(tensor.shape))},"
                 f" config.json asks for {list(expected[ours])}; fetch both again"
             )
         pairs[ours] = TensorPair(ours, tensor)
@@ -116,10 +116,26 @@ def _check_complete(checkpoint: Checkpoint, expected: Mapping[str, object], pair
             f"{checkpoint.folder}: {len(missing)} of {len(expected)} tensors are missing, the first is {missing[0]}"
             " (GGUF's name); fetch the shards again"
         )
-    if checkpoint.config.get("tie_word_embeddings") is False and "output.weight" not in pairs:
+    _check_tied(checkpoint, "output.weight" not in pairs)
+
+
+def _check_tied(checkpoint: Checkpoint, tied: bool) -> None:
+    path, flag = checkpoint.folder / "config.json", checkpoint.config.get("tie_word_embeddings")
+    if flag is not None and not isinstance(flag, bool):
+        raise CheckpointError(f"{path}: tie_word_embeddings is {quoted(flag)}, true or false is expected")
+    if tied and flag is False:
         raise CheckpointError(
             f"{checkpoint.folder}: lm_head.weight is missing, and config.json (tie_word_embeddings: false) needs it;"
             " fetch the shards again"
+        )
+    if tied and flag is None:
+        checkpoint.notice(
+            f"{path}: tie_word_embeddings is not there, nor is lm_head.weight: the embedding will be the output layer too"
+        )
+    if not tied and flag:
+        checkpoint.notice(
+            f"{path}: tie_word_embeddings is true, but the shards have an lm_head.weight of their own: it is kept, as the"
+            " output layer"
         )
 
 

@@ -1,15 +1,17 @@
 """Tokenizer files -> GGUF's tokenizer keys, for byte-level BPE with Qwen2's pre-tokenizer. Knows no weights.
 
 The pre-tokenizer is recognised by its regular expression, not by the hash of a sample's ids. llama.cpp does not apply
-NFC and Hugging Face does, so the normaliser is recorded in the file for the runtime to apply.
-Source: llama.cpp conversion/base.py (get_vocab_base), gguf-py/gguf/vocab.py (SpecialVocab)
+NFC and Hugging Face does, so the normaliser is recorded in the file for the runtime to apply. What is special, and which
+ends are added, follows llama.cpp's converter and what transformers makes of the files for it.
+Source: llama.cpp conversion/base.py (get_vocab_base), gguf-py/gguf/vocab.py (SpecialVocab); transformers
+tokenization_utils_base.py
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +19,36 @@ from gguf.constants import TokenType
 
 from qwq_lite.errors import CheckpointError
 
-from .source import Checkpoint
+from .chat_templates import templates
+from .source import Checkpoint, is_unicode, quoted
 
 QWEN2_REGEX = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 _PRE_TOKENIZERS = {QWEN2_REGEX: "qwen2"}
-_TEMPLATE_FILES = ("chat_template.jinja", "chat_template.json")
+# Hugging Face's word for a special token -> GGUF's, in the order in which transformers and llama.cpp look at them
+_SPECIAL = {
+    "bos": "bos",
+    "eos": "eos",
+    "unk": "unknown",
+    "sep": "seperator",
+    "pad": "padding",
+    "cls": None,
+    "mask": "mask",
+}
+_SPECIAL_LISTS = ("additional_special_tokens", "extra_special_tokens")
+_LOOK_SPECIAL = ("<pad>", "<mask>", "<2mass>", "[@BOS@]")
+# Settings of BPE that would make other tokens of the same merges, and the values that make these
+_PLAIN_BPE: dict[str, tuple[object, ...]] = {
+    "byte_fallback": (None, False),
+    "continuing_subword_prefix": (None, ""),
+    "dropout": (None, 0),
+    "end_of_word_suffix": (None, ""),
+    "ignore_merges": (None, False),
+}
+
+
+_TEXT, _SECOND = ("Sequence", "A"), ("Sequence", "B")  # what a post-processor's template calls the texts
 
 
 @dataclass(frozen=True)
@@ -35,10 +60,18 @@ class Vocab:
     merges: list[str]
     pre: str
     normalizer: str  # "NFC" or "none"
-    special_ids: dict[str, int]  # bos, eos, unknown, padding -> id
-    add_bos: bool
-    add_eos: bool
+    special_ids: dict[str, int]  # bos, eos, unknown, seperator, padding, mask -> id, those that there are
+    adds: dict[str, bool]  # bos, eos, sep -> whether it is put around a text, where the files say so
     chat_template: str | None
+    named_templates: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def add_bos(self) -> bool | None:
+        return self.adds.get("bos")
+
+    @property
+    def add_eos(self) -> bool | None:
+        return self.adds.get("eos")
 
 
 def load(checkpoint: Checkpoint, n_rows: int) -> Vocab:
@@ -51,19 +84,22 @@ def load(checkpoint: Checkpoint, n_rows: int) -> Vocab:
     if tokenizer is None:
         raise CheckpointError(f"{path}: is missing; fetch it from the model's repository")
     settings = checkpoint.json("tokenizer_config.json") or {}
-    tokens, types = _tokens(tokenizer, settings, path, n_rows)
-    ids = {token: number for number, token in enumerate(tokens)}
-    add_bos, add_eos = _added_ends(settings)
+    model, roles = _model(tokenizer, path), _roles(settings)
+    added = list(_added_tokens(checkpoint, tokenizer, settings, path))
+    special = [*roles.values(), *_more_special(settings)]
+    tokens, types = _tokens(model["vocab"], added, special, path, n_rows)
+    adds = _adds(tokenizer, settings, roles, path)
+    template, named_templates = templates(checkpoint, settings)
     return Vocab(
         tokens=tokens,
         types=types,
-        merges=_merges(tokenizer, path, ids),
+        merges=_merges(model, path),
         pre=_pre_tokenizer(tokenizer, path),
         normalizer=_normalizer(tokenizer.get("normalizer"), path),
-        special_ids=_special_ids(checkpoint, settings, ids, n_rows),
-        add_bos=add_bos,
-        add_eos=add_eos,
-        chat_template=_chat_template(checkpoint, settings),
+        special_ids=_special_ids(checkpoint, tokenizer, roles, n_rows),
+        adds=adds,
+        chat_template=template,
+        named_templates=named_templates,
     )
 
 
@@ -72,16 +108,45 @@ def _model(tokenizer: Mapping[str, Any], path: Path) -> Mapping[str, Any]:
     if not isinstance(model, dict) or model.get("type", "BPE") != "BPE":
         found = model.get("type") if isinstance(model, dict) else model
         raise CheckpointError(
-            f"{path}: model.type is {found!r}, BPE is expected: this tokenizer is not of the qwen2 family"
+            f"{path}: model.type is {quoted(found)}, BPE is expected: this tokenizer is not of the qwen2 family"
         )
+    for name, plain in _PLAIN_BPE.items():
+        if (value := model.get(name)) not in plain:
+            raise CheckpointError(
+                f"{path}: model.{name} is {quoted(value)}, {plain[1]!r} is expected: this tokenizer is not of the qwen2 family"
+            )
+    if not isinstance(model.get("vocab"), dict) or not model["vocab"]:
+        raise CheckpointError(f"{path}: model.vocab is missing or not an object")
     return model
 
 
+def _roles(settings: Mapping[str, Any]) -> dict[str, str]:
+    """Hugging Face's word for a special token -> its text, from tokenizer_config.json."""
+    found = {name: _token_text(settings.get(f"{name}_token")) for name in _SPECIAL}
+    return {name: text for name, text in found.items() if text is not None}
+
+
+def _more_special(settings: Mapping[str, Any]) -> list[str]:
+    """Special tokens without a role; a list, or in some files an object of names and tokens."""
+    listed: list[Any] = []
+    for name in _SPECIAL_LISTS:
+        value = settings.get(name) or []
+        listed += value.values() if isinstance(value, dict) else value if isinstance(value, list) else []
+    return [text for entry in listed if (text := _token_text(entry)) is not None]
+
+
 def _added_tokens(
-    tokenizer: Mapping[str, Any], settings: Mapping[str, Any], path: Path
+    checkpoint: Checkpoint, tokenizer: Mapping[str, Any], settings: Mapping[str, Any], path: Path
 ) -> Iterator[tuple[int, str, bool]]:
-    """(id, text, special) of every added token; tokenizer_config.json may know more of them than tokenizer.json."""
-    added, decoder = tokenizer.get("added_tokens") or [], settings.get("added_tokens_decoder") or {}
+    """(id, text, special) of every added token. tokenizer_config.json may know more of them, and its word counts.
+
+    Older folders have added_tokens.json instead of a table in tokenizer_config.json.
+    """
+    added, decoder = tokenizer.get("added_tokens") or [], settings.get("added_tokens_decoder")
+    if decoder is None:
+        known = [entry.get("content") for entry in added if isinstance(entry, dict)] if isinstance(added, list) else []
+        older = checkpoint.json("added_tokens.json") or {}
+        decoder = {str(number): {"content": text} for text, number in older.items() if text not in known}
     if not isinstance(added, list) or not isinstance(decoder, dict):
         raise CheckpointError(
             f"{path}: added_tokens is no list, or added_tokens_decoder in tokenizer_config.json no object"
@@ -89,71 +154,102 @@ def _added_tokens(
     if not all(isinstance(entry, dict) for entry in [*added, *decoder.values()]):
         raise CheckpointError(f"{path}: added_tokens has an entry that is no object; fetch the file again")
     listed = [(entry.get("id"), entry) for entry in added]
-    listed += [(int(key) if str(key).isdecimal() else None, entry) for key, entry in decoder.items()]
+    listed += [
+        (int(key) if key.isascii() and key.isdecimal() and len(key) < 10 else key, entry)
+        for key, entry in decoder.items()
+    ]
     for number, entry in listed:
         content = entry.get("content")
         if not isinstance(number, int) or not isinstance(content, str) or not content:
-            raise CheckpointError(f"{path}: added_tokens has an entry without id or content: {entry!r}")
+            raise CheckpointError(
+                f"{path}: added_tokens has an entry without id or content: {quoted(number)}: {quoted(entry)}"
+            )
         yield number, content, bool(entry.get("special"))
 
 
+class _Table:
+    """Tokens by id, while they are collected: every id and every text once, and a row for each."""
+
+    def __init__(self, path: Path, n_rows: int) -> None:
+        self._path, self._n_rows = path, n_rows
+        self.tokens: dict[int, str] = {}
+        self.types: dict[int, int] = {}
+        self.ids: dict[str, int] = {}
+
+    def put(self, number: object, token: str, kind: TokenType) -> None:
+        if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < self._n_rows:
+            raise self._error(
+                f"token {quoted(token)} has id {quoted(number)}; ids from 0 to {self._n_rows - 1} have a row in the embedding"
+            )
+        if not is_unicode(token):
+            raise self._error(f"token {token!r} is no Unicode text; fetch the file again")
+        if (other := self.tokens.get(number, token)) != token:
+            raise self._error(f"id {number} belongs to {quoted(other)} and to {quoted(token)}; fetch the file again")
+        if (first := self.ids.setdefault(token, number)) != number:
+            raise self._error(
+                f"token {quoted(token)} has the ids {first} and {number}; llama.cpp needs every token once, fetch the file again"
+            )
+        self.tokens[number], self.types[number] = token, int(kind)
+
+    def check_ids(self) -> None:
+        """Raises: CheckpointError when ids are left out: the tokens after the gap would be other ones in transformers."""
+        for number, given in enumerate(sorted(self.tokens)):
+            if number != given:
+                raise self._error(
+                    f"no token has id {number}, but {quoted(self.tokens[given])} has id {given};"
+                    " ids without a gap are expected, fetch the tokenizer's files again"
+                )
+
+    def _error(self, text: str) -> CheckpointError:
+        return CheckpointError(f"{self._path}: {text}")
+
+
 def _tokens(
-    tokenizer: Mapping[str, Any], settings: Mapping[str, Any], path: Path, n_rows: int
+    vocab: Mapping[str, Any], added: list[tuple[int, str, bool]], special: list[str], path: Path, n_rows: int
 ) -> tuple[list[str], list[int]]:
-    vocab = _model(tokenizer, path).get("vocab")
-    if not isinstance(vocab, dict) or not vocab:
-        raise CheckpointError(f"{path}: model.vocab is missing or not an object")
-    tokens = [f"[PAD{number}]" for number in range(n_rows)]
-    types = [int(TokenType.UNUSED)] * n_rows
-
-    def put(number: object, token: str, kind: TokenType) -> None:
-        if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < n_rows:
-            raise CheckpointError(
-                f"{path}: token {token!r} has id {number!r}; ids from 0 to {n_rows - 1} have a row in the embedding"
-            )
-        if not _is_unicode(token):
-            raise CheckpointError(f"{path}: token {token!r} is no Unicode text; fetch the file again")
-        if types[number] != TokenType.UNUSED and tokens[number] != token:
-            raise CheckpointError(
-                f"{path}: id {number} belongs to {tokens[number]!r} and to {token!r}; fetch the file again"
-            )
-        tokens[number], types[number] = token, int(kind)
-
+    """Text and type for each row. `special`: tokens that have a role, which makes them control tokens wherever they stand."""
+    table = _Table(path, n_rows)
     for token, number in vocab.items():
-        put(number, token, TokenType.NORMAL)
-    for number, token, special in _added_tokens(tokenizer, settings, path):
-        put(number, token, TokenType.CONTROL if special or _looks_special(token) else TokenType.USER_DEFINED)
+        table.put(number, token, TokenType.NORMAL)
+    for number, token, marked in added:
+        control = marked or _looks_special(token)
+        table.put(number, token, TokenType.CONTROL if control else TokenType.USER_DEFINED)
+    table.check_ids()
+    for token in special:  # one that no file numbers comes after the others, as transformers adds it
+        table.put(table.ids.get(token, len(table.tokens)), token, TokenType.CONTROL)
+    unused = int(TokenType.UNUSED)
+    tokens = [table.tokens.get(number, f"[PAD{number}]") for number in range(n_rows)]
     twice, count = Counter(tokens).most_common(1)[0]
     if count > 1:
-        raise CheckpointError(f"{path}: token {twice!r} has two ids; llama.cpp needs every token once")
-    return tokens, types
-
-
-def _is_unicode(text: str) -> bool:
-    """Whether UTF-8 can hold it; JSON can spell lone surrogates, which it cannot."""
-    return not any("\ud800" <= character <= "\udfff" for character in text)
+        raise CheckpointError(f"{path}: {twice!r} is a token, and the name of a row without one; rename the token")
+    return tokens, [table.types.get(number, unused) for number in range(n_rows)]
 
 
 def _looks_special(token: str) -> bool:
     """Some models do not mark their control tokens as special; llama.cpp's converter goes by their look."""
-    return (token.startswith("<|") and token.endswith("|>")) or (token.startswith("<｜") and token.endswith("｜>"))
+    ends = (("<|", "|>"), ("<｜", "｜>"), ("<unused", ">"))
+    return token in _LOOK_SPECIAL or any(token.startswith(left) and token.endswith(right) for left, right in ends)
 
 
-def _merges(tokenizer: Mapping[str, Any], path: Path, ids: Mapping[str, int]) -> list[str]:
+def _merges(model: Mapping[str, Any], path: Path) -> list[str]:
     """Merges as `left right`, from strings (older files) or pairs (newer ones)."""
-    raw = _model(tokenizer, path).get("merges")
-    if not isinstance(raw, list):
-        raise CheckpointError(f"{path}: model.merges is missing or not a list")
+    raw, known = model.get("merges"), model["vocab"]
+    if not isinstance(raw, list) or not raw:
+        raise CheckpointError(f"{path}: model.merges is missing, empty or not a list; fetch the file again")
     merges = []
     for number, entry in enumerate(raw):
-        parts = entry.split(" ") if isinstance(entry, str) else entry
-        if not isinstance(parts, list) or len(parts) != 2 or not all(isinstance(part, str) and part for part in parts):
-            raise CheckpointError(f"{path}: model.merges[{number}] is {entry!r}, two pieces are expected")
-        if "".join(parts) not in ids:
+        pair = entry.split(" ") if isinstance(entry, str) else entry
+        left, right = pair if isinstance(pair, list) and len(pair) == 2 else (None, None)
+        if not isinstance(left, str) or not isinstance(right, str):
+            raise CheckpointError(f"{path}: model.merges[{number}] is {quoted(entry)}, two pieces are expected")
+        if left not in known or right not in known or left + right not in known:
+            unknown = next(piece for piece in (left, right, left + right) if piece not in known)
             raise CheckpointError(
-                f"{path}: model.merges[{number}] makes {''.join(parts)!r}, which is no token; fetch the file again"
+                f"{path}: model.merges[{number}] needs {quoted(unknown)}, which is no token; fetch the file again"
             )
-        merges.append(" ".join(part.replace(" ", "Ġ") for part in parts))
+        if " " in left + right:
+            left, right = left.replace(" ", "Ġ"), right.replace(" ", "Ġ")
+        merges.append(f"{left} {right}")
     return merges
 
 
@@ -168,13 +264,19 @@ def _parts(component: Any, plural: str) -> list[dict[str, Any]]:
 def _pre_tokenizer(tokenizer: Mapping[str, Any], path: Path) -> str:
     parts = _parts(tokenizer.get("pre_tokenizer"), "pretokenizers")
     regexes = [str(part["pattern"].get("Regex")) for part in parts if _splits_as_qwen2(part)]
-    byte_level = [part for part in parts if part.get("type") == "ByteLevel" and not part.get("add_prefix_space")]
+    byte_level = [part for part in parts if _is_byte_level(part)]
     if len(regexes) == 1 and regexes[0] in _PRE_TOKENIZERS and len(byte_level) == 1 and len(parts) == 2:
         return _PRE_TOKENIZERS[regexes[0]]
     raise CheckpointError(
-        f"{path}: pre_tokenizer splits by {regexes or [part.get('type') for part in parts]}, which is not Qwen2's;"
+        f"{path}: pre_tokenizer splits by {quoted(regexes or [part.get('type') for part in parts])}, which is not Qwen2's;"
         " convert this model with llama.cpp's convert_hf_to_gguf.py"
     )
+
+
+def _is_byte_level(part: Mapping[str, Any]) -> bool:
+    """Bytes to symbols and nothing else: no space in front, and no split by GPT-2's regex, which is the default."""
+    plain = not part.get("add_prefix_space") and part.get("use_regex") is False
+    return part.get("type") == "ByteLevel" and plain
 
 
 def _splits_as_qwen2(part: Mapping[str, Any]) -> bool:
@@ -191,12 +293,14 @@ def _normalizer(component: Any, path: Path) -> str:
         return "none"
     if not isinstance(component, dict):
         raise CheckpointError(
-            f"{path}: normalizer is {component!r}, an object or null is expected; fetch the file again"
+            f"{path}: normalizer is {quoted(component)}, an object or null is expected; fetch the file again"
         )
     kinds = [part.get("type") for part in _parts(component, "normalizers")]
     if kinds in ([], ["NFC"]):
         return "NFC" if kinds else "none"
-    raise CheckpointError(f"{path}: normalizer is {kinds}; NFC or none can be kept: convert this model with llama.cpp")
+    raise CheckpointError(
+        f"{path}: normalizer is {quoted(kinds)}; NFC or none can be kept: convert this model with llama.cpp"
+    )
 
 
 def _token_text(value: Any) -> str | None:
@@ -207,38 +311,81 @@ def _token_text(value: Any) -> str | None:
 
 
 def _special_ids(
-    checkpoint: Checkpoint, settings: Mapping[str, Any], ids: Mapping[str, int], n_rows: int
+    checkpoint: Checkpoint, tokenizer: Mapping[str, Any], roles: Mapping[str, str], n_rows: int
 ) -> dict[str, int]:
-    """GGUF's special ids by name: from tokenizer_config.json, and from config.json where that says nothing."""
-    found: dict[str, int] = {}
-    for name, gguf_name in (("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding")):
-        text = _token_text(settings.get(f"{name}_token"))
-        if text is not None and text in ids:
-            found[gguf_name] = ids[text]
-            continue
+    """GGUF's special ids by name: of tokenizer.json's added tokens, and from config.json where these have none."""
+    added: dict[str, int] = {}
+    for entry in tokenizer.get("added_tokens") or []:
+        added.setdefault(entry["content"], entry["id"])
+    found = {name: added[text] for name, text in roles.items() if text in added}
+    for name in _SPECIAL:
         number = checkpoint.config.get(f"{name}_token_id")
-        if isinstance(number, int) and not isinstance(number, bool) and 0 <= number < n_rows:
-            found[gguf_name] = number
-    return found
+        if name in found or isinstance(number, bool) or not isinstance(number, int):
+            continue  # several ids of one role stand in a list: these are generation_config.json's
+        if not 0 <= number < n_rows:
+            raise CheckpointError(
+                f"{checkpoint.folder / 'config.json'}: {name}_token_id is {quoted(number)};"
+                f" ids from 0 to {n_rows - 1} have a row in the embedding"
+            )
+        found[name] = number
+    return {gguf: found[name] for name in found if (gguf := _SPECIAL[name]) is not None}
 
 
-def _added_ends(settings: Mapping[str, Any]) -> tuple[bool, bool]:
-    return settings.get("add_bos_token") is True, settings.get("add_eos_token") is True
+def _adds(
+    tokenizer: Mapping[str, Any], settings: Mapping[str, Any], roles: dict[str, str], path: Path
+) -> dict[str, bool]:
+    """Which ends a text gets: the post-processor's word, and that of tokenizer_config.json where it says nothing.
+
+    roles: gets the token that the post-processor puts first or last, where tokenizer_config.json names none.
+    """
+    adds: dict[str, bool] = {}
+    for part in _parts(tokenizer.get("post_processor"), "processors"):
+        if part.get("type") == "ByteLevel":
+            adds.setdefault("bos", False)
+            adds.setdefault("eos", False)
+        elif part.get("type") != "TemplateProcessing" or not _apply_template(part, roles, adds):
+            raise CheckpointError(
+                f"{path}: post_processor {quoted(part.get('type'))} puts tokens around a text that GGUF has no word for;"
+                " convert this model with llama.cpp's convert_hf_to_gguf.py"
+            )
+    for name in ("bos", "eos", "sep"):
+        if isinstance(said := settings.get(f"add_{name}_token"), bool):
+            adds.setdefault(name, said)
+    return adds
 
 
-def _chat_template(checkpoint: Checkpoint, settings: Mapping[str, Any]) -> str | None:
-    """The template from its own file (transformers 5) or from tokenizer_config.json; of several, the one named default."""
-    jinja, as_json = _TEMPLATE_FILES
-    template: Any = checkpoint.text(jinja)
-    if template is None:
-        template = (checkpoint.json(as_json) or {}).get("chat_template", settings.get("chat_template"))
-    if isinstance(template, list):
-        named = [
-            entry.get("template") for entry in template if isinstance(entry, dict) and entry.get("name") == "default"
-        ]
-        template = named[0] if named else None
-    if template is not None and (not isinstance(template, str) or not _is_unicode(template)):
-        raise CheckpointError(
-            f"{checkpoint.folder}: chat_template is {type(template).__name__}, a string of Unicode is expected"
-        )
-    return template
+def _apply_template(part: Mapping[str, Any], roles: dict[str, str], adds: dict[str, bool]) -> bool:
+    """Take over a TemplateProcessing that puts bos before a text and eos behind it; whether it is no more than that.
+
+    Layout: "single" and "pair" are lists of {"SpecialToken": {"id": text}} and {"Sequence": {"id": "A" or "B"}}.
+    """
+    single, pair = _pieces(part.get("single")), _pieces(part.get("pair"))
+    if single.count(_TEXT) != 1:
+        return False
+    at = single.index(_TEXT)
+    if at > 1 or len(single) - at > 2:
+        return False
+    before, behind = single[:at], single[at + 1 :]
+    for name, ends in (("bos", before), ("eos", behind)):
+        for _, token in ends:
+            if roles.setdefault(name, token) != token:
+                return False
+            adds[name] = True
+    if (before or behind) and _TEXT in pair and _SECOND in pair:
+        between = pair[pair.index(_TEXT) + 1 : pair.index(_SECOND)]
+        if between:
+            adds["sep"] = False
+        return not {roles.get("sep"), roles.get("eos")} & {token for _, token in between}
+    return True
+
+
+def _pieces(template: Any) -> list[tuple[str, str]]:
+    """(kind, text) of each piece of a template."""
+    entries = template if isinstance(template, list) else []
+    return [
+        (kind, str(value.get("id")))
+        for entry in entries
+        if isinstance(entry, dict)
+        for kind, value in entry.items()
+        if isinstance(value, dict)
+    ]

@@ -123,7 +123,9 @@ class Loops:
 def warmed(sampling: Sampling) -> Sampling:
     """These settings, or what a loop is left by where they are nearly greedy."""
     top_k = sampling.top_k and max(sampling.top_k, _TOP_K)
-    return Sampling(max(sampling.temperature, _TEMPERATURE), top_k, max(sampling.top_p, 0.95), min(sampling.min_p, 0.05))
+    return Sampling(
+        max(sampling.temperature, _TEMPERATURE), top_k, max(sampling.top_p, 0.95), min(sampling.min_p, 0.05)
+    )
 
 
 def _line(begins: str | None, in_code: bool, text: str) -> Line:

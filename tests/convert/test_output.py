@@ -118,3 +118,37 @@ def test_killed_at_any_moment_the_name_holds_the_old_file_or_the_new_one(tmp_pat
     assert subprocess.run(command, check=False, stdout=subprocess.DEVNULL).returncode == 0, "remains are used again"
     assert final.read_bytes() == whole
     assert not output.temporary_name(final).exists()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no signal that is Ctrl-C's alone there")
+def test_ctrl_c_leaves_nothing(tmp_path: Path) -> None:
+    folder = write_random_checkpoint(tmp_path / "model", n_layer=8, n_vocab=20_000)
+    code = (
+        f"import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); sys.path[:0] = {sys.path!r};"
+        "from qwq_lite.cli import main; main()"
+    )
+    out = tmp_path / "out"
+    out.mkdir()
+    command = [
+        sys.executable,
+        "-c",
+        code,
+        "convert",
+        str(folder),
+        "-q",
+        "IQ4_XS",
+        "-q",
+        "Q2_K",
+        "-o",
+        str(out),
+        "-j",
+        "2",
+    ]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        while process.poll() is None and len(list(out.iterdir())) < 2:
+            time.sleep(0.001)
+        assert {path.name for path in out.iterdir()} == {".model-IQ4_XS.gguf.part", ".model-Q2_K.gguf.part"}
+        process.send_signal(signal.SIGINT)
+        told = process.communicate()
+    assert (process.returncode, told) == (130, (b"", b""))
+    assert not list(out.iterdir())

@@ -1,0 +1,81 @@
+"""Where results go: their names, what stands there already, the room on the disk. Knows no weights and no formats."""
+
+from __future__ import annotations
+
+import shutil
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+from gguf.constants import LlamaFileType
+
+from qwq_lite.errors import OutputError
+from qwq_lite.output import temporary_name
+from qwq_lite.recipe import file_type_name
+
+from .source import Checkpoint
+
+
+def outputs(name: str, kinds: Sequence[LlamaFileType], output: Path | None) -> list[Path]:
+    """A file for each kind: the one that is named, or NAME-TYPE.gguf here; of several kinds in the folder that is named."""
+    if output is not None and len(kinds) == 1:
+        return [output]
+    return [(output or Path()) / f"{name}-{file_type_name(kind)}.gguf" for kind in kinds]
+
+
+def check(finals: Sequence[Path], checkpoint: Checkpoint, force: bool) -> None:
+    """Everything about names that can be known before work starts; of several files the folder is made. Raises: OutputError."""
+    if len(finals) > 1:
+        _make_folder(finals[0].parent)
+    for final in finals:
+        _check_not_source(final, checkpoint)
+        folder = final.parent
+        if not folder.is_dir():
+            raise OutputError(f"{final}: the folder {folder} is not there; make it first, or choose another -o")
+        if final.is_dir():
+            raise OutputError(f"{final}: is a folder; name a file with -o, for example {final / 'model.gguf'}")
+        if final.exists() and not final.is_file():
+            raise OutputError(f"{final}: is no regular file and will not be replaced; choose another -o")
+        if final.exists() and not force:
+            raise OutputError(f"{final}: exists; replace it with --force, or choose another -o")
+
+
+def check_room(files: Sequence[tuple[Path, int]]) -> None:
+    """Whether each disk has room for what will be written to it. What a killed conversion left is written over.
+
+    Raises: OutputError with what is missing.
+    """
+    wanted: dict[int, int] = defaultdict(int)
+    folder_of = {}
+    for final, n_bytes in files:
+        temporary, folder = temporary_name(final), final.parent
+        device = folder.stat().st_dev
+        left_over = 512 * getattr(temporary.stat(), "st_blocks", 0) if temporary.is_file() else 0
+        wanted[device] += n_bytes - left_over
+        folder_of[device] = folder
+    for device, n_bytes in wanted.items():
+        free = shutil.disk_usage(folder_of[device]).free
+        if free < n_bytes:
+            raise OutputError(
+                f"{folder_of[device]}: {n_bytes / 1e9:.2f} GB are needed there, {free / 1e9:.2f} GB are free;"
+                f" make room for {(n_bytes - free) / 1e9:.2f} GB more, or choose another -o"
+            )
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(exist_ok=True)
+    except OSError as error:
+        raise OutputError(
+            f"{folder}: a folder for several files cannot be made: {error.strerror or error}; choose another -o"
+        ) from error
+
+
+def _check_not_source(output: Path, checkpoint: Checkpoint) -> None:
+    """The output must not be a file of the checkpoint, whatever name or link leads to it."""
+    if output.exists() and not output.is_dir():
+        for file in checkpoint.folder.iterdir():
+            if file.is_file() and file.samefile(output):
+                raise OutputError(f"{output}: is {file}, a file of the checkpoint itself; choose another -o")
+    elif output.is_dir() and output.samefile(checkpoint.folder):
+        raise OutputError(f"{output}: is the checkpoint folder itself; name a file with -o")

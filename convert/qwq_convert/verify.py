@@ -1,0 +1,308 @@
+"""Whether a GGUF file is what it was: structure, digests, and how far its weights are from a checkpoint's.
+
+The structure is that of `gguf_header.read`, and what llama.cpp asks beyond it: tensors follow each other without a gap, in
+the order of their table. Every byte is read once, in windows, by threads that each take a tensor; memory is bounded by the
+number of threads. Knows no terminals, and does not know who made a file: see `digests`.
+Source: llama.cpp ggml/src/gguf.cpp (gguf_init_from_reader)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import threading
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypeVar
+
+import numpy as np
+from gguf.constants import GGUF_DEFAULT_ALIGNMENT
+
+from qwq_lite import gguf_header
+from qwq_lite.backend import kernels
+from qwq_lite.errors import CheckpointError, FormatError
+from qwq_lite.files import RandomAccessFile
+from qwq_lite.gguf_header import Header, TensorInfo, padded
+from qwq_lite.shape import from_config
+
+from . import digests
+from .roundtrip import RoundTrip
+from .source import Checkpoint
+from .tensors import TensorPair, pair
+
+WINDOW_BYTES = 4 << 20
+WINDOW_VALUES = 1 << 20
+
+Outcome = Literal["OK", "damaged", "cannot be verified"]
+OnProgress = Callable[[str, int], None]
+_Item = TypeVar("_Item")
+_Steps = Iterator[tuple[str, int]]  # what was read since the last step, as OnProgress takes it
+
+
+def _say_nothing(name: str, n_bytes: int) -> None:
+    pass
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Something that is not as it was. place: a tensor's name, "the header" or "the end"."""
+
+    place: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What was found. faults: in the order of the file. sealed: whether the file holds digests at all."""
+
+    header: Header
+    faults: tuple[Fault, ...]
+    sealed: bool
+
+    @property
+    def outcome(self) -> Outcome:
+        if self.faults:
+            return "damaged"
+        return "OK" if self.sealed else "cannot be verified"
+
+
+def verify(header: Header, n_threads: int | None = None, on_progress: OnProgress = _say_nothing) -> Verification:
+    """Read the whole file and compare it with its digests; of a file without, look at the structure alone.
+
+    Args:
+        header: as `read_header` gives it.
+        n_threads: default all cores.
+        on_progress: called with a tensor's name and the bytes read after each window, from the worker threads.
+
+    Raises: FormatError when the file cannot be read to its end.
+
+    Example:
+        verify(read_header(Path("QwQ-32B-Q4_K_M.gguf"))).outcome
+    """
+    faults = _misplaced(header)
+    with _opened(header.path) as file:
+        raw = np.empty(min(header.data_offset, header.file_bytes), np.uint8)
+        _read(file, raw.data, 0)
+        text = raw.tobytes()
+        said = digests.stored(text, len(header.tensors))
+        if said is not None and digests.of_header(text, len(header.tensors)) != said.header:
+            faults.append(Fault("the header", "differs from its digest: keys or the table of tensors were changed"))
+        found = _tensor_faults(file, header, said, n_threads, on_progress)
+    return Verification(header, (*faults, *found), said is not None)
+
+
+def read_header(path: Path) -> Header:
+    """The header of a model in one file.
+
+    Raises: FormatError for a file that cannot be read or has no valid header, and for a part of a split model.
+    """
+    header = gguf_header.read(path)
+    if header.data_offset > gguf_header.MAX_HEADER_BYTES:
+        raise FormatError(
+            f"{path}: the data begins at byte {header.data_offset} (general.alignment), {gguf_header.MAX_HEADER_BYTES} are"
+            " allowed; the file is damaged or no GGUF model, fetch or convert it again"
+        )
+    count, number = header.keys.get("split.count", 1), header.keys.get("split.no", 0)
+    if isinstance(count, int) and isinstance(number, int) and count > 1:
+        raise FormatError(
+            f"{path}: is part {number + 1} of {count} of a split model (split.count), one whole file is expected;"
+            " join the parts with llama.cpp's llama-gguf-split --merge, or convert the checkpoint"
+        )
+    return header
+
+
+def _alignment(header: Header) -> int:
+    found = header.keys.get("general.alignment", GGUF_DEFAULT_ALIGNMENT)
+    assert isinstance(found, int), "gguf_header accepts no other"
+    return found
+
+
+def _misplaced(header: Header) -> list[Fault]:
+    """Tensors that do not stand right behind each other, and an end that is too early or too late."""
+    faults, end, last, alignment = [], 0, 0, _alignment(header)
+    for info in header.tensors:
+        if info.offset != end:
+            faults.append(Fault(info.name, f"starts at byte {info.offset} of the data, {end} is expected"))
+        end = info.offset + padded(info.n_bytes, alignment)
+        last = max(last, end)
+    expected = header.data_offset + last
+    if header.tensors and header.file_bytes != expected:
+        what = "bytes follow the last tensor" if header.file_bytes > expected else "bytes of padding are missing"
+        faults.append(Fault("the end", f"{abs(header.file_bytes - expected)} {what}"))
+    return faults
+
+
+@dataclass(frozen=True)
+class _Stretch:
+    """A tensor with the padding behind it: bytes [start, start + n_bytes) of the file, padding up to end."""
+
+    number: int
+    info: TensorInfo
+    start: int
+    end: int
+
+
+def _stretches(header: Header) -> Iterator[_Stretch]:
+    alignment = _alignment(header)
+    for number, info in enumerate(header.tensors):
+        start = header.data_offset + info.offset
+        yield _Stretch(number, info, start, min(start + padded(info.n_bytes, alignment), header.file_bytes))
+
+
+def _tensor_faults(
+    file: RandomAccessFile, header: Header, said: digests.Digests | None, n_threads: int | None, on_progress: OnProgress
+) -> list[Fault]:
+    found: dict[int, list[Fault]] = {}
+
+    def worker() -> Callable[[_Stretch], _Steps]:
+        window = np.empty(WINDOW_BYTES, np.uint8)
+
+        def check(stretch: _Stretch) -> _Steps:
+            expected = None if said is None else said.tensors[stretch.number]
+            found[stretch.number] = yield from _check(file, stretch, expected, window)
+
+        return check
+
+    _spread(_stretches(header), worker, n_threads, on_progress)
+    return [fault for number in sorted(found) for fault in found[number]]
+
+
+def _check(
+    file: RandomAccessFile, stretch: _Stretch, expected: str | None, window: kernels.Bytes
+) -> Generator[tuple[str, int], None, list[Fault]]:
+    """Hash one tensor, where there is something to compare with, and see that the padding behind it is zero."""
+    info, hashed, padding = stretch.info, hashlib.sha256(), False
+    end = stretch.start + info.n_bytes
+    for start in range(end if expected is None else stretch.start, stretch.end, window.size):
+        piece = window[: min(window.size, stretch.end - start)]
+        _read(file, piece.data, start)
+        inside = max(0, min(piece.size, end - start))
+        hashed.update(piece[:inside].data)
+        padding = padding or bool(piece[inside:].any())
+        yield info.name, piece.size
+    faults = []
+    if expected is not None and hashed.hexdigest() != expected:
+        faults.append(Fault(info.name, "differs from its digest"))
+    if padding:
+        faults.append(Fault(info.name, "is followed by padding that is not zero"))
+    return faults
+
+
+def compare(
+    header: Header, checkpoint: Checkpoint, n_threads: int | None = None, on_progress: OnProgress = _say_nothing
+) -> dict[str, RoundTrip]:
+    """How far each tensor of a file is from the checkpoint's, in the file's order.
+
+    Args: as of `verify`; bytes of the checkpoint are not counted.
+    Raises: CheckpointError when the two do not hold the same tensors; FormatError when the file cannot be read.
+    """
+    shape = from_config(checkpoint.config, checkpoint.folder / "config.json")
+    pairs = {entry.name: entry for entry in pair(checkpoint, shape)}
+    _check_same(header, checkpoint, pairs)
+    results = {info.name: RoundTrip() for info in header.tensors}
+    n_values = max((max(WINDOW_VALUES, info.shape[0]) for info in header.tensors), default=0)
+
+    def worker() -> Callable[[_Rows], _Steps]:
+        raw, floats = np.empty((2, 4 * n_values), np.uint8), np.empty((2, n_values), np.float32)
+
+        def measure(rows: _Rows) -> _Steps:
+            info, source = rows.info, pairs[rows.info.name].source
+            one, other = kernels.row_bytes(info.type, info.shape[0]), kernels.row_bytes(source.type, info.shape[0])
+            ours, theirs = raw[0, : rows.n * one], raw[1, : rows.n * other]
+            _read(file, ours.data, header.data_offset + info.offset + rows.first * one)
+            checkpoint.read_into(source, theirs.data, rows.first * other)
+            before = kernels.to_float(theirs, source.type, floats[1])
+            results[info.name].add(rows.first, before, kernels.to_float(ours, info.type, floats[0]))
+            yield info.name, ours.size
+
+        return measure
+
+    with _opened(header.path) as file:
+        _spread(_rows(header), worker, n_threads, on_progress)
+    return results
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """A window: n rows of a tensor from the first on."""
+
+    info: TensorInfo
+    first: int
+    n: int
+
+
+def _rows(header: Header) -> Iterator[_Rows]:
+    for info in header.tensors:
+        n_rows, step = math.prod(info.shape[1:]), max(1, WINDOW_VALUES // info.shape[0])
+        for first in range(0, n_rows, step):
+            yield _Rows(info, first, min(step, n_rows - first))
+
+
+def _check_same(header: Header, checkpoint: Checkpoint, pairs: dict[str, TensorPair]) -> None:
+    ours = {info.name: info.shape for info in header.tensors}
+    theirs = {name: entry.shape for name, entry in pairs.items()}
+    different = [name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name)]
+    if different:
+        name = different[0]
+        raise CheckpointError(
+            f"{checkpoint.folder}: {name} is {_shown(theirs.get(name))} here and {_shown(ours.get(name))} in {header.path}"
+            f" ({len(different)} tensors differ); give the checkpoint that the file was made from"
+        )
+
+
+def _shown(shape: tuple[int, ...] | None) -> str:
+    return "missing" if shape is None else " × ".join(map(str, shape))
+
+
+def _opened(path: Path) -> RandomAccessFile:
+    try:
+        return RandomAccessFile(path)
+    except OSError as error:
+        raise FormatError(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
+def _read(file: RandomAccessFile, buffer: memoryview, offset: int) -> None:
+    try:
+        file.read_into(buffer, offset)
+    except (OSError, EOFError) as error:
+        raise FormatError(
+            f"{file.path}: cannot be read at byte {offset}: {error}; fetch or convert it again"
+        ) from error
+
+
+def _spread(
+    items: Iterable[_Item],
+    worker: Callable[[], Callable[[_Item], _Steps]],
+    n_threads: int | None,
+    on_progress: OnProgress,
+) -> None:
+    """Work on items in their order, in threads that each have a worker of their own, with its buffers.
+
+    Raises: what a worker raised first; the other threads stop at their next step. KeyboardInterrupt likewise.
+    """
+    todo, lock, stop = iter(items), threading.Lock(), threading.Event()
+
+    def work() -> None:
+        do = worker()
+        while True:
+            with lock:
+                item = next(todo, None)
+            if item is None:
+                return
+            for name, n_bytes in do(item):
+                if stop.is_set():
+                    return
+                on_progress(name, n_bytes)
+
+    threads = n_threads or os.cpu_count() or 1
+    with ThreadPoolExecutor(threads, "verify") as pool:
+        futures: list[Future[None]] = [pool.submit(work) for _ in range(threads)]
+        try:
+            wait(futures, return_when=FIRST_EXCEPTION)
+        finally:
+            stop.set()
+    for future in futures:
+        future.result()
