@@ -22,7 +22,6 @@ from qwq_lite.errors import OutputError
 
 WINDOWS = sys.platform == "win32"
 _LOCKED_BYTE = 1 << 62  # Windows' locks bar reading and writing: lock a byte that no file reaches
-_BEHIND_S = 0.25  # between two syncs
 _ZEROS = 1 << 20  # bytes of one write
 # Not every file system can claim space; musl, BSDs and NFS say so in different words.
 _CANNOT_CLAIM = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP}
@@ -120,31 +119,6 @@ class RandomAccessFile:
                 fcntl.fcntl(self._fd, fcntl.F_FULLFSYNC)
                 return
         os.fsync(self._fd)
-
-
-@contextlib.contextmanager
-def written_behind(file: RandomAccessFile) -> Iterator[None]:
-    """While the block writes to an open file, what it wrote goes to the disk, so that the sync at its end is short.
-
-    Systems keep written pages for half a minute otherwise. Only where the system can sync data alone: Linux and its like.
-    """
-    if not hasattr(os, "fdatasync"):
-        yield
-        return
-    done = threading.Event()
-
-    def sync() -> None:
-        with contextlib.suppress(OSError):  # the sync at the end raises it again
-            while not done.wait(_BEHIND_S):
-                os.fdatasync(file.fileno())
-
-    thread = threading.Thread(target=sync, name="written behind", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
 
 
 def _check_regular(path: Path, status: os.stat_result) -> None:

@@ -199,14 +199,7 @@ def _read(path: Path) -> Header:
     with path.open("rb") as file:
         file_bytes = os.fstat(file.fileno()).st_size
         cursor = _Cursor(file, path, file_bytes)
-        magic = cursor.take(4, "the magic number")
-        if magic != b"GGUF":
-            raise cursor.error(f"starts with {magic!r} where b'GGUF' is expected")
-        version = cursor.number("I", "the version")
-        if version not in (2, 3):
-            raise cursor.error(f"version {version}, 2 and 3 are known")
-        n_tensors = cursor.count(8 + 4 + 8 + 4 + 8, "the number of tensors", MAX_TENSORS)
-        n_keys = cursor.count(8 + 4 + 1, "the number of keys", MAX_KEYS)
+        n_tensors, n_keys = _read_counts(cursor)
         keys = _read_keys(cursor, n_keys)
         infos = _read_tensor_infos(cursor, n_tensors)
         end = file.tell()
@@ -216,6 +209,35 @@ def _read(path: Path) -> Header:
     data_offset = padded(end, alignment)
     _check_places(cursor, infos, alignment, file_bytes - data_offset)
     return Header(path, keys, infos, data_offset, file_bytes)
+
+
+def value_offset(header: bytes, key: str) -> int | None:
+    """Where a key's value begins in a header's bytes, its type first; None where there is no such key.
+
+    The keys before it are walked: a search could be led astray by their text.
+    Raises: FormatError when the bytes up to there do not follow the format.
+    """
+    memory = io.BytesIO(header)
+    cursor = _Cursor(memory, Path("header"), len(header))
+    _, n_keys = _read_counts(cursor)
+    for _ in range(n_keys):
+        name = cursor.string("a key", MAX_KEY_BYTES)
+        if name == key:
+            return memory.tell()
+        cursor.value(name)
+    return None
+
+
+def _read_counts(cursor: _Cursor) -> tuple[int, int]:
+    """What stands before the keys: how many tensors there are, and how many keys."""
+    magic = cursor.take(4, "the magic number")
+    if magic != b"GGUF":
+        raise cursor.error(f"starts with {magic!r} where b'GGUF' is expected")
+    version = cursor.number("I", "the version")
+    if version not in (2, 3):
+        raise cursor.error(f"version {version}, 2 and 3 are known")
+    n_tensors = cursor.count(8 + 4 + 8 + 4 + 8, "the number of tensors", MAX_TENSORS)
+    return n_tensors, cursor.count(8 + 4 + 1, "the number of keys", MAX_KEYS)
 
 
 def _read_keys(cursor: _Cursor, n_keys: int) -> dict[str, Value]:

@@ -11,7 +11,7 @@ import contextlib
 import errno
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -34,29 +34,57 @@ def output_file(
     Raises: OutputError for a full disk, a folder that cannot be written, another program at the same file, a name that
     is a folder's, a device's, a pipe's or a socket's.
     """
-    temporary = temporary_name(final)
+    with output_files([(final, size_bytes)], private=private, mapped=mapped) as (file,):
+        yield file
+
+
+@contextmanager
+def output_files(
+    wanted: Sequence[tuple[Path, int]], *, private: bool = False, mapped: bool = False, fresh: bool = False
+) -> Iterator[list[RandomAccessFile]]:
+    """The same for several files, (final, size in bytes) each: all are synced before the first one takes its name.
+
+    fresh: what has come under a final name meanwhile is not replaced. Raises: OutputError, as `output_file`.
+    """
+    files: list[RandomAccessFile] = []
     with contextlib.ExitStack() as stack:
-        stack.enter_context(_system_errors_named(final, size_bytes))
-        _check_names(final, temporary)
-        file = stack.enter_context(RandomAccessFile(temporary, "r+"))
-        stack.enter_context(locked(file))
-        _check_own(file, temporary)
+        stack.enter_context(_system_errors_named(wanted[0][0], sum(size for _, size in wanted)))
         try:
-            if private and hasattr(os, "fchmod"):
-                with contextlib.suppress(OSError):  # a file system without modes
-                    os.fchmod(file.fileno(), 0o600)
-            file.allocate(size_bytes, claim=mapped)
-            yield file
-            file.sync()
-            if WINDOWS:  # an open file cannot be renamed there
-                file.close()
-            replace(temporary, final)
+            for final, size_bytes in wanted:
+                files.append(stack.enter_context(_temporary(final)))
+                if private and hasattr(os, "fchmod"):
+                    with contextlib.suppress(OSError):  # a file system without modes
+                        os.fchmod(files[-1].fileno(), 0o600)
+                files[-1].allocate(size_bytes, claim=mapped)
+            yield files
+            for file in files:
+                file.sync()
+            for final, _ in wanted:
+                if fresh and os.path.lexists(final):
+                    raise OutputError(
+                        f"{final}: another program has made it meanwhile; it stays, and nothing was written"
+                    )
+            for file, (final, _) in zip(files, wanted, strict=True):
+                if WINDOWS:  # an open file cannot be renamed there
+                    file.close()
+                replace(file.path, final)
         except BaseException:
-            if WINDOWS:
-                file.close()
-            with contextlib.suppress(OSError):
-                temporary.unlink()
+            for file in files:
+                if WINDOWS:
+                    file.close()
+                with contextlib.suppress(OSError):  # one that has its name already is complete
+                    file.path.unlink()
             raise
+
+
+@contextmanager
+def _temporary(final: Path) -> Iterator[RandomAccessFile]:
+    """The file under its temporary name, locked."""
+    temporary = temporary_name(final)
+    _check_names(final, temporary)
+    with RandomAccessFile(temporary, "r+") as file, locked(file):
+        _check_own(file, temporary)
+        yield file
 
 
 def _check_names(final: Path, temporary: Path) -> None:

@@ -105,9 +105,15 @@ def tensor_type(name: str) -> GGMLQuantizationType:
     """A tensor's type for a name in any case. Raises: UsageError with the names that are known."""
     found = TENSOR_TYPES.get(name.upper().replace("-", "_"))
     if found is None:
-        of_files = " is a type of files;" if name.upper().replace("-", "_") in {*FILE_TYPES, *_ALIASES} else ""
-        raise UsageError(f"unknown tensor type {name!r};{of_files} known are {', '.join(TENSOR_TYPES)}")
+        is_files = name.upper().replace("-", "_") in {*FILE_TYPES, *_ALIASES}
+        wrong = f"{name} is a type of whole files, no tensor has it" if is_files else f"unknown tensor type {name!r}"
+        raise UsageError(f"{wrong}; known are {', '.join(TENSOR_TYPES)}")
     return found
+
+
+def default_type(kind: LlamaFileType) -> GGMLQuantizationType:
+    """The type of tensors that no rule has another one for, where its blocks divide their columns."""
+    return _DEFAULT[kind]
 
 
 def needs_imatrix(kind: LlamaFileType) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections import defaultdict
 from collections.abc import Sequence
@@ -16,27 +17,28 @@ from qwq_lite.recipe import file_type_name
 from .source import Checkpoint
 
 
-def outputs(name: str, kinds: Sequence[LlamaFileType], output: Path | None) -> list[Path]:
-    """A file for each kind: the one that is named, or NAME-TYPE.gguf here; of several kinds in the folder that is named."""
-    if output is not None and len(kinds) == 1:
-        return [output]
-    return [(output or Path()) / f"{name}-{file_type_name(kind)}.gguf" for kind in kinds]
+def outputs(name: str, kinds: Sequence[LlamaFileType], output: Path | None) -> dict[LlamaFileType, Path]:
+    """A file for each kind. output: the file; or the folder, where it is one or several kinds are named; else NAME-TYPE.gguf."""
+    if output is not None and len(kinds) == 1 and not output.is_dir():
+        return {kinds[0]: output}
+    return {kind: (output or Path()) / f"{name}-{file_type_name(kind)}.gguf" for kind in kinds}
 
 
-def check(finals: Sequence[Path], checkpoint: Checkpoint, force: bool) -> None:
-    """Everything about names that can be known before work starts; of several files the folder is made. Raises: OutputError."""
-    if len(finals) > 1:
-        _make_folder(finals[0].parent)
+def check(finals: Sequence[Path], checkpoint: Checkpoint, force: bool, keep: Sequence[Path] = ()) -> None:
+    """Everything about names that can be known before work starts. keep: files that must not be replaced.
+
+    Raises: OutputError.
+    """
     for final in finals:
-        _check_not_source(final, checkpoint)
+        _check_not_source(final, checkpoint, keep)
         folder = final.parent
-        if not folder.is_dir():
+        if not folder.is_dir() and (len(finals) == 1 or folder.exists() or not folder.parent.is_dir()):
             raise OutputError(f"{final}: the folder {folder} is not there; make it first, or choose another -o")
         if final.is_dir():
             raise OutputError(f"{final}: is a folder; name a file with -o, for example {final / 'model.gguf'}")
         if final.exists() and not final.is_file():
             raise OutputError(f"{final}: is no regular file and will not be replaced; choose another -o")
-        if final.exists() and not force:
+        if os.path.lexists(final) and not force:
             raise OutputError(f"{final}: exists; replace it with --force, or choose another -o")
 
 
@@ -48,7 +50,8 @@ def check_room(files: Sequence[tuple[Path, int]]) -> None:
     wanted: dict[int, int] = defaultdict(int)
     folder_of = {}
     for final, n_bytes in files:
-        temporary, folder = temporary_name(final), final.parent
+        temporary = temporary_name(final)
+        folder = final.parent if final.parent.is_dir() else final.parent.parent  # one that will be made
         device = folder.stat().st_dev
         left_over = 512 * getattr(temporary.stat(), "st_blocks", 0) if temporary.is_file() else 0
         wanted[device] += n_bytes - left_over
@@ -62,7 +65,8 @@ def check_room(files: Sequence[tuple[Path, int]]) -> None:
             )
 
 
-def _make_folder(folder: Path) -> None:
+def make_folder(folder: Path) -> None:
+    """The folder for several files, unless it is there. Raises: OutputError."""
     try:
         folder.mkdir(exist_ok=True)
     except OSError as error:
@@ -71,11 +75,9 @@ def _make_folder(folder: Path) -> None:
         ) from error
 
 
-def _check_not_source(output: Path, checkpoint: Checkpoint) -> None:
-    """The output must not be a file of the checkpoint, whatever name or link leads to it."""
+def _check_not_source(output: Path, checkpoint: Checkpoint, keep: Sequence[Path]) -> None:
+    """The output must be no file that is read, whatever name or link leads to it."""
     if output.exists() and not output.is_dir():
-        for file in checkpoint.folder.iterdir():
+        for file in [*checkpoint.folder.iterdir(), *keep]:
             if file.is_file() and file.samefile(output):
-                raise OutputError(f"{output}: is {file}, a file of the checkpoint itself; choose another -o")
-    elif output.is_dir() and output.samefile(checkpoint.folder):
-        raise OutputError(f"{output}: is the checkpoint folder itself; name a file with -o")
+                raise OutputError(f"{output}: is {file}, which the conversion reads; choose another -o")

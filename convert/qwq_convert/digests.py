@@ -17,34 +17,22 @@ from dataclasses import dataclass
 
 from gguf.constants import GGUFValueType
 
+from qwq_lite import gguf_header
+from qwq_lite.errors import FormatError
 from qwq_lite.gguf_header import Value
 
 KEY = "qwq_lite.sha256"
 N_DIGITS = 64
 _UNKNOWN = "0" * N_DIGITS
 
-_FIRST_KEY = 4 + 4 + 8 + 8  # magic, version, number of tensors, number of keys
-_WIDTHS = {
-    GGUFValueType.UINT8: 1,
-    GGUFValueType.INT8: 1,
-    GGUFValueType.BOOL: 1,
-    GGUFValueType.UINT16: 2,
-    GGUFValueType.INT16: 2,
-    GGUFValueType.UINT32: 4,
-    GGUFValueType.INT32: 4,
-    GGUFValueType.FLOAT32: 4,
-    GGUFValueType.UINT64: 8,
-    GGUFValueType.INT64: 8,
-    GGUFValueType.FLOAT64: 8,
-}
-
 
 @dataclass(frozen=True)
 class Digests:
-    """What a file says of itself. tensors: in the order of its tensor table."""
+    """What a file says of its tensors, in the order of its table, and of its header; and what the header's digest is."""
 
     tensors: tuple[str, ...]
     header: str
+    found_header: str
 
 
 def placeholder(n_tensors: int) -> tuple[Value, GGUFValueType]:
@@ -78,14 +66,10 @@ def stored(header: bytes, n_tensors: int) -> Digests | None:
     places = _places(header, n_tensors)
     if places is None:
         return None
-    found = [header[place : place + N_DIGITS].decode("ascii", "replace") for place in places]
-    return None if set(found) == {_UNKNOWN} else Digests(tuple(found[:-1]), found[-1])
-
-
-def of_header(header: bytes, n_tensors: int) -> str | None:
-    """What the last entry of the array must be, hex; None when there is no array of this length."""
-    places = _places(header, n_tensors)
-    return None if places is None else hashlib.sha256(_zeroed(header, places)).hexdigest()
+    said = [header[place : place + N_DIGITS].decode("ascii", "replace") for place in places]
+    if set(said) == {_UNKNOWN}:
+        return None
+    return Digests(tuple(said[:-1]), said[-1], hashlib.sha256(_zeroed(header, places)).hexdigest())
 
 
 def _zeroed(header: bytes, places: Sequence[int]) -> bytearray:
@@ -96,9 +80,9 @@ def _zeroed(header: bytes, places: Sequence[int]) -> bytearray:
 
 
 def _places(header: bytes, n_tensors: int) -> list[int] | None:
-    """Where each digest's digits start. Found by walking the keys: a search could be led astray by another key's text."""
+    """Where each digest's digits start."""
     try:
-        start = _value_of(header, KEY.encode("ascii"))
+        start = gguf_header.value_offset(header, KEY)
         if start is None:
             return None
         kind, element, count = struct.unpack_from("<IIQ", header, start)
@@ -106,35 +90,6 @@ def _places(header: bytes, n_tensors: int) -> list[int] | None:
             return None
         first, step = start + 16, 8 + N_DIGITS
         lengths = {struct.unpack_from("<Q", header, first + i * step)[0] for i in range(count)}
-    except (struct.error, ValueError):  # not a header that gguf_header accepts
+    except (struct.error, FormatError):  # not a header that gguf_header accepts
         return None
     return [first + i * step + 8 for i in range(count)] if lengths == {N_DIGITS} else None
-
-
-def _value_of(header: bytes, wanted: bytes) -> int | None:
-    """Where a key's value starts, its type first."""
-    (n_keys,) = struct.unpack_from("<Q", header, _FIRST_KEY - 8)
-    position = _FIRST_KEY
-    for _ in range(n_keys):
-        end = _after_string(header, position)
-        if header[position + 8 : end] == wanted:
-            return end
-        position = _after_value(header, end)
-    return None
-
-
-def _after_string(header: bytes, position: int) -> int:
-    return position + 8 + int(struct.unpack_from("<Q", header, position)[0])
-
-
-def _after_value(header: bytes, position: int) -> int:
-    kind = GGUFValueType(struct.unpack_from("<I", header, position)[0])
-    position, count = position + 4, 1
-    if kind == GGUFValueType.ARRAY:
-        raw, count = struct.unpack_from("<IQ", header, position)
-        kind, position = GGUFValueType(raw), position + 12
-    if kind != GGUFValueType.STRING:
-        return position + count * _WIDTHS[kind]
-    for _ in range(count):
-        position = _after_string(header, position)
-    return position

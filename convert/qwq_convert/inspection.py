@@ -1,16 +1,17 @@
 """What a model file or a checkpoint folder holds, from headers and tokenizer files alone. Reads no weights.
 
-A file is looked at leniently: a section that cannot be understood becomes a notice, and what can be is still shown.
+Both are looked at leniently: a section that cannot be understood becomes a notice, and what can be is still shown.
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from gguf.constants import GGUFValueType, Keys, LlamaFileType, TokenType
 
@@ -20,8 +21,11 @@ from qwq_lite.gguf_header import Header, Value
 from qwq_lite.recipe import file_type_name
 from qwq_lite.shape import ModelShape, from_config, from_header
 
-from . import digests, vocab
+from . import digests, family, vocab
 from .source import Checkpoint
+from .tensors import pair
+
+_Found = TypeVar("_Found")
 
 _SAMPLING = "general.sampling."
 _OURS = "qwq_lite."
@@ -98,7 +102,8 @@ class Setting:
 class Inspection:
     """Everything that is shown. shape and tokenizer: None where they cannot be understood, with a notice that says why.
 
-    origin: who made it and from what, by key. digests: None for a checkpoint, which keeps none of its own.
+    types: empty where the weights cannot be found; tied is None then. origin: who made it and from what, by key.
+    digests: None for a checkpoint, which keeps none of its own.
     """
 
     path: Path
@@ -108,7 +113,7 @@ class Inspection:
     n_bytes: int
     shape: ModelShape | None
     rope: Mapping[str, Value]
-    tied: bool
+    tied: bool | None
     types: tuple[TypeSum, ...]
     tokenizer: Tokenizer | None
     template: str | None
@@ -128,7 +133,7 @@ class Inspection:
 def inspect(path: Path) -> Inspection:
     """Look at a GGUF file or a checkpoint folder.
 
-    Raises: FormatError for a file that cannot be read or has no valid header, CheckpointError for a folder that is no checkpoint.
+    Raises: FormatError for a file that cannot be read or has no valid header, CheckpointError for a folder without a config.json.
 
     Example:
         inspect(Path("QwQ-32B-Q4_K_M.gguf")).total.bits
@@ -137,13 +142,6 @@ def inspect(path: Path) -> Inspection:
         with Checkpoint(path) as checkpoint:
             return _of_checkpoint(checkpoint)
     return _of_file(gguf_header.read(path))
-
-
-def printable(text: str) -> str:
-    """Text that a terminal shows and does not obey: control, format and private characters as Python's escapes."""
-    return "".join(
-        c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode("ascii") for c in text
-    )
 
 
 def _of_file(header: Header) -> Inspection:
@@ -286,14 +284,14 @@ def _has_digests(keys: Mapping[str, Value], n_tensors: int) -> bool:
 
 
 def _of_checkpoint(checkpoint: Checkpoint) -> Inspection:
-    notices: list[str] = []
-    shape, words = None, None
-    try:
-        shape = from_config(checkpoint.config, checkpoint.folder / "config.json")
-        words = vocab.load(checkpoint, shape.n_vocab)
-    except QwqError as error:
-        notices.append(str(error))
-    tensors = checkpoint.tensors.values()
+    _tried(checkpoint, partial(family.check, checkpoint))
+    shape = _tried(checkpoint, partial(from_config, checkpoint.config, checkpoint.folder / "config.json"))
+    words = None if shape is None else _tried(checkpoint, partial(vocab.load, checkpoint, shape.n_vocab))
+    found = _tried(checkpoint, lambda: checkpoint.tensors) or {}
+    if shape is not None and found:
+        _tried(checkpoint, partial(pair, checkpoint, shape))
+    tensors = found.values()
+    settings = _folder_settings(checkpoint)
     return Inspection(
         path=checkpoint.folder,
         form="Hugging Face checkpoint",
@@ -302,19 +300,28 @@ def _of_checkpoint(checkpoint: Checkpoint) -> Inspection:
         n_bytes=sum(tensor.n_bytes for tensor in tensors),
         shape=shape,
         rope=_rope(shape),
-        tied="lm_head.weight" not in checkpoint.tensors,
+        tied="lm_head.weight" not in found if found else None,
         types=_sums((tensor.type.name, math.prod(tensor.shape), tensor.n_bytes) for tensor in tensors),
         tokenizer=None if words is None else _of_vocab(words),
         template=None if words is None else words.chat_template,
-        sampling=_folder_settings(checkpoint, notices),
+        sampling=settings,
         origin={
             key: value
             for key in ("_name_or_path", "transformers_version", "torch_dtype", "dtype")
             if isinstance(value := checkpoint.config.get(key), str) and value
         },
         digests=None,
-        notices=tuple(notices),
+        notices=tuple(checkpoint.notices),
     )
+
+
+def _tried(checkpoint: Checkpoint, read: Callable[[], _Found]) -> _Found | None:
+    """What can be read; where it cannot, the reason becomes a notice."""
+    try:
+        return read()
+    except QwqError as error:
+        checkpoint.notice(str(error))
+        return None
 
 
 def _rope(shape: ModelShape | None) -> dict[str, Value]:
@@ -343,14 +350,10 @@ def _of_vocab(words: vocab.Vocab) -> Tokenizer:
     )
 
 
-def _folder_settings(checkpoint: Checkpoint, notices: list[str]) -> tuple[Setting, ...]:
+def _folder_settings(checkpoint: Checkpoint) -> tuple[Setting, ...]:
     """As for the file that `convert` would write: its keys are those of generation_config.json."""
-    name = "generation_config.json"
-    given: Mapping[str, Any] = {}
-    try:
-        given = checkpoint.json(name) or {}
-    except QwqError as error:
-        notices.append(str(error))
+    found = _tried(checkpoint, partial(checkpoint.json, "generation_config.json"))
+    given = found or {}
     keys = {f"{_SAMPLING}{short}": given[long] for long, short in (_SETTINGS | _REPEAT).items() if long in given}
     names = {short: long for long, short in (_SETTINGS | _REPEAT).items()}
     return tuple(

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from gguf.constants import GGMLQuantizationType, LlamaFileType
+from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType, LlamaFileType
 
 from qwq_lite import gguf_header
-from qwq_lite.errors import UsageError
-from qwq_lite.files import written_behind
+from qwq_lite.backend.kernels import Floats
+from qwq_lite.errors import CheckpointError, UsageError
+from qwq_lite.files import RandomAccessFile
 from qwq_lite.gguf_header import TensorInfo
-from qwq_lite.output import output_file
-from qwq_lite.recipe import Choice, file_type_name, importance_needed, tensor_types
+from qwq_lite.output import output_files
+from qwq_lite.recipe import Choice, default_type, file_type_name, importance_needed, tensor_types
 from qwq_lite.shape import ModelShape, from_config
 
 from . import destination, digests, family, metadata, quantize, vocab
@@ -58,11 +57,15 @@ class Target:
 
 @dataclass(frozen=True)
 class Conversion:
-    """What will be written, decided from headers alone. notices: a line each for what the user should know of the source."""
+    """What will be written, decided from headers alone.
+
+    importances: a row for each tensor that has some. notices: a line each for what the user should know of the source.
+    """
 
     shape: ModelShape
     pairs: tuple[TensorPair, ...]
     targets: tuple[Target, ...]
+    importances: Mapping[str, Floats]
     notices: tuple[str, ...] = ()
 
     @property
@@ -109,18 +112,19 @@ def prepare(
     shape = from_config(checkpoint.config, checkpoint.folder / "config.json")
     pairs = pair(checkpoint, shape)
     words = vocab.load(checkpoint, shape.n_vocab)
-    outputs = destination.outputs(checkpoint.name, kinds, output)
+    importances = _importances(checkpoint, pairs, imatrix) if imatrix is not None else {}
     choice = replace(choice, has_imatrix=imatrix is not None)
     targets = []
-    for kind, path in zip(kinds, outputs, strict=True):
+    for kind, path in destination.outputs(checkpoint.name, kinds, output).items():
         types = tensor_types({entry.name: entry.shape for entry in pairs}, kind, shape.n_layer, choice)
-        _check_importances(kind, types, imatrix)
+        _check_importances(kind, types, importances, imatrix)
+        _note_fallbacks(checkpoint, kind, types, pairs)
         infos = gguf_header.layout((entry.name, entry.shape, types[entry.name]) for entry in pairs)
         keys = metadata.keys(checkpoint, shape, words, kind, sum(info.n_params for info in infos))
         keys |= imatrix.keys() if imatrix is not None else {}
         keys[digests.KEY] = digests.placeholder(len(infos))
         targets.append(Target(path, kind, gguf_header.encode(shape.arch, keys, infos), tuple(infos)))
-    return Conversion(shape, tuple(pairs), tuple(targets), tuple(checkpoint.notices))
+    return Conversion(shape, tuple(pairs), tuple(targets), importances, tuple(checkpoint.notices))
 
 
 def look(
@@ -166,45 +170,43 @@ def convert(
     Example:
         convert(Path("QwQ-32B-Preview"), file_type("Q4_K_M"))
     """
-    wanted = [kinds] if isinstance(kinds, LlamaFileType) else list(dict.fromkeys(kinds))
+    wanted = [kinds] if isinstance(kinds, LlamaFileType) else kinds
     with Checkpoint(folder) as checkpoint:
-        destination.check(destination.outputs(checkpoint.name, wanted, output), checkpoint, force)
+        finals = list(destination.outputs(checkpoint.name, wanted, output).values())
+        destination.check(finals, checkpoint, force, keep=[imatrix.path] if imatrix is not None else [])
         plan = prepare(checkpoint, wanted, output, choice, imatrix)
-        destination.check_room([(target.output, target.n_bytes) for target in plan.targets])
+        files = [(target.output, target.n_bytes) for target in plan.targets]
+        destination.check_room(files)
         on_prepared(plan)
-        threads = n_threads or os.cpu_count() or 1
-        return Written(plan, _run(plan, checkpoint, imatrix, report, threads, on_progress))
+        destination.make_folder(finals[0].parent)
+        with output_files(files, fresh=not force) as opened:
+            errors = _run(plan, checkpoint, opened, report, n_threads or quantize.default_threads(), on_progress)
+            checkpoint.check_unchanged()
+    return Written(plan, errors)
 
 
 def _run(
     plan: Conversion,
     checkpoint: Checkpoint,
-    imatrix: Imatrix | None,
+    files: Sequence[RandomAccessFile],
     report: bool,
     n_threads: int,
     on_progress: Callable[[Progress], None],
 ) -> tuple[Mapping[str, RoundTrip], ...]:
+    """Weights first; the headers need their digests."""
     total = plan.source_bytes
-    with contextlib.ExitStack() as stack:
-        files = [stack.enter_context(output_file(target.output, target.n_bytes)) for target in plan.targets]
-        for file in files:
-            stack.enter_context(written_behind(file))
-        jobs = list(_jobs(plan, [file.write_from for file in files], imatrix, report))
-        made = quantize.run(
-            jobs, checkpoint, n_threads, lambda name, n_bytes: on_progress(Progress(name, n_bytes, total))
-        )
-        errors = []
-        for target, file in zip(plan.targets, files, strict=True):
-            mine = {info.name: _of_type(made[info.name], info.type) for info in target.infos}
-            header = digests.sealed(target.header, [one.digest.hexdigest() for one in mine.values()])
-            file.write_from(memoryview(header), 0)
-            errors.append({name: one.error for name, one in mine.items() if one.error is not None})
+    jobs = _jobs(plan, [file.write_from for file in files], report)
+    made = quantize.run(jobs, checkpoint, n_threads, lambda name, n: on_progress(Progress(name, n, total)))
+    errors = []
+    for target, file in zip(plan.targets, files, strict=True):
+        mine = {info.name: _of_type(made[info.name], info.type) for info in target.infos}
+        header = digests.sealed(target.header, [one.digest.hexdigest() for one in mine.values()])
+        file.write_from(memoryview(header), 0)
+        errors.append({name: one.error for name, one in mine.items() if one.error is not None})
     return tuple(errors)
 
 
-def _jobs(
-    plan: Conversion, writers: Sequence[quantize.Write], imatrix: Imatrix | None, report: bool
-) -> list[quantize.Job]:
+def _jobs(plan: Conversion, writers: Sequence[quantize.Write], report: bool) -> list[quantize.Job]:
     """A tensor that several files have as one type is converted once."""
     jobs = []
     for number, entry in enumerate(plan.pairs):
@@ -212,7 +214,7 @@ def _jobs(
         for target, write in zip(plan.targets, writers, strict=True):
             info = target.infos[number]
             places[info.type].append((write, len(target.header) + info.offset))
-        importances = imatrix.row(entry.name, entry.shape[0]) if imatrix is not None else None
+        importances = plan.importances.get(entry.name)
         made = tuple(
             quantize.Made(kind, tuple(where), importances, RoundTrip() if report else None)
             for kind, where in places.items()
@@ -225,12 +227,54 @@ def _of_type(made: Sequence[quantize.Made], kind: GGMLQuantizationType) -> quant
     return next(one for one in made if one.type == kind)
 
 
-def _check_importances(kind: LlamaFileType, types: Mapping[str, GGMLQuantizationType], imatrix: Imatrix | None) -> None:
+def _importances(checkpoint: Checkpoint, pairs: Sequence[TensorPair], imatrix: Imatrix) -> dict[str, Floats]:
+    """Rows of the matrix by tensor. Raises: CheckpointError where they are another model's."""
+    rows = {entry.name: imatrix.row(entry.name, entry.shape[0]) for entry in pairs}
+    found = {name: row for name, row in rows.items() if row is not None}
+    n_wanted = sum(len(entry.shape) > 1 for entry in pairs)
+    if not found:
+        raise CheckpointError(
+            f"{imatrix.path}: none of its {len(imatrix.rows)} entries is a tensor of {checkpoint.folder};"
+            " give the importance matrix of this model"
+        )
+    # llama.cpp measures none of the embedding, and of the output only when it is asked to.
+    missing = [entry.name for entry in pairs if len(entry.shape) > 1 and entry.name.startswith("blk.")]
+    missing = [name for name in missing if name not in found]
+    if missing:
+        checkpoint.notice(
+            f"{imatrix.path} has importances for {len(found)} of {n_wanted} tensors; the first without is {missing[0]}"
+        )
+    return found
+
+
+def _check_importances(
+    kind: LlamaFileType,
+    types: Mapping[str, GGMLQuantizationType],
+    importances: Mapping[str, Floats],
+    imatrix: Imatrix | None,
+) -> None:
     """Some types round by importances alone."""
     for tensor, wanted in types.items():
-        if importance_needed(wanted, tensor, kind) and (imatrix is None or tensor not in imatrix):
-            found = "no --imatrix is given" if imatrix is None else f"{imatrix.path} has none for it"
+        if importance_needed(wanted, tensor, kind) and tensor not in importances:
+            found = "no --imatrix is given" if imatrix is None else f"{imatrix.path} has none for {tensor}"
             raise UsageError(
-                f"{file_type_name(kind)}: {tensor} becomes {wanted.name}, which needs importances, and {found}; give a matrix"
-                " of this model (llama.cpp's llama-imatrix makes it), or choose a type that does without, for example Q2_K"
+                f"{file_type_name(kind)} needs importances, and {found}; give a matrix of this model (llama.cpp's llama-imatrix"
+                " makes it), or choose a type that does without: Q2_K, IQ3_S and all larger ones"
             )
+
+
+def _note_fallbacks(
+    checkpoint: Checkpoint,
+    kind: LlamaFileType,
+    types: Mapping[str, GGMLQuantizationType],
+    pairs: Sequence[TensorPair],
+) -> None:
+    """Blocks that do not divide a tensor's columns give way to smaller ones, as in llama.cpp: the file is larger then."""
+    block = GGML_QUANT_SIZES[default_type(kind)][0]
+    narrow = [entry for entry in pairs if types[entry.name] != GGMLQuantizationType.F32 and entry.shape[0] % block]
+    if narrow:
+        taken = sorted({types[entry.name].name for entry in narrow})
+        checkpoint.notice(
+            f"{file_type_name(kind)}: {len(narrow)} tensors have rows that blocks of {block} do not divide, the first is"
+            f" {narrow[0].name} with {narrow[0].shape[0]} columns; they become {', '.join(taken)}, as in llama.cpp"
+        )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
@@ -38,29 +39,40 @@ _LARGEST = (
 )
 
 
-def memory_bytes(n_threads: int) -> int:
-    """What a conversion takes at most, on so many threads: three buffers of a window each, and windows that wait their turn."""
-    return _AT_REST + n_threads * (3 + _AHEAD) * 4 * WINDOW_VALUES
+def default_threads() -> int:
+    """As many as the cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def memory_bytes(n_threads: int, n_types: int = 1, report: bool = False) -> int:
+    """What a conversion takes at most: buffers of a window for each thread, and windows of each type that wait their turn."""
+    return _AT_REST + n_threads * (3 + report + _AHEAD * n_types) * 4 * WINDOW_VALUES
 
 
 class OrderedDigest:
-    """SHA-256 of bytes that come in windows, from several threads and in any order. Early ones are kept until their turn."""
+    """SHA-256 of bytes that come in windows, from several threads and in any order. Early ones are kept until their turn.
+
+    No thread waits for another: the one whose window is next hashes what has come after it, too.
+    """
 
     def __init__(self) -> None:
         self._hash, self._n_bytes = hashlib.sha256(), 0
         self._early: dict[int, bytes] = {}
-        self._lock = threading.Lock()
+        self._lock, self._is_hashing = threading.Lock(), False
 
     def add(self, data: memoryview, offset: int) -> None:
         with self._lock:
-            if offset != self._n_bytes:
+            if self._is_hashing or offset != self._n_bytes:
                 self._early[offset] = bytes(data)
                 return
-            self._hash.update(data)
-            self._n_bytes += len(data)
-            while (early := self._early.pop(self._n_bytes, None)) is not None:
-                self._hash.update(early)
-                self._n_bytes += len(early)
+            self._is_hashing = True
+        part: memoryview | bytes | None = data
+        while part is not None:
+            self._hash.update(part)
+            with self._lock:
+                self._n_bytes += len(part)
+                part = self._early.pop(self._n_bytes, None)
+                self._is_hashing = part is not None
 
     def hexdigest(self) -> str:
         assert not self._early, f"bytes from {self._n_bytes} on never came"
@@ -187,16 +199,16 @@ class _Queue:
     def __init__(self, todo: Iterator[Window], n_ahead: int) -> None:
         self._todo, self._n_ahead = todo, n_ahead
         self._n_taken, self._running = 0, set[int]()
-        self._changed, self._stopped = threading.Condition(), False
+        self._changed, self.stopped = threading.Condition(), False
 
     @contextmanager
     def next(self) -> Iterator[Window | None]:
         """The window to work on until the block ends; None at the end, or after `stop`."""
         with self._changed:
             self._changed.wait_for(
-                lambda: self._stopped or not self._running or self._n_taken - min(self._running) < self._n_ahead
+                lambda: self.stopped or not self._running or self._n_taken - min(self._running) < self._n_ahead
             )
-            window = None if self._stopped else next(self._todo, None)
+            window = None if self.stopped else next(self._todo, None)
             number, self._n_taken = self._n_taken, self._n_taken + 1
             self._running.add(number)
         try:
@@ -208,7 +220,7 @@ class _Queue:
 
     def stop(self) -> None:
         with self._changed:
-            self._stopped = True
+            self.stopped = True
             self._changed.notify_all()
 
 
@@ -241,7 +253,8 @@ def run(
     with ThreadPoolExecutor(n_threads, "quantize") as pool:
         futures: list[Future[None]] = [pool.submit(work) for _ in range(n_threads)]
         try:
-            wait(futures, return_when=FIRST_EXCEPTION)
+            while wait(futures, 0.2, FIRST_EXCEPTION).not_done and not queue.stopped:
+                pass  # Windows hears of Ctrl-C between two waits only
         finally:
             queue.stop()
     for future in futures:

@@ -8,6 +8,7 @@ Source: https://github.com/huggingface/safetensors#format
 from __future__ import annotations
 
 import json
+import os
 import reprlib
 import struct
 from collections import Counter
@@ -61,12 +62,18 @@ class Checkpoint:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         if not folder.exists():
-            raise CheckpointError(f"{folder}: no such folder; give the folder that holds config.json and *.safetensors")
+            raise CheckpointError(
+                f"{folder}: no such folder; give the folder that holds config.json and *.safetensors,"
+                f" or fetch one: hf download ORGANIZATION/{folder.name} --local-dir {folder.name}"
+            )
         if not folder.is_dir():
+            if folder.suffix.lower() == ".gguf":
+                raise CheckpointError(f"{folder}: is a GGUF file, which runs as it is: qwq-lite chat {folder}")
             raise CheckpointError(f"{folder}: is a file; give the folder that holds config.json and *.safetensors")
         self.config = self._config()
         self.notices: list[str] = []
         self._files: dict[str, RandomAccessFile] = {}
+        self._states: dict[str, tuple[int, ...]] = {}
 
     def __enter__(self) -> Checkpoint:
         return self
@@ -127,6 +134,15 @@ class Checkpoint:
         path = self.folder / name
         return _read_text(path) if path.is_file() else None
 
+    def check_unchanged(self) -> None:
+        """Whether the shards are still those that were opened, and nobody has written to them. Raises: CheckpointError."""
+        for file, state in self._states.items():
+            path = self.folder / file
+            if not path.is_file() or _state(path.stat()) != state:
+                raise CheckpointError(
+                    f"{path}: was changed or replaced while it was read; start again when it is whole"
+                )
+
     def read_into(self, tensor: SourceTensor, buffer: memoryview, offset: int) -> None:
         """Fill `buffer` with the tensor's bytes from `offset` on. Any thread may call.
 
@@ -179,6 +195,7 @@ class Checkpoint:
             raise CheckpointError(message)
         try:
             self._files[file] = RandomAccessFile(path)
+            self._states[file] = _state(os.fstat(self._files[file].fileno()))
         except OSError as error:
             raise CheckpointError(f"{path}: cannot be opened: {error}") from error
 
@@ -197,6 +214,11 @@ class Checkpoint:
                 )
             tensors[name] = SourceTensor(name, tuple(entry["shape"]), kind, file, data_start + entry["data_offsets"][0])
         return tensors
+
+
+def _state(status: os.stat_result) -> tuple[int, ...]:
+    """What is another for another file under the same name, and for one that was written to."""
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def shown(name: str) -> str:

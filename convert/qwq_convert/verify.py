@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
@@ -29,12 +28,13 @@ from qwq_lite.gguf_header import Header, TensorInfo, padded
 from qwq_lite.shape import from_config
 
 from . import digests
+from .quantize import WINDOW_VALUES, default_threads
 from .roundtrip import RoundTrip
 from .source import Checkpoint
 from .tensors import TensorPair, pair
 
 WINDOW_BYTES = 4 << 20
-WINDOW_VALUES = 1 << 20
+_TICK_S = 0.25  # a wait without an end is not interrupted by Ctrl-C on Windows
 
 Outcome = Literal["OK", "damaged", "cannot be verified"]
 OnProgress = Callable[[str, int], None]
@@ -88,7 +88,7 @@ def verify(header: Header, n_threads: int | None = None, on_progress: OnProgress
         _read(file, raw.data, 0)
         text = raw.tobytes()
         said = digests.stored(text, len(header.tensors))
-        if said is not None and digests.of_header(text, len(header.tensors)) != said.header:
+        if said is not None and said.found_header != said.header:
             faults.append(Fault("the header", "differs from its digest: keys or the table of tensors were changed"))
         found = _tensor_faults(file, header, said, n_threads, on_progress)
     return Verification(header, (*faults, *found), said is not None)
@@ -297,11 +297,13 @@ def _spread(
                     return
                 on_progress(name, n_bytes)
 
-    threads = n_threads or os.cpu_count() or 1
+    threads = n_threads or default_threads()
     with ThreadPoolExecutor(threads, "verify") as pool:
         futures: list[Future[None]] = [pool.submit(work) for _ in range(threads)]
         try:
-            wait(futures, return_when=FIRST_EXCEPTION)
+            done, running = wait(futures, _TICK_S, FIRST_EXCEPTION)
+            while running and all(future.exception() is None for future in done):
+                done, running = wait(futures, _TICK_S, FIRST_EXCEPTION)
         finally:
             stop.set()
     for future in futures:

@@ -11,7 +11,7 @@ from qwq_lite.cli import console
 
 _COMMANDS = {
     "chat": ("qwq_lite.cli.chat", "Talk to a model."),
-    "convert": ("qwq_convert.cli.convert", "Turn a Hugging Face checkpoint into one GGUF file."),
+    "convert": ("qwq_convert.cli.convert", "Turn a Hugging Face checkpoint into GGUF files."),
     "verify": ("qwq_convert.cli.verify", "Say whether a converted file is what it was, byte for byte."),
     "inspect": ("qwq_convert.cli.inspect", "Say what a model file or a checkpoint holds."),
     "plan": ("qwq_lite.cli.plan", "Say what a model takes here, before it is downloaded."),

@@ -90,17 +90,21 @@ _EFFORTS = ", ".join(f"{name} {n_tokens}" for name, n_tokens in EFFORTS.items())
 @click.option(
     "--answer-script",
     type=click.Choice(get_args(AnswerScript)),
-    help="Which of Han, kana, Hangul, Cyrillic, Arabic, Hebrew and Thai the answer may have letters of, code aside; latin: of"
-    " none; auto: of none, if the question has no others than Latin and Greek and no word calls for any. Nothing is masked in"
-    " a reply without tags that does not announce its answer.  [default: auto]",
+    help="Keeps letters of Han, kana, Hangul, Cyrillic, Arabic, Hebrew and Thai out of the answer, code aside. auto: if the"
+    " question has Latin and Greek letters only and no word calls for others; latin: always; any: never; han, kana (with"
+    " Han), …: all but this one. A reply without tags that does not announce its answer is let alone.  [default: auto]",
 )
 @click.option(
     "--think-script",
     type=click.Choice(get_args(AnswerScript)),
-    help="The same of the thought, which mixes languages without it; to keep to one cost another model 5.6 points of MATH-500."
+    help="The same of the thought. Thoughts mix languages without it; to keep to one cost another model 5.6 points of MATH-500."
     "  [default: any]",
 )
-@click.option("--temperature", type=click.FloatRange(0), help="0 takes the likeliest token.  [default: the file's]")
+@click.option(
+    "--temperature",
+    type=click.FloatRange(0),
+    help="0 takes the likeliest token, until a thought loops.  [default: the file's]",
+)
 @click.option("--top-k", type=click.IntRange(0), help="Sample among so many tokens; 0 for all.  [default: the file's]")
 @click.option(
     "--top-p", type=click.FloatRange(0, 1, min_open=True), help="Nucleus sampling; 1 for off.  [default: the file's]"
@@ -128,6 +132,7 @@ def command(
     \b
     Ctrl-C stops the answer, not the program; Ctrl-\\ ends the thought for the answer; Ctrl-D ends the program. The
     answer goes to standard output, all else to standard error. Exit status 3: the thought left no room for an answer.
+    A thought that repeats itself is taken back once, then ended for the answer; an answer that does is ended. A line says so.
 
     Example: qwq-lite chat QwQ-32B-Preview-Q4_K_M.gguf -p "How many r are in strawberry?"
     """

@@ -52,12 +52,27 @@ def run(command: click.Command) -> None:
 
 
 def one_line(text: str) -> str:
-    return printable(" ".join(text.split()))
+    return escaped(" ".join(text.split()))
 
 
 def printable(text: str) -> str:
-    """Text without control characters but tab and newline."""
+    """What a model writes, in any script: without control characters but tab and newline."""
     return text.translate(_CONTROLS)
+
+
+def escaped(text: str) -> str:
+    """A name or a value from a stranger's file: what is not to be seen, or turns the line around, as Python's escapes."""
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode("ascii") for c in text
+    )
+
+
+def size(n_bytes: int) -> str:
+    """A file's or a tensor's size, in powers of ten."""
+    for unit, name, digits in ((1e9, "GB", 2), (1e6, "MB", 1), (1e3, "kB", 1)):
+        if n_bytes >= unit:
+            return f"{n_bytes / unit:.{digits}f} {name}"
+    return f"{n_bytes} bytes"
 
 
 def note(text: str) -> None:

@@ -145,10 +145,9 @@ def test_output_names_that_cannot_be(tmp_path: Path) -> None:
     (tmp_path / "link.gguf").symlink_to(folder / SHARD)
     for output, words in {
         tmp_path / "no" / "out.gguf": ["no", "folder"],
-        folder: ["checkpoint folder itself"],
-        tmp_path: ["is a folder"],
-        folder / SHARD: [SHARD, "checkpoint itself"],
-        tmp_path / "link.gguf": ["checkpoint itself"],
+        tmp_path / "no" / "no" / "out.gguf": ["no", "folder"],
+        folder / SHARD: [SHARD, "which the conversion reads"],
+        tmp_path / "link.gguf": ["which the conversion reads"],
     }.items():
         assert_refused(run_convert(folder, "-q", "Q8_0", "-o", output, "--force"), 1, *words)
     assert {file.name: file.read_bytes() for file in folder.iterdir()} == before

@@ -2,122 +2,37 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import pytest
-from gguf.constants import GGMLQuantizationType, GGUFValueType
+from gguf.constants import GGMLQuantizationType
 
 from qwq_convert.imatrix import Imatrix
 from qwq_convert.pipeline import convert
 from qwq_lite import gguf_header
 from qwq_lite.backend import kernels
 from qwq_lite.errors import EngineError
-from qwq_lite.gguf_header import TensorInfo
-from qwq_lite.recipe import FILE_TYPES, TENSOR_TYPES, Choice, file_type, importance_needed, tensor_types
+from qwq_lite.recipe import Choice, file_type
 from tests.checkpoints import write_random_checkpoint
-from tests.quantizer import Floats, quantize
+from tests.quantizer import quantize
+from tests.rows import CASES, Case, compared, importances, stored
 
 T = GGMLQuantizationType
-U32, REAL, TEXT = GGUFValueType.UINT32, GGUFValueType.FLOAT32, GGUFValueType.STRING
 LOSSLESS = {"bf16": "BF16", "f16": "F16", "f32": "F32"}
-COLUMNS = (5120, 27_648, 896, 4864)  # of 896, blocks of 256 do not fit
-N_ROWS = {kind: 2 if kind.name.startswith(("IQ2", "IQ3")) else 6 for kind in TENSOR_TYPES.values()}  # those are slow
-# A pure file of this type holds each type of tensors.
-PURE = {
-    kind: next(
-        of
-        for of in FILE_TYPES.values()
-        if tensor_types({"output.weight": (256, 1)}, of, 1, Choice(pure=True))["output.weight"] == kind
-    )
-    for kind in TENSOR_TYPES.values()
-}
+FEWER_ROWS = {"IQ2": 2, "IQ3": 2, "IQ4": 8}  # those are slow; bench/rows.py has 64 of each
 
 
-def write_tensors(path: Path, tensors: dict[str, Floats], kind: GGMLQuantizationType) -> None:
-    """A GGUF of a qwen2 model that has these tensors and no others, (rows, columns) each, without loss where F32 holds none."""
-    infos = gguf_header.layout((name, values.shape[::-1], kind) for name, values in tensors.items())
-    keys: dict[str, tuple[gguf_header.Value, GGUFValueType]] = {
-        "qwen2.block_count": (2, U32),
-        "qwen2.context_length": (64, U32),
-        "qwen2.embedding_length": (256, U32),
-        "qwen2.feed_forward_length": (256, U32),
-        "qwen2.attention.head_count": (1, U32),
-        "qwen2.attention.head_count_kv": (1, U32),
-        "qwen2.attention.layer_norm_rms_epsilon": (1e-5, REAL),
-        "qwen2.vocab_size": (64, U32),
-        "tokenizer.ggml.model": ("no_vocab", TEXT),
-    }
-    with path.open("wb") as file:
-        file.write(gguf_header.encode("qwen2", keys, infos))
-        for info, values in zip(infos, tensors.values(), strict=True):
-            out = np.empty(info.n_bytes, np.uint8)
-            data = kernels.from_float(values.reshape(-1), kind, info.shape[0], out).tobytes()
-            file.write(data + bytes(gguf_header.padded(len(data)) - len(data)))
-
-
-def stored(path: Path) -> Iterator[tuple[TensorInfo, kernels.Bytes]]:
-    header, data = gguf_header.read(path), np.fromfile(path, np.uint8)
-    for info in header.tensors:
-        begin = header.data_offset + info.offset
-        yield info, data[begin : begin + info.n_bytes].copy()
-
-
-def weights(n_rows: int, columns: int) -> Floats:
-    """Gaussian, with an outlier here and there and two blocks of zeros."""
-    source = np.random.default_rng([n_rows, columns])
-    values = 0.02 * source.standard_normal((n_rows, columns), dtype=np.float32)
-    values[source.random(values.shape) < 1e-3] *= 30
-    values[-1, columns // 2 : columns // 2 + 512] = 0
-    return values
-
-
-def importances(columns: int) -> Floats:
-    """Over eight orders of magnitude, and 0 for columns that never mattered."""
-    source = np.random.default_rng(columns)
-    row = (10.0 ** source.uniform(-4, 4, columns)).astype(np.float32)
-    row[source.random(columns) < 1e-2] = 0
-    return row
-
-
-# Each type from one of the three kinds of source, with and without importances from another one.
-SOURCES = itertools.cycle((T.F32, T.F16, T.BF16, T.F16, T.BF16, T.F32, T.BF16, T.F32, T.F16))
-ROWS = [
-    pytest.param(kind, weighted, next(SOURCES), id=f"{name}-{'weighted' if weighted else 'bare'}")
-    for name, kind in TENSOR_TYPES.items()
-    for weighted in (False, True)
-]
-
-
-@pytest.mark.parametrize(("kind", "weighted", "source"), ROWS)
-def test_rows_of_a_type(
-    tmp_path: Path, kind: GGMLQuantizationType, weighted: bool, source: GGMLQuantizationType
-) -> None:
-    names = ["blk.0.ffn_up.weight", "blk.0.ffn_down.weight", "blk.1.ffn_up.weight", "blk.1.ffn_down.weight"]
-    if importance_needed(kind) and not weighted:
-        if importance_needed(kind, "output.weight"):
-            with pytest.raises(EngineError, match="without importances"):
-                kernels.from_float(np.zeros(256, np.float32), kind, 256, np.empty(256, np.uint8))
-            return
-        names = ["output.weight", "token_embd.weight"]  # llama.cpp asks for none there
-    tensors = {name: weights(N_ROWS[kind], columns) for name, columns in zip(names, COLUMNS, strict=False)}
-    rows = {name: importances(values.shape[1]) for name, values in tensors.items()} if weighted else {}
-    write_tensors(tmp_path / "lossless.gguf", tensors, source)
-    quantize(tmp_path / "lossless.gguf", tmp_path / "theirs.gguf", PURE[kind], Choice(pure=True), rows)
-    lossless = {info.name: raw for info, raw in stored(tmp_path / "lossless.gguf")}
-    made = set()
-    for info, theirs in stored(tmp_path / "theirs.gguf"):  # in another order: by layer, then by name
-        columns, n = info.shape[0], info.shape[0] * info.shape[1]
-        values = kernels.to_float(lossless.pop(info.name), source, np.empty(n, np.float32))
-        kernels.prepare(info.type)
-        ours = kernels.from_float(values, info.type, columns, np.empty(4 * n, np.uint8), rows.get(info.name))
-        assert ours.tobytes() == theirs.tobytes(), info
-        made.add(info.type)
-    assert not lossless
-    assert kind in made
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_rows_of_a_type(tmp_path: Path, case: Case) -> None:
+    if case.impossible:
+        with pytest.raises(EngineError, match="without importances"):
+            kernels.from_float(np.zeros(256, np.float32), case.kind, 256, np.empty(256, np.uint8))
+        return
+    found = compared(tmp_path, case, FEWER_ROWS.get(case.kind.name[:3], 64))
+    assert all(found.values()), found
+    assert case.kind in {info.type for info in found}
 
 
 def test_importances_of_another_length_are_refused() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from gguf.constants import GGMLQuantizationType, GGUFValueType
 
-from qwq_convert.inspection import Inspection, Setting, inspect, printable
+from qwq_convert.inspection import Inspection, Setting, inspect
 from qwq_convert.pipeline import convert
 from qwq_lite import gguf_header
 from qwq_lite.cli import commands, console
@@ -163,6 +163,55 @@ def test_a_checkpoint_that_cannot_be_converted_is_still_shown(folder: Path, tmp_
     assert "Unigram" in found.notices[0] and "generation_config.json" in found.notices[1]
 
 
+AGAINST: dict[str, tuple[dict[str, object], str]] = {
+    "quantized weights": ({"quantization_config": {"quant_method": "awq"}}, "(AWQ)"),
+    "another architecture": ({"architectures": ["LlamaForCausalLM"]}, "LlamaForCausalLM"),
+    "a sliding window": ({"use_sliding_window": True}, "use_sliding_window"),
+    "tied and not": ({"tie_word_embeddings": True}, "lm_head.weight of their own"),
+    "tensors that are missing": ({"num_hidden_layers": 3}, "12 of 39 tensors are missing"),
+}
+
+
+@pytest.mark.parametrize("what", AGAINST)
+def test_what_convert_would_say_is_said(
+    what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    overrides, words = AGAINST[what]
+    folder = write_random_checkpoint(tmp_path / "Tiny", overrides=overrides)
+    found = inspect(folder)
+    assert [words in notice for notice in found.notices] == [True]
+    assert found.shape is not None and found.tokenizer is not None and found.total.n_params
+    assert run(monkeypatch, folder) == 0
+    assert capsys.readouterr().err.startswith("note: ")
+
+
+def test_a_shard_that_is_missing_leaves_the_rest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_random_checkpoint(tmp_path / "Tiny", shards=3)
+    gone = sorted(folder.glob("*.safetensors"))[1]
+    gone.unlink()
+    found = inspect(folder)
+    assert [f"{gone}: the shard is missing" in notice for notice in found.notices] == [True]
+    assert found.shape is not None and found.tokenizer is not None
+    assert (found.types, found.tied) == ((), None)
+    assert run(monkeypatch, folder) == 0
+    out, err = capsys.readouterr()
+    assert "none that can be read" in out and "parameters" not in out
+    assert err.startswith(f"note: {gone}")
+    assert run(monkeypatch, folder, "--json") == 0
+    said = json.loads(capsys.readouterr().out)
+    assert (said["types"], said["tied"], said["shape"]["n_layer"]) == ([], None, 2)
+
+
+@pytest.mark.parametrize(
+    ("n_bytes", "text"),
+    [(0, "0 bytes"), (999, "999 bytes"), (1000, "1.0 kB"), (2_540_000, "2.5 MB"), (19_851_000_000, "19.85 GB")],
+)
+def test_sizes_are_given_in_powers_of_ten(n_bytes: int, text: str) -> None:
+    assert console.size(n_bytes) == text
+
+
 def test_the_command_shows_every_section(
     file: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -216,10 +265,24 @@ def test_no_escape_sequence_reaches_the_terminal(
     assert said["name"] == HOSTILE
 
 
+def test_a_models_text_keeps_what_its_script_needs_and_a_name_does_not() -> None:
+    text = "\u202eה\u200d\x1b[2J\t\n"
+    assert console.printable(text) == "\u202eה\u200d[2J\t\n"
+    assert console.escaped(text) == "\\u202eה\\u200d\\x1b[2J\\t\\n"
+
+
+def test_an_error_names_a_path_that_turns_the_line_around(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, tmp_path / "a\u202efugg.exe") == 1
+    err = capsys.readouterr().err
+    assert len(err.splitlines()) == 1 and "a\\u202efugg.exe" in err and "\u202e" not in err
+
+
 def test_bytes_that_are_no_text_are_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = written(tmp_path / "x.gguf", general__name=("qwerty", V.STRING))
     path.write_bytes(path.read_bytes().replace(b"qwerty", b"qw\xff\xfety"))
-    assert printable(str(inspect(path).name)) == "qw\\udcff\\udcfety"
+    assert console.escaped(str(inspect(path).name)) == "qw\\udcff\\udcfety"
     assert run(monkeypatch, path) == run(monkeypatch, path, "--json") == 0
 
 

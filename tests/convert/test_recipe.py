@@ -37,7 +37,7 @@ def test_a_tensor_type_is_named_in_any_case(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("q9_0", r"unknown tensor type 'q9_0'; known are F32, "), ("Q4_K_M", "is a type of files; known are .*Q4_K,")],
+    [("q9_0", r"unknown tensor type 'q9_0'; known are F32, "), ("Q4_K_M", "Q4_K_M is a type of whole files, .*Q4_K,")],
 )
 def test_an_unknown_tensor_type_is_refused_with_those_that_are_known(name: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):

@@ -30,7 +30,7 @@ from qwq_lite.errors import FormatError
 from qwq_lite.recipe import file_type
 from tests.checkpoints import write_random_checkpoint
 
-N_FLIPS = {"anywhere": 250, "header": 150, "digests": 100}
+N_FLIPS = {"anywhere": 1000, "header": 150, "digests": 100}
 V, T = GGUFValueType, GGMLQuantizationType
 Keys = dict[str, tuple[gguf_header.Value, GGUFValueType]]
 
@@ -128,6 +128,19 @@ def test_threads_and_progress(sealed: Path) -> None:
 
         assert verify(header, n_threads, count).outcome == "OK"
         assert seen == {info.name: gguf_header.padded(info.n_bytes) for info in header.tensors}
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_what_a_thread_raises_ends_it(sealed: Path, error: type[BaseException]) -> None:
+    calls = []
+
+    def fail(name: str, n_bytes: int) -> None:
+        calls.append(name)
+        raise error("enough")
+
+    with pytest.raises(error, match="enough"):
+        verify(read_header(sealed), 2, fail)
+    assert len(calls) <= 2, "each thread stops at its next step"
 
 
 def digests_region(path: Path, header: gguf_header.Header) -> tuple[int, int]:
@@ -265,7 +278,8 @@ def test_a_text_that_looks_like_the_digests_is_not_taken_for_them() -> None:
     first, second = (filled.index(b"ab" * 32), filled.rindex(b"ab" * 32))
     assert first == second
     assert filled.index(lure.encode()) < first < filled.rindex(lure.encode())
-    assert digests.stored(filled, 1) == digests.Digests(("ab" * 32,), hashlib.sha256(header).hexdigest())
+    own = hashlib.sha256(header).hexdigest()
+    assert digests.stored(filled, 1) == digests.Digests(("ab" * 32,), own, own)
 
 
 @pytest.mark.parametrize("n_tensors", [0, 2], ids=["too few", "too many"])

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-from qwq_convert.inspection import printable
+from qwq_lite.cli.console import escaped
 
 
 @contextlib.contextmanager
@@ -32,6 +32,6 @@ def bar(total_bytes: int, quiet: bool) -> Iterator[Callable[[str, int], None]]:
             nonlocal done
             with lock:
                 done += n_bytes
-                shown.update(task, completed=min(done, total_bytes), description=escape(printable(name)))
+                shown.update(task, completed=min(done, total_bytes), description=escape(escaped(name)))
 
         yield report

@@ -11,7 +11,8 @@ from typing import Any
 
 import click
 
-from qwq_convert.inspection import Inspection, Token, Tokenizer, TypeSum, inspect, printable
+from qwq_convert.inspection import Inspection, Token, Tokenizer, TypeSum, inspect
+from qwq_lite.cli.console import escaped, size
 from qwq_lite.shape import ModelShape
 
 _ADDED = 12  # tokens shown
@@ -35,11 +36,11 @@ def command(path: Path, as_json: bool) -> None:
     else:
         _show(found)
     for notice in found.notices:
-        click.secho(printable(f"note: {notice}"), err=True, dim=True)
+        click.secho(escaped(f"note: {notice}"), err=True, dim=True)
 
 
 def _show(found: Inspection) -> None:
-    click.echo(printable(f"{found.path}: {found.form}, {_size(found.n_bytes)}"))
+    click.echo(escaped(f"{found.path}: {found.form}, {size(found.n_bytes)}"))
     _section("Model", _model(found))
     click.echo("\nWeights")
     for line in _table(found):
@@ -51,7 +52,7 @@ def _show(found: Inspection) -> None:
 
 
 def _section(title: str, rows: Rows) -> None:
-    lines = [(printable(name), printable(text)) for name, text in rows]
+    lines = [(escaped(name), escaped(text)) for name, text in rows]
     width = max((len(name) for name, _ in lines), default=0)
     click.echo(f"\n{title}")
     for name, text in lines:
@@ -66,27 +67,33 @@ def _model(found: Inspection) -> Rows:
         yield from _geometry(found.shape, found.tied)
     for key, value in found.rope.items():
         yield key.rpartition(".")[2] if "." in key else key, _value(value)
+    if not found.types:
+        return
     n_params = found.total.n_params
     yield "parameters", f"{n_params / 1e9:.2f} billion" if n_params >= 1e9 else f"{n_params / 1e6:.1f} million"
 
 
-def _geometry(shape: ModelShape, tied: bool) -> Rows:
+def _geometry(shape: ModelShape, tied: bool | None) -> Rows:
     yield "architecture", f"{shape.arch}, {shape.n_layer} layers of {shape.n_embd} columns, feed-forward {shape.n_ff}"
     yield "attention", f"{shape.n_head} heads of {shape.n_embd_head}, {shape.n_head_kv} for keys and values"
-    yield "vocabulary", f"{shape.n_vocab:,} rows, output {'tied to the embedding' if tied else 'of its own'}"
+    output = "" if tied is None else f", output {'tied to the embedding' if tied else 'of its own'}"
+    yield "vocabulary", f"{shape.n_vocab:,} rows{output}"
     yield "context", f"{shape.n_ctx_train:,} tokens trained"
     yield "rope base", f"{shape.rope_freq_base:,.0f}"
     yield "norm epsilon", f"{shape.rms_norm_eps:.3g}"
 
 
 def _table(found: Inspection) -> Iterator[str]:
+    if not found.types:
+        yield "none that can be read"
+        return
     yield f"{'type':8} {'tensors':>7} {'parameters':>15} {'size':>10} {'bits':>6}"
     for entry in [*found.types, *([found.total] if len(found.types) > 1 else [])]:
         yield _row(entry)
 
 
 def _row(entry: TypeSum) -> str:
-    return f"{entry.type:8} {entry.n_tensors:7} {entry.n_params:15,} {_size(entry.n_bytes):>10} {entry.bits:6.2f}"
+    return f"{entry.type:8} {entry.n_tensors:7} {entry.n_params:15,} {size(entry.n_bytes):>10} {entry.bits:6.2f}"
 
 
 def _tokenizer(words: Tokenizer | None) -> Rows:
@@ -144,10 +151,6 @@ def _value(value: object) -> str:
 
 def _short(text: str) -> str:
     return text if len(text) <= _COLUMNS else f"{text[:_COLUMNS]}…"
-
-
-def _size(n_bytes: int) -> str:
-    return f"{n_bytes / 1e9:.2f} GB" if n_bytes >= 1e9 else f"{n_bytes / 1e6:.2f} MB"
 
 
 def _as_dict(found: Inspection) -> dict[str, Any]:

@@ -12,10 +12,10 @@ import click
 
 from qwq_convert.cli import errors
 from qwq_convert.cli.bar import bar
-from qwq_convert.inspection import printable
 from qwq_convert.roundtrip import RoundTrip
 from qwq_convert.source import Checkpoint
 from qwq_convert.verify import Verification, compare, read_header, verify
+from qwq_lite.cli.console import escaped, size
 from qwq_lite.errors import FormatError, QwqError
 
 _UNLIKE = 0.8  # cosine below which it is hardly the same model: two-bit types stay above 0.9
@@ -58,6 +58,16 @@ def command(file: Path, source: Path | None, threads: int | None, quiet: bool, a
         click.secho("note: a damaged file is not compared with its checkpoint", err=True, dim=True)
     if result.outcome != "OK":
         raise FormatError(_verdict(result))
+    if unlike := _unlike(found):
+        raise FormatError(
+            f"{file}: is whole, and was not made from {source}: {len(unlike)} of {len(found)} tensors are hardly the same"
+            f" weights, the first is {unlike[0]}; name the checkpoint that it was made from, or convert this one"
+        )
+
+
+def _unlike(found: dict[str, RoundTrip]) -> list[str]:
+    """Tensors that no rounding explains."""
+    return [name for name, error in found.items() if not error.cosine >= _UNLIKE]
 
 
 def _verdict(result: Verification) -> str:
@@ -79,18 +89,16 @@ def _show(result: Verification, found: dict[str, RoundTrip], quiet: bool) -> Non
     types = {info.name: info.type for info in result.header.tensors}
     for fault in result.faults:
         kind = f" ({types[fault.place].name})" if fault.place in types else ""
-        click.echo(printable(f"{fault.place}{kind}: {fault.message}"))
+        click.echo(escaped(f"{fault.place}{kind}: {fault.message}"))
     if quiet:
         return
     if found:
         errors.show(found, types)
-        if any(error.cosine < _UNLIKE for error in found.values()):
-            click.echo("These are hardly the same weights: is it the checkpoint that the file was made from?")
-    size = f"{len(result.header.tensors)} tensors, {result.header.file_bytes / 1e6:,.1f} MB"
+    held = f"{len(result.header.tensors)} tensors, {size(result.header.file_bytes)}"
     if result.outcome == "OK":
-        click.echo(printable(f"{result.header.path}: OK: {size}; the header and every tensor match their digests"))
+        click.echo(escaped(f"{result.header.path}: OK: {held}; the header and every tensor match their digests"))
     elif result.outcome == "cannot be verified":
-        click.echo(printable(f"{result.header.path}: {size}; the structure is sound, the contents are unknown"))
+        click.echo(escaped(f"{result.header.path}: {held}; the structure is sound, the contents are unknown"))
 
 
 def _as_dict(result: Verification, found: dict[str, RoundTrip]) -> dict[str, Any]:
@@ -102,4 +110,5 @@ def _as_dict(result: Verification, found: dict[str, RoundTrip]) -> dict[str, Any
         "n_bytes": result.header.file_bytes,
         "faults": [dataclasses.asdict(fault) for fault in result.faults],
         "errors": errors.as_dict(found),
+        "unlike": _unlike(found),
     }
