@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +13,12 @@ from gguf.constants import GGMLQuantizationType, GGUFValueType
 from qwq_convert.inspection import Inspection, Setting, inspect
 from qwq_convert.pipeline import convert
 from qwq_lite import gguf_header
-from qwq_lite.cli import commands, console
+from qwq_lite.cli import console
 from qwq_lite.errors import CheckpointError, FormatError
 from qwq_lite.gguf_header import Value
 from qwq_lite.recipe import file_type
 from tests.checkpoints import CONTROL, END_OF_TEXT, END_OF_TURN, MERGES, TEMPLATE, write_random_checkpoint
+from tests.convert.commands import run
 
 V, T = GGUFValueType, GGMLQuantizationType
 TOKENS = ["a", "b", "c"]
@@ -43,16 +43,6 @@ def written(path: Path, **keys: tuple[Value, GGUFValueType]) -> Path:
     named = {name.replace("__", "."): value for name, value in keys.items()}
     path.write_bytes(gguf_header.encode("qwen2", named, infos) + bytes(gguf_header.padded(infos[0].n_bytes)))
     return path
-
-
-def run(monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> int:
-    monkeypatch.setattr(sys, "argv", ["qwq-lite", "inspect", *map(str, arguments)])
-    try:
-        console.run(commands)
-    except SystemExit as error:
-        assert isinstance(error.code, int)
-        return error.code
-    return 0
 
 
 def test_a_file_and_its_checkpoint_say_the_same(folder: Path, file: Path) -> None:
@@ -145,7 +135,7 @@ def test_what_cannot_be_understood_becomes_a_notice(
     assert found.shape is None and found.tokenizer is None and found.template is None
     assert found.file_type == "unknown (4000)"
     assert "block_count" in found.notices[0] and "of 3" in found.notices[1]
-    assert run(monkeypatch, path) == 0
+    assert run(monkeypatch, "inspect", path) == 0
     out, err = capsys.readouterr()
     assert "Q8_0" in out and "cannot be verified" in out
     assert err.count("note: ") == 2
@@ -181,7 +171,7 @@ def test_what_convert_would_say_is_said(
     found = inspect(folder)
     assert [words in notice for notice in found.notices] == [True]
     assert found.shape is not None and found.tokenizer is not None and found.total.n_params
-    assert run(monkeypatch, folder) == 0
+    assert run(monkeypatch, "inspect", folder) == 0
     assert capsys.readouterr().err.startswith("note: ")
 
 
@@ -195,11 +185,11 @@ def test_a_shard_that_is_missing_leaves_the_rest(
     assert [f"{gone}: the shard is missing" in notice for notice in found.notices] == [True]
     assert found.shape is not None and found.tokenizer is not None
     assert (found.types, found.tied) == ((), None)
-    assert run(monkeypatch, folder) == 0
+    assert run(monkeypatch, "inspect", folder) == 0
     out, err = capsys.readouterr()
     assert "none that can be read" in out and "parameters" not in out
     assert err.startswith(f"note: {gone}")
-    assert run(monkeypatch, folder, "--json") == 0
+    assert run(monkeypatch, "inspect", folder, "--json") == 0
     said = json.loads(capsys.readouterr().out)
     assert (said["types"], said["tied"], said["shape"]["n_layer"]) == ([], None, 2)
 
@@ -216,13 +206,13 @@ def test_the_command_shows_every_section(
     file: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for path in (file, folder):
-        assert run(monkeypatch, path) == 0
+        assert run(monkeypatch, "inspect", path) == 0
         out, err = capsys.readouterr()
         titles = [line for line in out.splitlines() if line and not line.startswith(" ")][1:]
         assert titles == ["Model", "Weights", "Tokenizer", "Template", "Sampling", "Origin"]
         assert not err
         assert max(map(len, out.splitlines())) < 140
-    assert run(monkeypatch, file, "--json") == 0
+    assert run(monkeypatch, "inspect", file, "--json") == 0
     said = json.loads(capsys.readouterr().out)
     assert said["shape"]["n_layer"] == 2
     assert said["tokenizer"]["special"][0].keys() == {"id", "text", "role"}
@@ -253,12 +243,12 @@ def test_no_escape_sequence_reaches_the_terminal(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = hostile(tmp_path)
-    assert run(monkeypatch, path) == 0
+    assert run(monkeypatch, "inspect", path) == 0
     text = "".join(capsys.readouterr())
     assert all(c == "\n" or c.isprintable() for c in text)
     assert "\\x1b]0;owned\\x07" in text and "\\u202eABC" in text
     assert "9: there is no such token" in text
-    assert run(monkeypatch, path, "--json") == 0
+    assert run(monkeypatch, "inspect", path, "--json") == 0
     text = capsys.readouterr().out
     assert all(c == "\n" or " " <= c <= "~" for c in text)
     said = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
@@ -274,7 +264,7 @@ def test_a_models_text_keeps_what_its_script_needs_and_a_name_does_not() -> None
 def test_an_error_names_a_path_that_turns_the_line_around(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(monkeypatch, tmp_path / "a\u202efugg.exe") == 1
+    assert run(monkeypatch, "inspect", tmp_path / "a\u202efugg.exe") == 1
     err = capsys.readouterr().err
     assert len(err.splitlines()) == 1 and "a\\u202efugg.exe" in err and "\u202e" not in err
 
@@ -283,7 +273,7 @@ def test_bytes_that_are_no_text_are_shown(tmp_path: Path, monkeypatch: pytest.Mo
     path = written(tmp_path / "x.gguf", general__name=("qwerty", V.STRING))
     path.write_bytes(path.read_bytes().replace(b"qwerty", b"qw\xff\xfety"))
     assert console.escaped(str(inspect(path).name)) == "qw\\udcff\\udcfety"
-    assert run(monkeypatch, path) == run(monkeypatch, path, "--json") == 0
+    assert run(monkeypatch, "inspect", path) == run(monkeypatch, "inspect", path, "--json") == 0
 
 
 def test_what_is_neither_is_refused(tmp_path: Path) -> None:

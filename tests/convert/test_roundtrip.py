@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -21,10 +20,10 @@ from qwq_convert.roundtrip import Floats, RoundTrip
 from qwq_convert.source import Checkpoint
 from qwq_convert.verify import compare, read_header
 from qwq_lite.backend import kernels
-from qwq_lite.cli import commands, console
 from qwq_lite.errors import CheckpointError, EngineError
 from qwq_lite.recipe import file_type
 from tests.checkpoints import write_random_checkpoint
+from tests.convert.commands import run
 
 T = GGMLQuantizationType
 NO_READER = (T.Q8_1, T.Q8_K, T.I8, T.I16, T.I32, T.I64, T.F64)  # types of sums and of counts, none of weights
@@ -173,24 +172,14 @@ def test_a_checkpoint_of_another_model_is_refused(folder: Path, tmp_path: Path) 
             compare(read_header(path), checkpoint, 2)
 
 
-def run(monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> int:
-    monkeypatch.setattr(sys, "argv", ["qwq-lite", "verify", *map(str, arguments)])
-    try:
-        console.run(commands)
-    except SystemExit as error:
-        assert isinstance(error.code, int)
-        return error.code
-    return 0
-
-
 def test_the_command_names_the_worst(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "out.gguf"
     convert(folder, file_type("Q4_K_M"), path)
-    assert run(monkeypatch, path, "--source", folder) == 0
+    assert run(monkeypatch, "verify", path, "--source", folder) == 0
     text = capsys.readouterr().out
-    assert run(monkeypatch, path, "--source", folder, "--json") == 0
+    assert run(monkeypatch, "verify", path, "--source", folder, "--json") == 0
     errors = json.loads(capsys.readouterr().out)["errors"]
     worst = sorted(errors, key=lambda name: -errors[name]["relative"])
     assert len(errors) == 27
@@ -205,9 +194,9 @@ def test_another_models_weights_are_an_error(
     path = tmp_path / "out.gguf"
     convert(folder, file_type("Q8_0"), path)
     other = write_random_checkpoint(tmp_path / "Other", seed=1)
-    assert run(monkeypatch, path, "--source", other, "--quiet") == 1
+    assert run(monkeypatch, "verify", path, "--source", other, "--quiet") == 1
     assert "was not made from" in capsys.readouterr().err
-    assert run(monkeypatch, path, "--source", other, "--json") == 1
+    assert run(monkeypatch, "verify", path, "--source", other, "--json") == 1
     assert "blk.0.ffn_up.weight" in json.loads(capsys.readouterr().out)["unlike"]
-    assert run(monkeypatch, path, "--source", tmp_path / "gone") == 1
+    assert run(monkeypatch, "verify", path, "--source", tmp_path / "gone") == 1
     assert "no such folder" in capsys.readouterr().err

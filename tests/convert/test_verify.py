@@ -25,10 +25,10 @@ from qwq_convert import digests
 from qwq_convert.pipeline import convert
 from qwq_convert.verify import Fault, Verification, read_header, verify
 from qwq_lite import gguf_header
-from qwq_lite.cli import commands, console
 from qwq_lite.errors import FormatError
 from qwq_lite.recipe import file_type
 from tests.checkpoints import write_random_checkpoint
+from tests.convert.commands import run
 
 N_FLIPS = {"anywhere": 1000, "header": 150, "digests": 100}
 V, T = GGUFValueType, GGMLQuantizationType
@@ -84,17 +84,6 @@ def found_in(path: Path, offset: int, data: bytes) -> list[str] | str:
         except FormatError as error:
             return str(error)
         return places(result) or result.outcome
-
-
-def run(monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> int:
-    """The command line in this process; its exit status."""
-    monkeypatch.setattr(sys, "argv", ["qwq-lite", "verify", *map(str, arguments)])
-    try:
-        console.run(commands)
-    except SystemExit as error:
-        assert isinstance(error.code, int)
-        return error.code
-    return 0
 
 
 def test_the_digests_are_those_of_the_bytes(sealed: Path) -> None:
@@ -307,12 +296,12 @@ def test_memory_does_not_grow_with_a_tensor(tmp_path: Path) -> None:
 
 
 def test_the_command_says_ok(sealed: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(monkeypatch, sealed) == 0
+    assert run(monkeypatch, "verify", sealed) == 0
     out, err = capsys.readouterr()
     assert out.startswith(f"{sealed}: OK: 27 tensors") and not err
-    assert run(monkeypatch, sealed, "--quiet") == 0
+    assert run(monkeypatch, "verify", sealed, "--quiet") == 0
     assert capsys.readouterr() == ("", "")
-    assert run(monkeypatch, sealed, "--json", "-j", "1") == 0
+    assert run(monkeypatch, "verify", sealed, "--json", "-j", "1") == 0
     said = json.loads(capsys.readouterr().out)
     assert (said["outcome"], said["n_tensors"], said["faults"]) == ("OK", 27, [])
 
@@ -323,13 +312,13 @@ def test_the_command_names_what_is_damaged(
     header = gguf_header.read(sealed)
     info = header.tensors[5]
     with changed(sealed, header.data_offset + info.offset, b"\xff\xff\xff"):
-        assert run(monkeypatch, sealed, "--quiet") == 1
+        assert run(monkeypatch, "verify", sealed, "--quiet") == 1
         out, err = capsys.readouterr()
         assert out == f"{info.name} ({info.type.name}): differs from its digest\n"
         assert (
             err == f"qwq-lite: {sealed}: is damaged: 1 of 27 tensors; fetch it again, or convert the checkpoint again\n"
         )
-        assert run(monkeypatch, sealed, "--json") == 1
+        assert run(monkeypatch, "verify", sealed, "--json") == 1
         said = json.loads(capsys.readouterr().out)
     assert said["outcome"] == "damaged"
     assert said["faults"] == [{"place": info.name, "message": "differs from its digest"}]
@@ -389,13 +378,13 @@ def test_the_command_refuses_in_one_line(
 ) -> None:
     make, words = REFUSED[what]
     path = make(tmp_path)
-    assert run(monkeypatch, path, "--quiet") == 1
+    assert run(monkeypatch, "verify", path, "--quiet") == 1
     out, err = capsys.readouterr()
     assert not out
     assert len(err.splitlines()) == 1
     assert str(path) in err and words in err
     assert "\x1b" not in err
-    assert run(monkeypatch, path, "--json") == 1
+    assert run(monkeypatch, "verify", path, "--json") == 1
     assert json.loads(capsys.readouterr().out)["outcome"] in ("error", "cannot be verified")
 
 
@@ -404,6 +393,6 @@ def test_a_tensor_name_does_not_reach_the_terminal_as_it_is(
 ) -> None:
     path = tmp_path / "evil.gguf"
     path.write_bytes(written({}, [("[red]a\x1b[31m\r\u202e", (5,), T.F32)]) + bytes(20) + b"padding!!!!!")
-    assert run(monkeypatch, path) == 1
+    assert run(monkeypatch, "verify", path) == 1
     out, _ = capsys.readouterr()
     assert out.splitlines() == ["[red]a\\x1b[31m\\r\\u202e (F32): is followed by padding that is not zero"]
