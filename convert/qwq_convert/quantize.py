@@ -34,9 +34,8 @@ _AT_REST = 150 << 20  # bytes of the process before and beside the threads: nump
 T = GGMLQuantizationType
 Write = Callable[[memoryview, int], None]
 _FLOATS = (T.F32, T.F16, T.BF16)
-_LARGEST = (
-    1e15  # squares of larger values overflow in the kernels of blocks, some of which then write zeros without a word
-)
+# Squares of larger values overflow in the kernels of blocks, some of which then write zeros without a word.
+_LARGEST = 1e15
 
 
 def default_threads() -> int:
@@ -118,12 +117,17 @@ class Window:
     rows: int
 
 
+def cut(columns: int, n_rows: int) -> Iterator[tuple[int, int]]:
+    """First row and number of rows of each window: at most WINDOW_VALUES values, but at least one row."""
+    step = max(1, WINDOW_VALUES // columns)
+    for first in range(0, n_rows, step):
+        yield first, min(step, n_rows - first)
+
+
 def windows(jobs: Iterable[Job]) -> Iterator[Window]:
-    """The jobs cut into windows of at most WINDOW_VALUES values, but at least one row."""
     for job in jobs:
-        step = max(1, WINDOW_VALUES // job.columns)
-        for first in range(0, job.rows, step):
-            yield Window(job, first, min(step, job.rows - first))
+        for first, n_rows in cut(job.columns, job.rows):
+            yield Window(job, first, n_rows)
 
 
 class _Worker:

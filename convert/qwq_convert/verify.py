@@ -28,7 +28,7 @@ from qwq_lite.gguf_header import Header, TensorInfo, padded
 from qwq_lite.shape import from_config
 
 from . import digests
-from .quantize import WINDOW_VALUES, default_threads
+from .quantize import WINDOW_VALUES, cut, default_threads
 from .roundtrip import RoundTrip
 from .source import Checkpoint
 from .tensors import TensorPair, pair
@@ -236,9 +236,8 @@ class _Rows:
 
 def _rows(header: Header) -> Iterator[_Rows]:
     for info in header.tensors:
-        n_rows, step = math.prod(info.shape[1:]), max(1, WINDOW_VALUES // info.shape[0])
-        for first in range(0, n_rows, step):
-            yield _Rows(info, first, min(step, n_rows - first))
+        for first, n_rows in cut(info.shape[0], math.prod(info.shape[1:])):
+            yield _Rows(info, first, n_rows)
 
 
 def _check_same(header: Header, checkpoint: Checkpoint, pairs: dict[str, TensorPair]) -> None:

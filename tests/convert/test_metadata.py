@@ -240,7 +240,7 @@ def test_config_jsons_own_name_comes_first(tmp_path: Path) -> None:
     folder = write_random_checkpoint(tmp_path / "x", overrides={"_name_or_path": "Qwen/QwQ-32B"})
     assert values(folder, "general.")["name"] == "QwQ 32B"
     assert values(folder, "general.")["organization"] == "Qwen"
-    change_json(folder, "config.json", lambda config: config.update(_name_or_path="/root/models/y"))
+    change_json(folder, "config.json", lambda config: config.update(_name_or_path="/models/y"))
     assert values(folder, "general.")["name"] == "X"
 
 
