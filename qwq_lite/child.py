@@ -8,12 +8,15 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
+import signal
 import subprocess
 import sys
 
 from qwq_lite import windows_job
 from qwq_lite.errors import UsageError
 
+# How a process ends that meets an instruction its CPU lacks, or a wrongly compiled one: SIGILL, STATUS_ILLEGAL_INSTRUCTION.
+ILLEGAL_INSTRUCTION = (-int(getattr(signal, "SIGILL", 4)), 0xC000001D, 0xC000001D - (1 << 32))
 MARK = "QWQ_LITE_WORKER"  # in a child's environment: what it is to run, as module:function
 TIMEOUT_S = 120  # the first load of a CUDA build compiles kernels for cards newer than itself
 PARENT = os.getppid()  # as early as can be: a host may die while its child still imports

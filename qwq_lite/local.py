@@ -28,6 +28,7 @@ from qwq_lite import (
     sampling,
     script_choice,
     sessions,
+    soundness,
 )
 from qwq_lite.active_reply import Request
 from qwq_lite.backend import devices
@@ -76,15 +77,17 @@ def load(
             "a plan is given, and n_ctx, type_k, type_v, n_gpu_layers or host_weights too; give one of the two"
         )
     header, notice = gguf_header.read(file), None
+    complaint = soundness.complaint(soundness.checked())  # before llama.cpp is loaded here, which may be what ends it
     engine = devices.report()
     room = planning.room_here(engine, memory)
-    if plan is None:
-        plan = planning.plan_header(header, room, wishes)
-    else:
+    if plan is not None:
         plan, notice = planning.adapted(plan, header, room)
+    if plan is None or (complaint and plan.choice.repack):
+        wishes = wishes if plan is None else plan.wishes
+        plan = planning.plan_header(header, room, planning.without_repacking(wishes) if complaint else wishes)
     leave = engines.register(file, plan.footprint.total)  # before it is loaded: two programs may start together
     notices = [
-        *([notice] if notice else []),
+        *(line for line in (complaint, notice) if line),
         *planning.remarks(plan.candidate.shape, room, plan.wishes),
         *planning.held(plan),
     ]

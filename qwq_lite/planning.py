@@ -137,6 +137,12 @@ def adapted(plan: RunPlan, header: gguf_header.Header, room: Room) -> tuple[RunP
     return other, f"the plan does not fit what is here now ({why}); this is used instead: {other.line()}"
 
 
+def without_repacking(wishes: Wishes) -> Wishes:
+    """Wishes for an engine whose kernels for other layouts fail: the next place for weights that needs none."""
+    host_weights = {None: "no-repack", "mmap": "no-repack", "repacked": "pinned"}.get(wishes.host_weights)
+    return replace(wishes, host_weights=host_weights or wishes.host_weights)
+
+
 def _sizes(tensors: Sequence[TensorInfo]) -> dict[str, int]:
     return {info.name: info.n_bytes for info in tensors}
 

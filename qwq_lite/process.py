@@ -303,8 +303,10 @@ class WorkerProcess:
                 free = psutil.virtual_memory().available
                 ended += f" (it needs {lost.n_bytes / GIB:.1f} GiB, {free / GIB:.1f} are free without it)"
         said = self._assertion or next((line for line in reversed(self._lines) if line), "")
+        # Another would die of it too: its kernels were built for another CPU, or wrongly.
+        advice = "run: qwq-lite doctor" if code in child.ILLEGAL_INSTRUCTION else "the next call starts another"
         crash = EngineCrashed(
-            f"{self._file}: the engine's process is gone: {ended}{f': {said}' if said else ''}; the next call starts another"
+            f"{self._file}: the engine's process is gone: {ended}{f': {said}' if said else ''}; {advice}"
         )
         crash.signal, crash.assertion, crash.lines = name, self._assertion, tuple(self._lines)
         return crash

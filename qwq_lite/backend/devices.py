@@ -9,7 +9,6 @@ import ctypes
 import dataclasses
 import json
 import re
-import signal
 import subprocess
 import sys
 
@@ -19,7 +18,6 @@ from qwq_lite.errors import EngineError
 from qwq_lite.hardware import Device, DeviceKind, EngineReport, report_from_json
 
 _KINDS: dict[int, DeviceKind] = {0: "cpu", 1: "gpu", 2: "igpu", 3: "accel"}  # enum ggml_backend_dev_type
-_ILLEGAL_INSTRUCTION = (-int(getattr(signal, "SIGILL", 4)), 0xC000001D, 0xC000001D - (1 << 32))
 
 
 def report() -> EngineReport:
@@ -96,7 +94,7 @@ def _print_report() -> None:
 
 def _death(code: int, stderr: str) -> str:
     lines = stderr.strip().splitlines()
-    if code in _ILLEGAL_INSTRUCTION:
+    if code in child.ILLEGAL_INSTRUCTION:
         return (
             "llama.cpp ends with an illegal instruction: it was built for a newer CPU than this one;"
             " run: python scripts/install.py --accel cpu --compile --force"

@@ -8,8 +8,8 @@ Only the standard library, for the installer imports this file too, by path and 
     CHILD: the file of a child, `python -I CHILD *arguments`, with the environment's Python; this file by path does the same.
     check(run, gpu=False, timeout_s=120.0) -> Report
         run(arguments, timeout_s) -> Ended: start CHILD with these arguments; `run_child` is such a start, by subprocess.
-    Report: .faults, .buffers, .could_not_run, .fails, .extra_buffers_only, .died_of_illegal_instruction, .text(), .to_json(),
-        Report.from_json(data)
+    Report: .faults, .buffers, .could_not_run, .fails, .extra_buffers_only, .died_of_illegal_instruction, .text(), .on_host(),
+        .to_json(), Report.from_json(data)
 
 Does not know which command mends an engine.
 """
@@ -18,11 +18,10 @@ from __future__ import annotations
 
 import contextlib
 import json
-import runpy
 import signal
 import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -61,6 +60,7 @@ class Fault:
     what: str  # "wrong numbers (error 0.12, 0.01 is allowed)", "died by SIGILL", "no result within 120 s"
     extra: bool = False  # whether the buffer type is one that llama.cpp can go without (use_extra_bufts)
     signal: str = ""  # that it died by
+    gpu: bool = False
 
 
 @dataclass(frozen=True)
@@ -84,6 +84,10 @@ class Report:
     @property
     def died_of_illegal_instruction(self) -> bool:
         return any(fault.signal in _ILLEGAL for fault in self.faults)
+
+    def on_host(self) -> Report:
+        """What concerns the CPU."""
+        return replace(self, faults=tuple(fault for fault in self.faults if not fault.gpu))
 
     def text(self) -> str:
         """The faults in one line: each buffer, what happens there and with which types."""
@@ -228,8 +232,11 @@ def _signal(code: int) -> str:
 
 def _fault(product: Mapping[str, Any], kind: Kind, what: str, by: str = "") -> Fault:
     device, buffer, type = _key({"device": "", "buffer": "", "type": "", **product})
-    return Fault(device, buffer, type, int(product.get("rows", 0)), kind, what, bool(product.get("extra", False)), by)
+    extra, gpu = (bool(product.get(name, False)) for name in ("extra", "gpu"))
+    return Fault(device, buffer, type, int(product.get("rows", 0)), kind, what, extra, by, gpu)
 
 
 if __name__ == "__main__":
+    import runpy
+
     runpy.run_path(str(CHILD), run_name="__main__")

@@ -5,7 +5,7 @@ reference is the float64 product of the same blocks, as ggml itself turns them i
 
 Run by path, with only the standard library, numpy and llama-cpp-python: the rest of the package may not be installed yet.
 One JSON object a line on standard output:
-    {"running": {"device": "CPU", "buffer": "AMX", "extra": true, "type": "Q4_K", "rows": 1}}      before a product
+    {"running": {"device": "CPU", "gpu": false, "buffer": "AMX", "extra": true, "type": "Q4_K", "rows": 1}}    before a product
     {"result": {the same, "error": 0.0004}}     after it: the largest |error| / (|w| |x|), null where a number is none
     {"done": true} at the end, or {"error": "why nothing could be checked"}
 Arguments: --gpu for GPUs too, --skip=DEVICE:BUFFER:TYPE for what is not run again, TYPE may be *.
@@ -100,6 +100,11 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
+def serve() -> None:
+    """A child of the package: its arguments as JSON on standard input."""
+    sys.exit(main(json.loads(sys.stdin.read())))
+
+
 def _own_output() -> Any:
     """Standard output on a descriptor of its own: what a library prints goes to standard error."""
     own = os.dup(1)
@@ -124,7 +129,7 @@ def _settle() -> None:
 class _Device(NamedTuple):
     pointer: int
     name: str
-    kind: str
+    is_gpu: bool
     buffers: tuple[
         tuple[int, str, bool], ...
     ]  # pointer, name, whether llama.cpp can go without it; the plain one first
@@ -199,7 +204,7 @@ class _Engine:
             if is_kind in ("cpu", "accel") or (gpu and is_kind in ("gpu", "igpu")):
                 types = [(plain(device), False), *((extra, True) for extra in self._extra_buffers(device))]
                 named = tuple((one, buffer_name(one).decode(), is_extra) for one, is_extra in types)
-                yield _Device(device, name(device).decode(), is_kind, named)
+                yield _Device(device, name(device).decode(), is_kind in ("gpu", "igpu"), named)
 
     def _extra_buffers(self, device: int) -> Iterator[int]:
         address = self._address(self._registry(device), b"ggml_backend_dev_get_extra_bufts")
@@ -262,7 +267,8 @@ def _check_device(
     engine.set_threads(device, backend, min(_N_THREADS, os.cpu_count() or 1))
     for buffer, name, extra, kind in todo:
         for rows in ROWS:
-            product = {"device": device.name, "buffer": name, "extra": extra, "type": kind, "rows": rows}
+            place = {"device": device.name, "gpu": device.is_gpu, "buffer": name, "extra": extra}
+            product = {**place, "type": kind, "rows": rows}
             with _graph(engine, device, buffer, kind, rows) as graph:
                 if graph is not None:
                     say({"running": product})

@@ -45,6 +45,8 @@ def measure(path: Path, choices: Sequence[Choice]) -> list[Footprint] | None:
         raise PlanError(f"{path}: llama.cpp did not say within {child.TIMEOUT_S} s what it takes") from error
     if done.returncode == _NOT_HERE:
         return None
+    if done.returncode in child.ILLEGAL_INSTRUCTION:
+        raise PlanError(f"{path}: llama.cpp ended with an illegal instruction; run: qwq-lite doctor")
     if done.returncode:
         said = " | ".join(done.stderr.strip().splitlines()[-3:]) or "it said nothing"
         raise PlanError(

@@ -165,6 +165,14 @@ def test_a_child_that_says_nothing_of_use_is_an_error(ghost_gguf: Path, monkeypa
         measure(ghost_gguf, [Choice(256)])
 
 
+@on_linux
+def test_an_illegal_instruction_names_doctor(ghost_gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done = subprocess.CompletedProcess([], -4, stdout="", stderr="")
+    monkeypatch.setattr(subprocess, "run", lambda *_args, **_options: done)
+    with pytest.raises(PlanError, match=r"run: qwq-lite doctor$"):
+        measure(ghost_gguf, [Choice(256)])
+
+
 def test_a_build_without_the_symbol_is_no_error(ghost_gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = subprocess.run
 

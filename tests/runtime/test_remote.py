@@ -167,6 +167,12 @@ def test_a_death_is_an_exception_and_the_next_call_works(fragile: RemoteModel, n
 
 
 @posix
+def test_an_illegal_instruction_names_doctor(fragile: RemoteModel) -> None:
+    crash = struck(fragile, signal.SIGILL)
+    assert crash.signal == "SIGILL" and str(crash).endswith("run: qwq-lite doctor")
+
+
+@posix
 def test_a_process_that_is_stopped_is_ended(fragile: RemoteModel) -> None:
     before = pid_of(fragile)
     assert "did not answer" in str(struck(fragile, signal.SIGSTOP))
