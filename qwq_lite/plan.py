@@ -71,13 +71,15 @@ class Gpu:
 class Room:
     """Bytes that a plan may use. gpus: in llama.cpp's order; host_bandwidth in bytes a second, 0 where unknown.
 
-    unified: the most that host and GPU may use together where they share one memory, 0 where they do not.
+    unified: the most that host and GPU may use together where they share one memory, 0 where they do not. amx: whether the
+    engine has a buffer type for the CPU's AMX.
     """
 
     host: int
     gpus: tuple[Gpu, ...] = ()
     unified: int = 0
     host_bandwidth: float = 0.0
+    amx: bool = False
 
     @property
     def gpu_names(self) -> list[str]:
@@ -177,7 +179,8 @@ class RunPlan:
             if gpu.name in self.footprint.devices:
                 yield gpu.name, self.footprint.devices[gpu.name], backend_bytes(gpu, shape, self.choice), gpu.n_bytes
         host = self.footprint.host
-        yield "CPU", host, host_overhead_bytes(shape, self.candidate.tensors, host), self.room.host
+        overhead = host_overhead_bytes(shape, self.candidate.tensors, host, amx=self.room.amx)
+        yield "CPU", host, overhead, self.room.host
 
     def shortages(self) -> list[tuple[str, int]]:
         """Each memory that the plan is too much for, and by how many bytes."""

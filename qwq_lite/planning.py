@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from qwq_lite import catalog, engines, gguf_header, ghost, machines, memory, pace, shape
+from qwq_lite import catalog, engines, gguf_header, ghost, machines, memory, pace, shape, soundness
 from qwq_lite.backend import devices
 from qwq_lite.backend.measure import measure
 from qwq_lite.choice import Choice
@@ -75,9 +75,10 @@ def plan_model(
     Raises: UsageError, FormatError, CheckpointError; PlanError when nothing fits, whose `smaller` names what does.
     """
     candidates, file = _candidates(model, quant)
+    wishes, complaint = (wishes, None) if machine else _granted(wishes)
     room, source = _known_room(machine) if machine else _this_room(n_threads or pace.default_threads())
     room = _limited(room, memory_bytes, reserve_bytes)
-    notices = list(remarks(candidates[0].shape, room, wishes))
+    notices = [*([complaint] if complaint else []), *remarks(candidates[0].shape, room, wishes)]
     count = _formula(room) if machine else _measured(file, room, notices)
     try:
         plan = search(candidates, room, wishes, count)
@@ -135,6 +136,16 @@ def adapted(plan: RunPlan, header: gguf_header.Header, room: Room) -> tuple[RunP
     other = plan_header(header, room, plan.wishes)
     why = now.line() if same_devices else f"it is for {plan.room.gpu_names}, there are {room.gpu_names or 'no GPUs'}"
     return other, f"the plan does not fit what is here now ({why}); this is used instead: {other.line()}"
+
+
+def _granted(wishes: Wishes) -> tuple[Wishes, str | None]:
+    """Wishes as `load` would have them by what is known of the engine, and a line about it; nothing is checked here."""
+    report = soundness.kept()
+    try:
+        complaint = soundness.complaint(report) if report else None
+    except EngineError as error:  # a plan is still one
+        return wishes, str(error)
+    return (without_repacking(wishes) if complaint else wishes), complaint
 
 
 def without_repacking(wishes: Wishes) -> Wishes:
@@ -204,7 +215,8 @@ def raised_limit(plan: RunPlan) -> str | None:
 
 def room_here(report: EngineReport, memory_bytes: int | None = None) -> Room:
     """What the devices of a loaded engine have free now. memory_bytes: a budget, of the GPU where there is one."""
-    return _limited(_room_of(report.gpus)[0], memory_bytes, 0)
+    room = replace(_room_of(report.gpus)[0], amx=memory.AMX in report.extra_buffers)
+    return _limited(room, memory_bytes, 0)
 
 
 def what_fits(room: Room, wishes: Wishes) -> str | None:
@@ -280,12 +292,13 @@ def _of_checkpoint(folder: Path) -> tuple[ModelShape, bool]:
 def _this_room(n_threads: int) -> tuple[Room, str]:
     with ThreadPoolExecutor(1) as beside:  # the child takes a third of a second, and so does the measurement
         bandwidth = beside.submit(pace.host_bandwidth, n_threads)
-        try:
-            gpus = devices.report_from_child().gpus
-        except EngineError:  # `doctor` says what is wrong with it; a plan by formula is still one
-            gpus = ()
+        gpus: tuple[Device, ...] = ()
+        amx = False
+        with contextlib.suppress(EngineError):  # `doctor` says what is wrong with it; a plan by formula is still one
+            report = devices.report_from_child()
+            gpus, amx = report.gpus, memory.AMX in report.extra_buffers
         room, source = _room_of(gpus)
-        return replace(room, host_bandwidth=bandwidth.result()), source
+        return replace(room, host_bandwidth=bandwidth.result(), amx=amx), source
 
 
 def _room_of(gpus: tuple[Device, ...]) -> tuple[Room, str]:
@@ -380,7 +393,7 @@ def _limited(room: Room, memory_bytes: int | None, reserve_bytes: int) -> Room:
 
 def _formula(room: Room) -> Callable[[Candidate, Sequence[Choice]], list[Footprint]]:
     return lambda candidate, choices: [
-        memory.footprint(candidate.shape, candidate.tensors, choice, room.gpu_names) for choice in choices
+        memory.footprint(candidate.shape, candidate.tensors, choice, room.gpu_names, amx=room.amx) for choice in choices
     ]
 
 

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import ctypes
 import dataclasses
+import itertools
 import json
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 
 from qwq_lite import child
 from qwq_lite.backend import native
@@ -29,6 +31,7 @@ def report() -> EngineReport:
         offload=bool(api.llama_supports_gpu_offload()),
         devices=tuple(_devices()),
         features=tuple(re.findall(r"(\w+) = 1", info.decode())),
+        extra_buffers=tuple(_extra_buffers()),
     )
 
 
@@ -47,6 +50,22 @@ def _devices() -> list[Device]:
         text = (description(device) or b"").decode("utf-8", "replace")
         found.append(Device(name(device).decode(), text, _KINDS.get(kind(device), "accel"), total.value, free.value))
     return found
+
+
+def _extra_buffers() -> Iterator[str]:
+    """Names of the CPU's buffer types for weights in another layout. Source: llama-model.cpp, make_cpu_buft_list"""
+    pointer = ctypes.c_void_p
+    cpu = native.symbol("ggml_backend_dev_by_type", pointer, [ctypes.c_int])(0)
+    registry = native.symbol("ggml_backend_dev_backend_reg", pointer, [pointer])(cpu)
+    call = native.symbol("ggml_backend_reg_get_proc_address", pointer, [pointer, ctypes.c_char_p])
+    address = call(registry, b"ggml_backend_dev_get_extra_bufts")
+    name = native.symbol("ggml_backend_buft_name", ctypes.c_char_p, [pointer])
+    if address:
+        types = ctypes.CFUNCTYPE(ctypes.POINTER(pointer), pointer)(address)(cpu)
+        for index in itertools.count():
+            if not types[index]:
+                return
+            yield name(types[index]).decode()
 
 
 def gpu_pointers() -> list[int]:

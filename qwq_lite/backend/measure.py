@@ -25,9 +25,11 @@ from qwq_lite.backend.context import ContextSettings
 from qwq_lite.backend.model import model_params
 from qwq_lite.choice import Choice
 from qwq_lite.errors import EngineError, PlanError
-from qwq_lite.memory import Buffers, Footprint
+from qwq_lite.memory import AMX, Buffers, Footprint
 
 _BREAKDOWN = "_Z26llama_get_memory_breakdownPK13llama_context"
+_COPIES = ("CPU_REPACK", AMX)  # not of the file's pages
+_AMX_GROWTH = 0.12  # at most, of Q8_0: 4 bytes more for each block of 34
 _NOT_HERE = 3  # the child's exit status: this build cannot be asked, and nothing is wrong
 
 
@@ -105,17 +107,19 @@ def _counted(api: Any, path: str, choices: list[Choice], lines: list[str]) -> It
         if not context:
             raise EngineError(f"no context of {choice.n_ctx} tokens: ")
         rows = _breakdown(context)
-        if sum(weights for _, weights, _, _ in rows) != api.llama_model_size(model):
+        amx = sum(weights for name, weights, _, _ in rows if name == AMX)
+        grown = sum(weights for _, weights, _, _ in rows) - api.llama_model_size(model)
+        if not 0 <= grown <= amx * _AMX_GROWTH:
             raise _NotHere
         yield {"devices": _by_device(rows, lines, choice), "n_splits": _number(lines, r"splits = (\d+)")}
         api.llama_free(context)
 
 
 def _by_device(rows: list[tuple[str, int, int, int]], lines: list[str], choice: Choice) -> dict[str, dict[str, int]]:
-    """Buffer types joined by where they lie: CPU, CPU_REPACK and a GPU's pinned host memory are all the host's."""
+    """Buffer types joined by where they lie: CPU, CPU_REPACK, AMX and a GPU's pinned host memory are all the host's."""
     devices: dict[str, dict[str, int]] = {}
     for name, weights, kv, compute in rows:
-        host = name.startswith("CPU") or name.endswith("_Host")
+        host = name.startswith("CPU") or name.endswith("_Host") or name == AMX
         found = devices.setdefault(
             "CPU" if host else name, {"weights": 0, "kv": 0, "compute": 0, "mapped": 0, "reclaimable": 0}
         )
@@ -123,7 +127,7 @@ def _by_device(rows: list[tuple[str, int, int, int]], lines: list[str], choice: 
         found["kv"] += kv
         found["compute"] += compute
         if host and choice.load_mode == "mmap":
-            found["reclaimable" if name == "CPU_REPACK" else "mapped"] += weights
+            found["reclaimable" if name in _COPIES else "mapped"] += weights
     # The rows of logits are in none of the breakdown's columns, only in the log, and there as many as sequences: the rest comes
     # when it is first asked for.
     outputs = re.findall(r"(\S+)\s+output buffer size =\s+([\d.]+) MiB", "".join(lines))

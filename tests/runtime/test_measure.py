@@ -121,6 +121,13 @@ def test_repacked_weights_are_read_from_the_file_and_copied(ghost_gguf: Path) ->
     assert (kept.mapped, kept.reclaimable) == (kept.weights, 0)
 
 
+def test_the_buffer_for_amx_is_memory_of_the_host_that_is_no_page_of_the_file() -> None:
+    rows = [("CPU", 10, 3, 5), ("AMX", 100, 0, 0), ("CPU_REPACK", 1000, 0, 0)]
+    mapped, copied = (backend._by_device(rows, [], Choice(256, load_mode=mode)) for mode in ("mmap", "none"))
+    assert mapped == {"CPU": {"weights": 1110, "kv": 3, "compute": 5, "mapped": 10, "reclaimable": 1100}}
+    assert copied == {"CPU": {"weights": 1110, "kv": 3, "compute": 5, "mapped": 0, "reclaimable": 0}}
+
+
 @on_linux
 def test_a_ghost_takes_no_room(ghost_gguf: Path) -> None:
     found = ghost_gguf.stat()

@@ -191,6 +191,17 @@ def test_a_plan_with_repacking_is_made_anew(host_weights: str, broken: Broken, d
 
 
 @only_x86_linux
+@pytest.mark.parametrize("function", [PLAIN, REPACKED])
+def test_a_plan_is_the_one_that_load_would_make(function: str, broken: Broken, demo_gguf: Path) -> None:
+    broken(function, UD2)
+    assert planning.plan_model(str(demo_gguf)).plan.host_weights == "mmap"  # nothing is known, and nothing is checked
+    report = soundness.checked()
+    planned = planning.plan_model(str(demo_gguf))
+    assert planned.plan.host_weights == ("no-repack" if report.extra_buffers_only else "mmap")
+    assert [line for line in planned.notices if line.endswith("run: qwq-lite doctor")]
+
+
+@only_x86_linux
 @pytest.mark.parametrize("code", CODES)
 @pytest.mark.parametrize("isolated", [True, False])
 def test_load_refuses_an_engine_that_does_not_compute(
