@@ -72,13 +72,12 @@ class Installer:
         if not venv_python(self.venv).exists():
             self.say(f"making a virtual environment in {shown_path(self.venv)}")
             done = self.run([sys.executable, "-m", "venv", str(self.venv)], env=os.environ, log=None)
-            if done.returncode or not venv_python(self.venv).exists():
-                raise InstallError(
-                    f"{sys.executable} -m venv {self.venv} failed: {last_line(done.errors or done.output)}"
-                )
+            if done.returncode != 0 or not venv_python(self.venv).exists():
+                why = last_line(done.errors or done.output) or "it did not end in time"
+                raise InstallError(f"{sys.executable} -m venv {self.venv} failed: {why}")
         version = self._python("-m", "pip", "--version")
-        if version.returncode:
-            if self._python("-m", "ensurepip").returncode:
+        if version.returncode != 0:
+            if self._python("-m", "ensurepip").returncode != 0:
                 raise InstallError(
                     f"there is no pip in {self.venv} and ensurepip fails: delete that folder and run this again"
                 )

@@ -301,3 +301,15 @@ def test_environment_that_cannot_be_made(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(install_steps, "venv_python", lambda _venv: Path(sys.executable))
     with pytest.raises(InstallError, match=r"no pip in .* delete that folder"):
         Installer(ROOT, tmp_path / "venv", "~=0.3.36", index, run=failing, say=said.append).make_venv()
+
+
+def test_environment_that_is_not_made_in_time(venv: Path, monkeypatch: pytest.MonkeyPatch, said: list[str]) -> None:
+    """A part of one may be there: its Python, and no pip."""
+    steps = Installer(ROOT, venv.with_name("other"), "~=0.3.36", Index("http://example.invalid", "linux", "x86_64"))
+    steps.run = lambda _command, *, env, log: Ended(None, "")
+    steps.say = said.append
+    with pytest.raises(InstallError, match=r"failed: it did not end in time$"):
+        steps.make_venv()
+    monkeypatch.setattr(install_steps, "venv_python", lambda _venv: Path(sys.executable))
+    with pytest.raises(InstallError, match=r"no pip in .* delete that folder"):
+        steps.make_venv()
