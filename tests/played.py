@@ -42,9 +42,9 @@ def wrong(*buffers: str, device: str = "CPU") -> Ended:
     return Ended(0, "".join(json.dumps(line) + "\n" for line in lines) + DONE)
 
 
-def died(buffer: str, by: int = signal.SIGILL) -> Ended:
+def died(buffer: str, by: int = signal.SIGILL, device: str = "CPU") -> Ended:
     """A check that ends in a product. It goes on in a new child."""
-    return Ended(-by, json.dumps({"running": product(buffer)}) + "\n")
+    return Ended(-by, json.dumps({"running": product(buffer, device)}) + "\n")
 
 
 @dataclass

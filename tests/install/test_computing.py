@@ -252,6 +252,14 @@ COURSES = [
         pip_output=(CACHED,),
     ),
     Course(
+        "no flag mends a GPU",
+        (wrong("CUDA0", device="CUDA0"), RIGHT),
+        ((False, "-DGGML_CUDA=on", ""),),
+        how="wheel",
+        checks=(loaded(CARD), loaded()),
+        first=Attempt("cuda", "compile", cmake_args="-DGGML_CUDA=on", cached=False),
+    ),
+    Course(
         "what is left out already is not built twice",
         (wrong("AMX"), RIGHT),
         (WITHOUT_AMX,),
@@ -325,7 +333,7 @@ def test_gpu_that_computes_wrongly(venv: Path, said: list[str]) -> None:
         ([Ended(3, "", "Traceback\nMemoryError")], "the check ended with status 3: MemoryError"),
         ([Ended(-signal.SIGTERM, "")], "the check ended by SIGTERM"),
         ([Ended(None, "")], "it did not load in time"),
-        ([Ended(None, died("CUDA0").output), RIGHT], "no result within 180 s"),
+        ([Ended(None, died("CUDA0", device="CUDA0").output), RIGHT], "no result within 180 s"),
     ],
 )
 def test_a_check_that_cannot_run_stops_nothing(products: list[Ended], why: str, venv: Path, said: list[str]) -> None:
@@ -334,7 +342,7 @@ def test_a_check_that_cannot_run_stops_nothing(products: list[Ended], why: str, 
     steps = installer(played, venv, said)
     engine = steps.install_engine(Decision(attempts=CUDA_ATTEMPTS))
 
-    assert engine.accel == "cuda"
+    assert (engine.accel, engine.how) == ("cuda", "wheel")
     notice = "the engine loads, and whether it computes could not be checked: "
     assert [line for line in said if line.startswith(notice) and why in line]
     assert steps.look() == engine
