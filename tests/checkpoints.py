@@ -12,8 +12,11 @@ from __future__ import annotations
 import itertools
 import json
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Literal
 
 import numpy as np
@@ -51,6 +54,11 @@ TEMPLATE = """\
     {{- '<|im_start|>assistant\\n<think>\\n' }}
 {%- endif %}
 """
+PLAIN_TEMPLATE = TEMPLATE.replace("<think>\\n", "")
+LETTERS = [
+    ord(letter) for letter in "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
+]  # ids of these bytes
+OFF = -50.0  # the logit of what is never drawn
 
 
 def write_random_checkpoint(
@@ -67,12 +75,14 @@ def write_random_checkpoint(
     layout: Layout = "transformers4",
     shards: int = 2,
     seed: int = 0,
+    ends: bool = True,
     overrides: Mapping[str, object] | None = None,
 ) -> Path:
     """Write a random Qwen2ForCausalLM checkpoint into folder and return folder.
 
     Args: n_vocab, rows of the embedding, of which the first N_TOKENS belong to tokens; shards, 1 for a single file
-    without an index; overrides, keys of config.json to set, or to leave out where the value is `...`.
+    without an index; ends, False for a model that never draws a control token with its own top_k: their logits are 0, and of
+    the others half are above that; overrides, keys of config.json to set, or to leave out where the value is `...`.
     """
     assert n_vocab >= N_TOKENS, f"{n_vocab} rows are too few for {N_TOKENS} tokens"
     folder.mkdir(parents=True, exist_ok=True)
@@ -92,7 +102,33 @@ def write_random_checkpoint(
     write_generation_config(folder)
     write_tokenizer(folder, layout)
     size = {"hidden": hidden, "ffn": ffn, "kv": hidden // n_head * n_head_kv, "vocab": n_vocab}
-    write_weights(folder, random_tensors(size, n_layer, tied, dtype, seed), shards)
+    tensors = random_tensors(size, n_layer, tied, dtype, seed)
+    if not ends:
+        assert not tied, "a row of zeros in the embedding would be one in the input"
+        tensors[-1] = without_rows(tensors[-1], CONTROL)
+    write_weights(folder, tensors, shards)
+    return folder
+
+
+def write_row_checkpoint(folder: Path, row: Mapping[int, float]) -> Path:
+    """A model that gives the same row of logits at every position, whatever it reads; it has no thinking tags.
+
+    What it draws follows from the seed, on any machine and by any build: each embedding is the same vector of ones, the layers
+    add nothing to it, and a logit is the sum of a row of equal weights. row: the logits by token, OFF for all others.
+    """
+    write_random_checkpoint(folder, n_layer=1, shards=1)
+    write_tokenizer(folder, "transformers4", {}, PLAIN_TEMPLATE)
+    logits = np.full(320, OFF, np.float32)
+    logits[[*row]] = [*row.values()]
+
+    def values(tensor: Tensor) -> Floats:
+        if tensor.name == "lm_head.weight":
+            return np.repeat(logits[:, None] / tensor.shape[1], tensor.shape[1], axis=1)
+        return np.full(tensor.shape, float("norm" in tensor.name or "embed" in tensor.name), np.float32)
+
+    size = {"hidden": 256, "ffn": 512, "kv": 128, "vocab": len(logits)}
+    tensors = random_tensors(size, 1, False, "bf16", 0)
+    write_weights(folder, [replace(tensor, values=partial(values, tensor)) for tensor in tensors], 1)
     return folder
 
 
@@ -174,18 +210,20 @@ def write_generation_config(folder: Path) -> None:
     write_json(folder / "generation_config.json", generation)
 
 
-def write_tokenizer(folder: Path, layout: Layout) -> None:
+def write_tokenizer(
+    folder: Path, layout: Layout, ordinary: Mapping[int, str] = MappingProxyType(ORDINARY), template: str = TEMPLATE
+) -> None:
     """Byte-level BPE of 256 symbols and a few merges; newer files spell a merge as a pair and know no decoder table."""
-    words = tokenizer_config(CONTROL, ORDINARY, template=TEMPLATE, n_ctx=N_CTX)
+    words = tokenizer_config(CONTROL, ordinary, template=template, n_ctx=N_CTX)
     merges: Sequence[object] = MERGES
     if layout == "transformers5":
         merges = [merge.split(" ") for merge in MERGES]
         del words["added_tokens_decoder"], words["chat_template"]
         words["extra_special_tokens"] = words.pop("additional_special_tokens")
         words["backend"] = "tokenizers"
-        (folder / "chat_template.jinja").write_bytes(TEMPLATE.encode())
+        (folder / "chat_template.jinja").write_bytes(template.encode())
     write_json(folder / "tokenizer_config.json", words)
-    write_json(folder / "tokenizer.json", tokenizer_json(TOKENS, merges, CONTROL, ORDINARY))
+    write_json(folder / "tokenizer.json", tokenizer_json(TOKENS, merges, CONTROL, ordinary))
 
 
 def random_tensors(size: Mapping[str, int], n_layer: int, tied: bool, dtype: Dtype, seed: int) -> list[Tensor]:
@@ -220,6 +258,17 @@ def random_tensor(name: str, shape: tuple[int, ...], dtype: Dtype, seed: int) ->
         return np.where(source.random(shape) < 1e-3, 30 * gaussian, gaussian)
 
     return Tensor(name, shape, dtype.upper(), values)
+
+
+def without_rows(tensor: Tensor, rows: Iterable[int]) -> Tensor:
+    """The same with zeros in some rows."""
+
+    def values() -> Floats:
+        made = tensor.values()
+        made[[*rows]] = 0
+        return made
+
+    return replace(tensor, values=values)
 
 
 def write_weights(folder: Path, tensors: Sequence[Tensor], shards: int) -> None:

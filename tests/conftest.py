@@ -5,11 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from qwq_convert.pipeline import convert
 from qwq_lite.recipe import file_type
-from tests.checkpoints import write_random_checkpoint, write_tagged_checkpoint
+from tests.checkpoints import LETTERS, write_random_checkpoint, write_row_checkpoint, write_tagged_checkpoint
 from tests.oracle import demo_checkpoint
+
+# No law is judged by the clock: a busy machine, or its slow disk, breaks none of them.
+settings.register_profile("laws", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("laws")
 
 
 @pytest.fixture(scope="session")
@@ -37,8 +42,17 @@ def tagged_gguf(demo_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 @pytest.fixture(scope="session")
 def tiny_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two random layers with thinking tags, F16: an engine that says nothing and takes no time."""
-    folder = write_random_checkpoint(tmp_path_factory.mktemp("tiny") / "Tiny")
+    """Two random layers with thinking tags, F16: an engine that takes no time, and whose replies never end by themselves."""
+    folder = write_random_checkpoint(tmp_path_factory.mktemp("tiny") / "Tiny", ends=False)
     path = folder.parent / "Tiny-F16.gguf"
+    convert(folder, file_type("F16"), path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def letters_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Letters and digits, each as likely as any other, for ever: a text that follows from the seed, on any machine."""
+    folder = write_row_checkpoint(tmp_path_factory.mktemp("letters") / "Letters", dict.fromkeys(LETTERS, 0.0))
+    path = folder.parent / "Letters-F16.gguf"
     convert(folder, file_type("F16"), path)
     return path
