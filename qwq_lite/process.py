@@ -46,12 +46,11 @@ _ON_DISK = ("save", "restore")  # as long as the disk takes, and without a step
 _REAP_S = 2.0
 
 
-class Retired(Exception):
-    """The worker was idle for so long that it gave its memory back; another must be started."""
-
-
 class WorkerProcess:
-    """One child process, the calls that wait for it, and what it died of."""
+    """One child process, the calls that wait for it, and what it died of.
+
+    It is held by who starts it: until the last holder lets go it does not retire, however long a call takes to be sent.
+    """
 
     def __init__(self, file: Path, python: str | None, idle_s: float = math.inf) -> None:
         self._file, self._idle_s = file, idle_s
@@ -69,6 +68,7 @@ class WorkerProcess:
         # the watch last looked.
         self._seen = self._stepped = self._used = self._answered = self._looked = time.monotonic()
         self._n_steps, self._longest_s, self._n_on_disk = 0, 0.0, 0
+        self._n_holders = 1
         self.gone_at = math.inf
         self.process = child.start("qwq_lite.worker:main", python)
         assert self.process.stdin and self.process.stdout and self.process.stderr
@@ -91,6 +91,18 @@ class WorkerProcess:
             self.process.wait()
             raise
 
+    def hold(self) -> bool:
+        """Keep it from retiring until `let_go`. False where it is gone, or going, already."""
+        with self._lock:
+            found = not self.retired and self.gone is None
+            self._n_holders += found
+        return found
+
+    def let_go(self) -> None:
+        with self._lock:
+            self._n_holders -= 1
+            self._used = time.monotonic()
+
     def ask(
         self,
         verb: str,
@@ -100,16 +112,14 @@ class WorkerProcess:
         meanwhile: Callable[[], None] = lambda: None,
         **fields: Any,
     ) -> Any:
-        """Send a request and wait for its answer. meanwhile: called on this thread again and again.
+        """Send a request and wait for its answer. The caller holds the worker. meanwhile: called on this thread again and again.
 
-        Raises: what the worker raised; UsageError for what is no JSON; EngineCrashed; FutureTimeout; Retired.
+        Raises: what the worker raised; UsageError for what is no JSON; EngineCrashed; FutureTimeout.
         """
         future: Future[Any] = Future()
         number = next(self._numbers)
         data = wire.encoded({"id": number, "do": verb, **fields})
         with self._lock:
-            if self.retired:
-                raise Retired
             if self.gone is not None:
                 raise self._epitaph("")
             self._waiting[number] = future
@@ -256,7 +266,7 @@ class WorkerProcess:
     def _is_idle(self, now: float) -> bool:
         """Whether nobody asked anything for so long that the memory is given back. Then nobody can any more."""
         with self._lock:
-            if self._busy():
+            if self._busy() or self._n_holders:
                 self._used = now
             self.retired = self.retired or now - self._used > self._idle_s
             return self.retired

@@ -27,7 +27,7 @@ from qwq_lite.hardware import report_from_json
 from qwq_lite.model import Prompt
 from qwq_lite.model import options as model_options
 from qwq_lite.plan import RunPlan
-from qwq_lite.process import RemoteFeed, Retired, WorkerProcess
+from qwq_lite.process import RemoteFeed, WorkerProcess
 from qwq_lite.stream import Stream, in_thread
 
 _BEGIN_S = 60.0  # for messages to become a prompt; a template has 2 s by its own clock
@@ -61,7 +61,7 @@ class RemoteModel(Model):
         self._held: list[WorkerProcess] = []
         weakref.finalize(self, _drop, self._held, self._owner)
         self._header: gguf_header.Header | None = None
-        self._start()
+        self._start().let_go()
 
     @property
     def pid(self) -> int | None:
@@ -78,14 +78,13 @@ class RemoteModel(Model):
             "options": _plain(options),
         }
         asked = time.monotonic()
-        while True:
-            worker = self._alive()
+        with self._alive() as worker:
             if options.get("within") is not None:  # it may have taken long to start another engine
                 fields["options"]["within"] = max(1e-3, options["within"] - (time.monotonic() - asked))
             feed = RemoteFeed(worker)
-            with contextlib.suppress(Retired), _as_template_error(worker, self._file):
+            with _as_template_error(worker, self._file):
                 worker.ask("generate", feed=feed, timeout_s=_BEGIN_S if _is_templated(prompt) else math.inf, **fields)
-                return Stream(feed)
+            return Stream(feed)
 
     async def agenerate(self, prompt: Prompt, *, session: Hashable = None, **options: Any) -> Stream:
         """As `generate`, without holding up the event loop."""
@@ -118,12 +117,12 @@ class RemoteModel(Model):
         self._held[0].end()
 
     def _call(self, verb: str, *arguments: Any) -> Any:
-        while True:
-            with contextlib.suppress(Retired):
-                return self._alive().ask(verb, args=list(arguments))
+        with self._alive() as worker:
+            return worker.ask(verb, args=list(arguments))
 
-    def _alive(self) -> WorkerProcess:
-        """The worker; a new one where the last has died."""
+    @contextlib.contextmanager
+    def _alive(self) -> Iterator[WorkerProcess]:
+        """The worker, which does not retire meanwhile; a new one where the last has died or retired."""
         if os.getpid() != self._owner:
             raise EngineError("the model was loaded in another process, of which this one is a copy; load it here")
         with self._changing:
@@ -132,10 +131,13 @@ class RemoteModel(Model):
             worker = self._held[0]
             if worker.crash is not None:
                 self._count(worker, worker.crash)
-            if worker.retired or worker.gone is not None:
+            if not worker.hold():
                 worker.wait()  # never two models at once
-                self._start()
-            return self._held[0]
+                worker = self._start()
+        try:
+            yield worker
+        finally:
+            worker.let_go()
 
     def _count(self, worker: WorkerProcess, crash: EngineCrashed) -> None:
         """Raises: EngineCrashed after too many, until a minute has passed."""
@@ -154,7 +156,8 @@ class RemoteModel(Model):
             )
             raise error
 
-    def _start(self) -> None:
+    def _start(self) -> WorkerProcess:
+        """A worker that has loaded the model; the caller holds it."""
         try:
             worker = WorkerProcess(self._file, self._python, self._idle_s)
         except (OSError, RuntimeError) as error:  # no such interpreter, no memory, too many processes
@@ -175,6 +178,7 @@ class RemoteModel(Model):
         self.plan = wire.plan_from_json(found["plan"], self._header)
         self.engine = report_from_json(found["engine"])
         self._loaded_at = time.monotonic()
+        return worker
 
     def _show(self) -> None:
         """Load progress, on the thread that loads."""
