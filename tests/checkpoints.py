@@ -12,7 +12,7 @@ from __future__ import annotations
 import itertools
 import json
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -21,6 +21,8 @@ from typing import Literal
 
 import numpy as np
 
+from qwq_convert.pipeline import convert
+from qwq_lite.recipe import file_type
 from scripts.checkpoint_files import (
     Floats,
     Tensor,
@@ -34,6 +36,7 @@ from scripts.checkpoint_files import (
 
 Layout = Literal["transformers4", "transformers5"]
 Dtype = Literal["bf16", "f16", "f32"]
+Script = Callable[[int], Mapping[int, float]]
 
 MERGES = ("Ġ t", "h e", "i n", "e r", "a n", "Ġt he", "in g", "r e", "Ġ Ġ", "Ċ Ċ", "o n", "ä ½")
 TOKENS = (*byte_symbols(), *(merge.replace(" ", "") for merge in MERGES))
@@ -58,6 +61,7 @@ PLAIN_TEMPLATE = TEMPLATE.replace("<think>\\n", "")
 LETTERS = [
     ord(letter) for letter in "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
 ]  # ids of these bytes
+BREAK = TOKENS.index("ĊĊ")  # two newlines
 OFF = -50.0  # the logit of what is never drawn
 
 
@@ -110,26 +114,64 @@ def write_random_checkpoint(
     return folder
 
 
-def write_row_checkpoint(folder: Path, row: Mapping[int, float]) -> Path:
-    """A model that gives the same row of logits at every position, whatever it reads; it has no thinking tags.
+def write_scripted_checkpoint(folder: Path, script: Script, *, thinks: bool = False, template: str = "") -> Path:
+    """A model whose logits follow from the last token alone, the same to the bit on any machine and by any build.
 
-    What it draws follows from the seed, on any machine and by any build: each embedding is the same vector of ones, the layers
-    add nothing to it, and a logit is the sum of a row of equal weights. row: the logits by token, OFF for all others.
+    An embedding is zeros and a 1, the layers add nothing to it, so that of each logit's sum only one product is not 0.
+    script: the logits by token after each token; OFF for those that it leaves out. thinks: it has thinking tags, and its template
+    opens the thought. template: another one.
     """
-    write_random_checkpoint(folder, n_layer=1, shards=1)
-    write_tokenizer(folder, "transformers4", {}, PLAIN_TEMPLATE)
-    logits = np.full(320, OFF, np.float32)
-    logits[[*row]] = [*row.values()]
+    n_vocab, hidden = 320, 384
+    room = {"max_position_embeddings": 32_768}  # for a text that a person, or another process, is to interrupt
+    write_random_checkpoint(folder, n_layer=1, hidden=hidden, n_head=6, n_vocab=n_vocab, shards=1, overrides=room)
+    ordinary = ORDINARY if thinks else {}
+    write_tokenizer(folder, "transformers4", ordinary, template or (TEMPLATE if thinks else PLAIN_TEMPLATE))
 
     def values(tensor: Tensor) -> Floats:
-        if tensor.name == "lm_head.weight":
-            return np.repeat(logits[:, None] / tensor.shape[1], tensor.shape[1], axis=1)
-        return np.full(tensor.shape, float("norm" in tensor.name or "embed" in tensor.name), np.float32)
+        made = np.zeros(tensor.shape, np.float32)
+        if "norm" in tensor.name:
+            made[:] = 1
+        elif "embed" in tensor.name:
+            np.fill_diagonal(made, 1)
+        elif "lm_head" in tensor.name:
+            made[:] = OFF
+            for last in range(n_vocab):
+                for token, logit in script(last).items():
+                    made[token, last] = logit
+            made /= hidden**0.5
+        return made
 
-    size = {"hidden": 256, "ffn": 512, "kv": 128, "vocab": len(logits)}
+    size = {"hidden": hidden, "ffn": 512, "kv": 128, "vocab": n_vocab}
     tensors = random_tensors(size, 1, False, "bf16", 0)
     write_weights(folder, [replace(tensor, values=partial(values, tensor)) for tensor in tensors], 1)
     return folder
+
+
+def letters(_last: int) -> Mapping[int, float]:
+    """Letters and digits without end, each as likely as any other."""
+    return dict.fromkeys(LETTERS, 0.0)
+
+
+def sentences(last: int) -> Mapping[int, float]:
+    """Sentences without end, and a paragraph's end after one in four; in tokens that the tokenizer would choose too."""
+    if last == ord("."):
+        return {ord(" "): 1.0, BREAK: 0.0}
+    words = dict.fromkeys(map(ord, "abcdfghijklmopqrsuvwxyz"), 0.0)  # none that MERGES would join
+    return words if last in (ord(" "), BREAK) else {**words, ord(" "): 2.0, ord("."): 1.5}
+
+
+def chain(*pieces: str) -> Script:
+    """Each piece, a letter or a token's spelling, after the one before, the first after whatever is none of them."""
+    ids = [END_OF_TURN if piece == CONTROL[END_OF_TURN] else ord(piece) for piece in pieces]
+    after = dict(itertools.pairwise(ids))
+    return lambda last: {after.get(last, ids[0]): 0.0}
+
+
+def in_f16(folder: Path) -> Path:
+    """The checkpoint's conversion, beside it."""
+    path = folder.parent / f"{folder.name}-F16.gguf"
+    convert(folder, file_type("F16"), path)
+    return path
 
 
 def write_tagged_checkpoint(demo: Path, folder: Path) -> Path:

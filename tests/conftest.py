@@ -9,7 +9,14 @@ from hypothesis import HealthCheck, settings
 
 from qwq_convert.pipeline import convert
 from qwq_lite.recipe import file_type
-from tests.checkpoints import LETTERS, write_random_checkpoint, write_row_checkpoint, write_tagged_checkpoint
+from tests.checkpoints import (
+    in_f16,
+    letters,
+    sentences,
+    write_random_checkpoint,
+    write_scripted_checkpoint,
+    write_tagged_checkpoint,
+)
 from tests.oracle import demo_checkpoint
 
 # No law is judged by the clock: a busy machine, or its slow disk, breaks none of them.
@@ -43,16 +50,22 @@ def tagged_gguf(demo_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 @pytest.fixture(scope="session")
 def tiny_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two random layers with thinking tags, F16: an engine that takes no time, and whose replies never end by themselves."""
-    folder = write_random_checkpoint(tmp_path_factory.mktemp("tiny") / "Tiny", ends=False)
-    path = folder.parent / "Tiny-F16.gguf"
-    convert(folder, file_type("F16"), path)
-    return path
+    return in_f16(write_random_checkpoint(tmp_path_factory.mktemp("tiny") / "Tiny", ends=False))
 
 
 @pytest.fixture(scope="session")
 def letters_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Letters and digits, each as likely as any other, for ever: a text that follows from the seed, on any machine."""
-    folder = write_row_checkpoint(tmp_path_factory.mktemp("letters") / "Letters", dict.fromkeys(LETTERS, 0.0))
-    path = folder.parent / "Letters-F16.gguf"
-    convert(folder, file_type("F16"), path)
-    return path
+    """Writes letters without end, each token an event of its own."""
+    return in_f16(write_scripted_checkpoint(tmp_path_factory.mktemp("letters") / "Letters", letters))
+
+
+@pytest.fixture(scope="session")
+def sentences_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Writes sentences without end."""
+    return in_f16(write_scripted_checkpoint(tmp_path_factory.mktemp("sentences") / "Sentences", sentences))
+
+
+@pytest.fixture(scope="session")
+def thinking_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Thinks in sentences without end, in tags: it ends neither its thought nor its answer."""
+    return in_f16(write_scripted_checkpoint(tmp_path_factory.mktemp("thinking") / "Thinking", sentences, thinks=True))

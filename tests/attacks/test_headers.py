@@ -43,7 +43,7 @@ CODES |= {V.BOOL: "?", V.UINT64: "Q", V.INT64: "q", V.FLOAT64: "d"}
 INTEGERS = (V.UINT8, V.INT8, V.UINT16, V.INT16, V.UINT32, V.INT32, V.UINT64, V.INT64)
 N_EDITS = 1000  # of each of the two models
 N_LOADED = 60
-SLOWEST_S = 5.0
+SLOWEST_S = 5.0  # of the processor: what else the machine does counts for nothing
 MOST_DATA_BYTES = 1 << 40  # file systems have a longest file
 PEAK_BYTES = 64 << 20
 
@@ -408,10 +408,10 @@ def test_an_edited_header_gives_a_shape_or_a_format_error(models: dict[str, Part
 def bounded() -> Iterator[None]:
     """The time and the memory that a header may take, whatever it says."""
     tracemalloc.start()
-    begin = time.monotonic()
+    begin = time.thread_time()
     try:
         yield
-        assert time.monotonic() - begin < SLOWEST_S
+        assert time.thread_time() - begin < SLOWEST_S
         assert tracemalloc.get_traced_memory()[1] < PEAK_BYTES
     finally:
         tracemalloc.stop()

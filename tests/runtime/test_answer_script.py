@@ -13,12 +13,10 @@ from typing import Any
 import pytest
 
 import qwq_lite
-from qwq_convert.pipeline import convert
 from qwq_lite import scripts
 from qwq_lite.chat import Model
 from qwq_lite.events import Done, Reply
-from qwq_lite.recipe import file_type
-from tests.checkpoints import LETTERS, TOKENS, write_row_checkpoint
+from tests.checkpoints import LETTERS, TOKENS, in_f16, write_scripted_checkpoint
 
 CHINESE = "从前有一座山，山上有一座庙，庙里有一个老和尚，老和尚对小和尚说：从前有一座山，"
 HALVES = (TOKENS.index("ä½"), 0xA0)  # the first two bytes of a character, and the third
@@ -26,11 +24,8 @@ HALVES = (TOKENS.index("ä½"), 0xA0)  # the first two bytes of a character, and
 
 @pytest.fixture(scope="module")
 def mixed_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = write_row_checkpoint(
-        tmp_path_factory.mktemp("mixed") / "Mixed", dict.fromkeys([*LETTERS[:6], *HALVES], 0.0)
-    )
-    convert(folder, file_type("F16"), folder.parent / "Mixed-F16.gguf")
-    return folder.parent / "Mixed-F16.gguf"
+    row = dict.fromkeys([*LETTERS[:6], *HALVES], 0.0)
+    return in_f16(write_scripted_checkpoint(tmp_path_factory.mktemp("mixed") / "Mixed", lambda _: row))
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["here", "worker"])
