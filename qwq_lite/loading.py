@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from qwq_lite import child
+from qwq_lite import arguments, child
 from qwq_lite.chat import Model
 from qwq_lite.errors import UsageError
 from qwq_lite.events import Progress
@@ -67,12 +68,16 @@ def load(
         "memory": memory,
         "n_threads": n_threads,
     }
+    options = {name: int(value) if arguments.is_whole(value) else value for name, value in options.items()}
+    file = _absolute(model)
+    if idle_unload is not None:
+        idle_unload = arguments.real("idle_unload", idle_unload)
     if idle_unload is not None and (not isolated or not idle_unload > 0):
         raise UsageError(f"idle_unload is {idle_unload!r}; seconds above 0 are allowed, with isolated=True")
     if not isolated:
         from qwq_lite import local
 
-        return local.load(model, plan=plan, on_progress=on_progress, **options)
+        return local.load(file, plan=plan, on_progress=on_progress, **options)
     if child.is_child():
         raise UsageError(
             "this process is an engine's own, and such a one starts none: a frozen application calls"
@@ -81,5 +86,17 @@ def load(
     from qwq_lite import remote
 
     return remote.RemoteModel(
-        Path(model), options, plan, python=python, idle_s=idle_unload or math.inf, on_progress=on_progress
+        file, options, plan, python=_absolute_program(python), idle_s=idle_unload or math.inf, on_progress=on_progress
     )
+
+
+def _absolute(path: str | os.PathLike[str]) -> Path:
+    """A path that stays the same file when the program changes its folder: the engine may have to load again."""
+    with contextlib.suppress(OSError):  # the current folder was deleted, and a relative path leads nowhere
+        return Path(path).absolute()
+    return Path(path)
+
+
+def _absolute_program(python: str | None) -> str | None:
+    """The same of an interpreter; a name without a folder is looked for in PATH."""
+    return str(_absolute(python)) if python is not None and Path(python).name != python else python

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from qwq_lite import (
+    arguments,
     catalog,
     control,
     engines,
@@ -38,7 +39,7 @@ from qwq_lite.chat import Model
 from qwq_lite.errors import EngineClosed, EngineError, TemplateError, UsageError
 from qwq_lite.events import Progress
 from qwq_lite.hardware import EngineReport
-from qwq_lite.model import Options, Prompt
+from qwq_lite.model import Options, Prompt, check_running, plain_prompt
 from qwq_lite.model import options as model_options
 from qwq_lite.plan import RunPlan, Wishes
 from qwq_lite.prompt import ChatTemplate, Message
@@ -65,13 +66,13 @@ def load(
     """`loading.load` in this process. Raises: FormatError, PlanError, EngineError, UsageError."""
     file = Path(model)
     wishes = Wishes(n_ctx, type_k and type_k.lower(), type_v and type_v.lower(), n_gpu_layers, host_weights)
-    threads = _checked("n_threads", pace.default_threads() if n_threads is None else n_threads, 1, 512)
+    threads = arguments.whole("n_threads", pace.default_threads() if n_threads is None else n_threads, 1, 512)
     if plan is not None and not isinstance(plan, RunPlan):
         raise UsageError(
             f"plan is a {type(plan).__name__}, a RunPlan is expected: the `plan` of what plan_model returns"
         )
     if memory is not None:
-        _checked("memory", memory, 1, 1 << 60)
+        memory = arguments.whole("memory", memory, 1, 1 << 60)
     if plan is not None and wishes != Wishes():
         raise UsageError(
             "a plan is given, and n_ctx, type_k, type_v, n_gpu_layers or host_weights too; give one of the two"
@@ -171,7 +172,7 @@ class LocalModel(Model):
         Raises: UsageError, TemplateError, EngineError, ContextFull, EngineClosed.
         """
         with self._inside():
-            return self._submit(prompt, session, model_options(options))
+            return self._submit(plain_prompt(prompt), session, model_options(options))
 
     async def agenerate(self, prompt: Prompt, *, session: Hashable = None, **options: Any) -> Stream:
         """As `generate`; the prompt is made on another thread, and the stream is read with `async for`."""
@@ -241,7 +242,7 @@ class LocalModel(Model):
         if isinstance(given, str):
             return self._plain(given), 0, False
         if all(isinstance(part, int) for part in given):
-            return [_checked("token", part, 0, self._vocab.n_tokens - 1) for part in given], 0, False  # type: ignore[arg-type]
+            return [arguments.whole("token", part, 0, self._vocab.n_tokens - 1) for part in given], 0, False
         if self._template is None:
             raise TemplateError(
                 f"{self._header.path}: has no chat template (tokenizer.chat_template), so it is no chat model"
@@ -301,6 +302,7 @@ class LocalModel(Model):
 
     @contextlib.contextmanager
     def _inside(self) -> Iterator[None]:
+        check_running(self._header.path)
         with self._changed:
             self._callers.append(threading.get_ident())
         try:
@@ -330,12 +332,6 @@ class LocalModel(Model):
 
     def _fallback_template(self) -> str | None:
         return prompt.CHATML if "<|im_start|>" in self._vocab.special else None
-
-
-def _checked(name: str, value: int, low: int, high: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise UsageError(f"{name} is {value!r}, a whole number from {low} to {high} is allowed")
-    return value
 
 
 def _fingerprint(header: gguf_header.Header, settings: ContextSettings) -> str:

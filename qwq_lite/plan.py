@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from qwq_lite import arguments
 from qwq_lite.choice import KV_TYPES, Choice
 from qwq_lite.errors import PlanError, UsageError
 from qwq_lite.gguf_header import TensorInfo
@@ -103,11 +104,9 @@ class Wishes:
     def __post_init__(self) -> None:
         for name, low, high in (("n_ctx", LEAST_ASKED, MOST_ASKED), ("n_gpu_layers", -1, 1 << 20)):
             value = getattr(self, name)
-            if value is not None and (
-                not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high
-            ):
+            if value is not None:
                 option = name.removeprefix("n_").replace("_", "-")
-                raise UsageError(f"{name} (--{option}) is {value!r}, a whole number from {low} to {high} is allowed")
+                object.__setattr__(self, name, arguments.whole(f"{name} (--{option})", value, low, high))
         for name, known in (("type_k", KV_TYPES), ("type_v", KV_TYPES), ("host_weights", HOST_WEIGHTS)):
             value = getattr(self, name)
             if value is not None and not (isinstance(value, str) and value in known):

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from qwq_lite import catalog, engines, gguf_header, ghost, machines, memory, pace, shape, soundness
+from qwq_lite import arguments, catalog, engines, gguf_header, ghost, machines, memory, pace, shape, soundness
 from qwq_lite.backend import devices
 from qwq_lite.backend.measure import measure
 from qwq_lite.choice import Choice
@@ -74,6 +74,9 @@ def plan_model(
 
     Raises: UsageError, FormatError, CheckpointError; PlanError when nothing fits, whose `smaller` names what does.
     """
+    if memory_bytes is not None:
+        memory_bytes = arguments.whole("memory_bytes", memory_bytes, 1, 1 << 60)
+    reserve_bytes = arguments.whole("reserve_bytes", reserve_bytes, 0, 1 << 60)
     candidates, file = _candidates(model, quant)
     wishes, complaint = (wishes, None) if machine else _granted(wishes)
     room, source = _known_room(machine) if machine else _this_room(n_threads or pace.default_threads())

@@ -9,6 +9,7 @@ import contextlib
 import copy
 import itertools
 import math
+import os
 import queue
 import signal
 import subprocess
@@ -70,9 +71,11 @@ class WorkerProcess:
         self._n_steps, self._longest_s, self._n_on_disk = 0, 0.0, 0
         self._n_holders = 1
         self.gone_at = math.inf
-        self.process = child.start("qwq_lite.worker:main", python)
-        assert self.process.stdin and self.process.stdout and self.process.stderr
-        self._pipe = Pipe(self.process.stdout.fileno(), self.process.stdin.fileno())
+        self._n_killed_before = _n_killed_for_memory()
+        started = child.start("qwq_lite.worker:main", python)
+        self.process, self._results = started.process, started.results
+        assert self.process.stdin
+        self._pipe = Pipe(self._results, self.process.stdin.fileno())
         self._outbox: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._threads = [
             threading.Thread(target=target, name=f"qwq-lite {name}", daemon=True)
@@ -231,8 +234,8 @@ class WorkerProcess:
         return bool(self._waiting or self._feeds)
 
     def _read_lines(self) -> None:
-        assert self.process.stderr
-        for line in iter(self.process.stderr.readline, b""):
+        assert self.process.stdout
+        for line in iter(self.process.stdout.readline, b""):
             self._lines.append(line.decode("utf-8", "replace").rstrip())
         self._lines_read.set()
 
@@ -295,20 +298,23 @@ class WorkerProcess:
             feed.put(self._epitaph("".join(feed.texts)))
         self._outbox.put(None)
         self._threads[1].join()
-        for stream in (self.process.stdin, self.process.stdout, self.process.stderr):
+        for stream in (self.process.stdin, self.process.stdout):
             if stream is not None:
                 with contextlib.suppress(OSError):
                     stream.close()
+        os.close(self._results)
 
     def _post_mortem(self, code: int) -> EngineCrashed:
         name = ""
         if code < 0:
             with contextlib.suppress(ValueError):
                 name = signal.Signals(-code).name
-        ended = self._reason or (f"it was ended by {name or code}" if code < 0 else f"it ended with exit status {code}")
+        ended = self._reason or (
+            f"it was killed ({name or -code})" if code < 0 else f"it ended with exit status {code}"
+        )
         lost = engines.forget(self.process.pid)
-        if name == "SIGKILL" and not self._reason:
-            ended += ", by somebody or for want of memory"
+        if name == "SIGKILL" and not self._reason and _n_killed_for_memory() > self._n_killed_before:
+            ended += ", out of memory"
             if lost is not None:
                 free = psutil.virtual_memory().available
                 ended += f" (it needs {lost.n_bytes / GIB:.1f} GiB, {free / GIB:.1f} are free without it)"
@@ -364,6 +370,18 @@ class RemoteFeed(Feed):
         if self._n_taken == _ACK_EVERY:
             self._worker.tell({"id": self.number, "do": "read", "n": self._n_taken})
             self._n_taken = 0
+
+
+def _n_killed_for_memory(counters: Path = Path("/proc/vmstat")) -> int:
+    """Processes that the kernel has killed for lack of memory since it started, containers' too; 0 where it does not count.
+
+    Source: Linux, mm/oom_kill.c (OOM_KILL), from 4.13 on
+    """
+    with contextlib.suppress(OSError, ValueError):
+        for line in counters.read_text().splitlines():
+            if line.startswith("oom_kill "):
+                return int(line.split()[1])
+    return 0
 
 
 def _result(future: Future[Any], deadline: float, meanwhile: Callable[[], None]) -> Any:

@@ -24,7 +24,7 @@ from qwq_lite.chat import Model
 from qwq_lite.errors import EngineClosed, EngineCrashed, EngineError, TemplateError
 from qwq_lite.events import Progress
 from qwq_lite.hardware import report_from_json
-from qwq_lite.model import Prompt
+from qwq_lite.model import Prompt, check_running, plain_prompt
 from qwq_lite.model import options as model_options
 from qwq_lite.plan import RunPlan
 from qwq_lite.process import RemoteFeed, WorkerProcess
@@ -71,19 +71,21 @@ class RemoteModel(Model):
 
     def generate(self, prompt: Prompt, *, session: Hashable = None, **options: Any) -> Stream:
         """As `LocalModel.generate`. Raises besides: EngineCrashed, here or while the stream is read."""
-        model_options(options)  # refused here, before anything is sent
+        check_running(self._file)
+        checked = model_options(options)  # refused here, before anything is sent
+        given = plain_prompt(prompt)
         fields: dict[str, Any] = {
-            "prompt": prompt if isinstance(prompt, str) else list(prompt),
+            "prompt": given,
             "session": _name(session),
-            "options": _plain(options),
+            "options": {name: _plain(getattr(checked, name)) for name in options},
         }
         asked = time.monotonic()
         with self._alive() as worker:
-            if options.get("within") is not None:  # it may have taken long to start another engine
-                fields["options"]["within"] = max(1e-3, options["within"] - (time.monotonic() - asked))
+            if checked.within is not None:  # it may have taken long to start another engine
+                fields["options"]["within"] = max(1e-3, checked.within - (time.monotonic() - asked))
             feed = RemoteFeed(worker)
             with _as_template_error(worker, self._file):
-                worker.ask("generate", feed=feed, timeout_s=_BEGIN_S if _is_templated(prompt) else math.inf, **fields)
+                worker.ask("generate", feed=feed, timeout_s=_BEGIN_S if _is_templated(given) else math.inf, **fields)
             return Stream(feed)
 
     async def agenerate(self, prompt: Prompt, *, session: Hashable = None, **options: Any) -> Stream:
@@ -117,6 +119,7 @@ class RemoteModel(Model):
         self._held[0].end()
 
     def _call(self, verb: str, *arguments: Any) -> Any:
+        check_running(self._file)
         with self._alive() as worker:
             return worker.ask(verb, args=list(arguments))
 
@@ -205,7 +208,7 @@ def _as_template_error(worker: WorkerProcess, file: Path) -> Iterator[None]:
         ) from error
 
 
-def _is_templated(prompt: Prompt) -> bool:
+def _is_templated(prompt: str | list[Any]) -> bool:
     return not isinstance(prompt, str) and not all(isinstance(part, int) for part in prompt)
 
 
@@ -214,5 +217,5 @@ def _name(session: Hashable) -> str | None:
     return None if session is None else repr(session)
 
 
-def _plain(options: dict[str, Any]) -> dict[str, Any]:
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in options.items()}
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value

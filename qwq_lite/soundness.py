@@ -71,13 +71,17 @@ def _run(arguments: Sequence[str], _timeout_s: float) -> Ended:
     if not getattr(sys, "frozen", False) and "py" not in Path(sys.executable or "").name.lower():
         return Ended(1, "", f"{sys.executable!r} is no Python, but a program that embeds it")
     try:
-        done = child.ask(engine_products.__name__, engine_products.serve.__name__, json.dumps(list(arguments)))
+        done = child.ask(__name__, _serve.__name__, json.dumps(list(arguments)))
     except subprocess.TimeoutExpired as error:
-        output = error.stdout or ""
-        return Ended(None, output.decode("utf-8", "replace") if isinstance(output, bytes) else output)
+        return Ended(None, (error.output or b"").decode("utf-8", "replace"))
     except (OSError, UsageError) as error:
         return Ended(1, "", str(error))
     return Ended(done.returncode, done.stdout, done.stderr)
+
+
+def _serve() -> None:
+    """The child's side."""
+    sys.exit(engine_products.main(json.loads(sys.stdin.read()), child.results()))
 
 
 def _path() -> Path:

@@ -11,7 +11,6 @@ import itertools
 import json
 import re
 import subprocess
-import sys
 from collections.abc import Iterator
 
 from qwq_lite import child
@@ -94,10 +93,10 @@ def report_from_child() -> EngineReport:
             f"llama.cpp did not load within {child.TIMEOUT_S} s; run: python scripts/install.py --force"
         ) from error
     if done.returncode:
-        raise EngineError(_death(done.returncode, done.stderr))
+        raise EngineError(done.stdout.strip() or _death(done.returncode, done.stderr))
     try:
-        return report_from_json(json.loads(done.stdout.splitlines()[-1]))
-    except (IndexError, ValueError, KeyError, TypeError) as error:
+        return report_from_json(json.loads(done.stdout))
+    except (ValueError, KeyError, TypeError) as error:
         raise EngineError(
             "llama.cpp loads, but its report cannot be read; run: python scripts/install.py --force"
         ) from error
@@ -105,9 +104,9 @@ def report_from_child() -> EngineReport:
 
 def _print_report() -> None:
     try:
-        print(json.dumps(dataclasses.asdict(report())))
+        child.send(json.dumps(dataclasses.asdict(report())))
     except EngineError as error:
-        print(error, file=sys.stderr)
+        child.send(str(error))
         raise SystemExit(3) from None
 
 
@@ -118,8 +117,6 @@ def _death(code: int, stderr: str) -> str:
             "llama.cpp ends with an illegal instruction: it was built for a newer CPU than this one;"
             " run: python scripts/install.py --accel cpu --compile --force"
         )
-    if code == 3 and lines:
-        return lines[-1]
     reason = f"signal {-code}" if code < 0 else f"exit status {code}"
     said = lines[-1] if lines else "it said nothing"
     return f"llama.cpp cannot be loaded ({reason}): {said}; run: python scripts/install.py --force"

@@ -34,6 +34,7 @@ _ILLEGAL = ("SIGILL", "STATUS_ILLEGAL_INSTRUCTION")
 _OWN_SIGNALS = ("SIGILL", "SIGSEGV", "SIGBUS", "SIGABRT", "SIGFPE", "SIGTRAP", "SIGSYS")
 _WINDOWS = {0xC000001D: "STATUS_ILLEGAL_INSTRUCTION", 0xC0000005: "STATUS_ACCESS_VIOLATION"}
 _CTRL_C = 0xC000013A
+_SAID = {"running", "result", "done", "error"}
 
 
 class Ended(NamedTuple):
@@ -181,7 +182,7 @@ def _messages(output: str) -> Iterator[dict[str, Any]]:
     for line in output.splitlines():
         with contextlib.suppress(ValueError):
             message = json.loads(line)
-            if isinstance(message, dict):
+            if isinstance(message, dict) and message.keys() & _SAID:
                 yield message
 
 

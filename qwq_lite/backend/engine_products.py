@@ -80,9 +80,9 @@ TYPES = {
 }
 
 
-def main(arguments: Sequence[str]) -> int:
-    """The child's whole life."""
-    out = _own_output()
+def main(arguments: Sequence[str], results: int | None = None) -> int:
+    """The child's whole life. results: the descriptor that its lines go to; default standard output."""
+    out = _own_output() if results is None else os.fdopen(results, "w", encoding="utf-8")
 
     def say(message: Mapping[str, Any]) -> None:
         out.write(json.dumps(message) + "\n")
@@ -98,11 +98,6 @@ def main(arguments: Sequence[str]) -> int:
         return 1
     say({"done": True})
     return 0
-
-
-def serve() -> None:
-    """A child of the package: its arguments as JSON on standard input."""
-    sys.exit(main(json.loads(sys.stdin.read())))
 
 
 def _own_output() -> Any:

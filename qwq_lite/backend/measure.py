@@ -50,13 +50,13 @@ def measure(path: Path, choices: Sequence[Choice]) -> list[Footprint] | None:
     if done.returncode in child.ILLEGAL_INSTRUCTION:
         raise PlanError(f"{path}: llama.cpp ended with an illegal instruction; run: qwq-lite doctor")
     if done.returncode:
-        said = " | ".join(done.stderr.strip().splitlines()[-3:]) or "it said nothing"
+        said = " | ".join((done.stdout or done.stderr).strip().splitlines()[-3:]) or "it said nothing"
         raise PlanError(
             f"{path}: llama.cpp ended over it ({done.returncode}): {said}; the file may be damaged, or the context too long"
         )
     try:
-        return [_footprint(row) for row in json.loads(done.stdout.splitlines()[-1])]
-    except (IndexError, ValueError, KeyError, TypeError) as error:
+        return [_footprint(row) for row in json.loads(done.stdout)]
+    except (ValueError, KeyError, TypeError) as error:
         raise PlanError(f"{path}: llama.cpp's count cannot be read: {error!r}") from error
 
 
@@ -72,7 +72,7 @@ def as_choice(row: dict[str, Any]) -> Choice:
 
 
 def _answer() -> None:
-    """The child: a question on stdin, one line of JSON on stdout."""
+    """The child: a question on stdin, one text of JSON as its result."""
     question = json.loads(sys.stdin.read())
     lines: list[str] = []
     api = native.engine()
@@ -85,9 +85,9 @@ def _answer() -> None:
     except _NotHere:
         sys.exit(_NOT_HERE)
     except EngineError as error:
-        print(error, "".join(lines[-8:]), file=sys.stderr)
+        child.send(f"{error} {''.join(lines[-8:])}")
         sys.exit(1)
-    print(json.dumps(found))
+    child.send(json.dumps(found))
 
 
 def _counted(api: Any, path: str, choices: list[Choice], lines: list[str]) -> Iterator[dict[str, Any]]:

@@ -188,7 +188,7 @@ def _say_where(model: Model) -> None:
     from qwq_lite import diagnosis
 
     engine = model.engine
-    for finding in diagnosis.unusable_gpu(diagnosis.look(Path.cwd()), engine):
+    for finding in diagnosis.unusable_gpu(diagnosis.look(Path()), engine):
         console.warn(f"{finding.text}\nTo mend it: {finding.command}")
     used = [device for device in engine.gpus if device.name in model.plan.footprint.devices]
     names = ", ".join(f"{device.name} ({device.description})" for device in used or engine.devices[-1:])

@@ -36,7 +36,7 @@ def command(as_json: bool) -> None:
         check = soundness.renew(gpu=bool(engine.gpus))
     except EngineError as error:
         failure = str(error)
-    machine = diagnosis.look(Path.cwd())
+    machine = diagnosis.look(Path())
     found = diagnosis.findings(machine, engine, failure, check)
     if as_json:
         click.echo(json.dumps(_as_json(machine, engine, check, found)))

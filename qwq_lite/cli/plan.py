@@ -191,7 +191,10 @@ def _next(planned: Planned) -> list[str]:
             folder = repository.rpartition("/")[2]
             commands.append(f"hf download {repository} --local-dir {folder}")
         commands.append(f"qwq-lite convert {shlex.quote(folder)} -q {plan.candidate.label}")
-        file = f"{Path(folder).resolve().name}-{plan.candidate.label}.gguf"
+        name = Path(folder).name
+        if name in ("", ".."):
+            name = Path(folder).resolve().name
+        file = f"{name}-{plan.candidate.label}.gguf"
     words = ["qwq-lite", "chat", shlex.quote(file), "--ctx", str(choice.n_ctx)]
     words += ["--type-k", choice.type_k, "--type-v", choice.type_v]
     if plan.room.gpus:
