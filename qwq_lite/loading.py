@@ -44,7 +44,7 @@ def load(
             what is free, another is used and `Model.notices` says so.
         memory: bytes to use, of the GPU where there is one, else of main memory; default what is free.
         host_weights: where weights of host layers lie: mmap (the default), no-repack, pinned or repacked, as `plan` explains.
-        n_threads: default one core less than there are, which stays with the desktop.
+        n_threads: default the cores that the process may use; of a whole machine one less, for the desktop.
         on_progress: called with load progress, on this thread; what it raises ends the loading.
         isolated: run the engine in a process of its own, which may crash without harm: calls then raise EngineCrashed, and the
             next call starts another. False runs it here, where a failed assertion in llama.cpp ends this program.

@@ -66,7 +66,8 @@ def load(
     """`loading.load` in this process. Raises: FormatError, PlanError, EngineError, UsageError."""
     file = Path(model)
     wishes = Wishes(n_ctx, type_k and type_k.lower(), type_v and type_v.lower(), n_gpu_layers, host_weights)
-    threads = arguments.whole("n_threads", pace.default_threads() if n_threads is None else n_threads, 1, 512)
+    n_threads = pace.default_threads() if n_threads is None else n_threads
+    threads = arguments.whole("n_threads", n_threads, 1, pace.MOST_THREADS)
     if plan is not None and not isinstance(plan, RunPlan):
         raise UsageError(
             f"plan is a {type(plan).__name__}, a RunPlan is expected: the `plan` of what plan_model returns"

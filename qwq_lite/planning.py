@@ -16,7 +16,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from qwq_lite import arguments, catalog, engines, gguf_header, ghost, machines, memory, pace, shape, soundness
+from qwq_lite import (
+    arguments,
+    catalog,
+    engines,
+    gguf_header,
+    ghost,
+    machines,
+    memory,
+    pace,
+    process_limits,
+    shape,
+    soundness,
+)
 from qwq_lite.backend import devices
 from qwq_lite.backend.measure import measure
 from qwq_lite.choice import Choice
@@ -305,9 +317,7 @@ def _this_room(n_threads: int) -> tuple[Room, str]:
 
 
 def _room_of(gpus: tuple[Device, ...]) -> tuple[Room, str]:
-    import psutil
-
-    host = min([psutil.virtual_memory().available, *_cgroup_left()])
+    host = process_limits.available_memory_bytes()
     if not gpus:
         return Room(host), "this machine, what is free now"
     # llama.cpp takes integrated GPUs only where there is no other. Source: llama_model_load_from_file_impl
@@ -315,7 +325,7 @@ def _room_of(gpus: tuple[Device, ...]) -> tuple[Room, str]:
     unified = 0
     if machines.overhead_of(gpus[0].name) is machines.OVERHEADS["metal"]:
         # Its free figure lacks only this process's own buffers, and macOS lives in the rest.
-        unified = max(0, host - machines.apple_reserve_bytes(psutil.virtual_memory().total))
+        unified = max(0, host - machines.apple_reserve_bytes(process_limits.total_memory_bytes()))
     found = tuple(
         Gpu(
             gpu.name,
@@ -422,17 +432,3 @@ def _measured(
         return found
 
     return count
-
-
-def _cgroup_left() -> list[int]:
-    """Bytes that a container may still take. Source: Linux, cgroup v2 and v1 interface files."""
-    found = []
-    for limit, used in (
-        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
-    ):
-        try:
-            found.append(int(Path(limit).read_text()) - int(Path(used).read_text()))
-        except (OSError, ValueError):
-            continue
-    return [left for left in found if left > 0]

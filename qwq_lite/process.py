@@ -24,7 +24,7 @@ from typing import Any
 
 import psutil
 
-from qwq_lite import child, engines, wire
+from qwq_lite import child, engines, process_limits, wire
 from qwq_lite.errors import EngineClosed, EngineCrashed, QwqError
 from qwq_lite.events import Answer, Done, Thinking
 from qwq_lite.orders import Order
@@ -316,7 +316,7 @@ class WorkerProcess:
         if name == "SIGKILL" and not self._reason and _n_killed_for_memory() > self._n_killed_before:
             ended += ", out of memory"
             if lost is not None:
-                free = psutil.virtual_memory().available
+                free = process_limits.available_memory_bytes()
                 ended += f" (it needs {lost.n_bytes / GIB:.1f} GiB, {free / GIB:.1f} are free without it)"
         said = self._assertion or next((line for line in reversed(self._lines) if line), "")
         # Another would die of it too: its kernels were built for another CPU, or wrongly.

@@ -20,7 +20,7 @@ from typing import Literal, TypeVar
 import numpy as np
 from gguf.constants import GGUF_DEFAULT_ALIGNMENT
 
-from qwq_lite import gguf_header
+from qwq_lite import gguf_header, process_limits
 from qwq_lite.backend import kernels
 from qwq_lite.errors import CheckpointError, FormatError
 from qwq_lite.files import RandomAccessFile
@@ -28,7 +28,7 @@ from qwq_lite.gguf_header import Header, TensorInfo, padded
 from qwq_lite.shape import from_config
 
 from . import digests
-from .quantize import WINDOW_VALUES, cut, default_threads
+from .quantize import WINDOW_VALUES, cut
 from .roundtrip import RoundTrip
 from .source import Checkpoint
 from .tensors import TensorPair, pair
@@ -74,7 +74,7 @@ def verify(header: Header, n_threads: int | None = None, on_progress: OnProgress
 
     Args:
         header: as `read_header` gives it.
-        n_threads: default all cores.
+        n_threads: default all CPUs that the process may use.
         on_progress: called with a tensor's name and the bytes read after each window, from the worker threads.
 
     Raises: FormatError when the file cannot be read to its end.
@@ -296,7 +296,7 @@ def _spread(
                     return
                 on_progress(name, n_bytes)
 
-    threads = n_threads or default_threads()
+    threads = n_threads or process_limits.usable_cpus()
     with ThreadPoolExecutor(threads, "verify") as pool:
         futures: list[Future[None]] = [pool.submit(work) for _ in range(threads)]
         try:

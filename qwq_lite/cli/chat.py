@@ -45,7 +45,10 @@ _EFFORTS = ", ".join(f"{name} {n_tokens}" for name, n_tokens in EFFORTS.items())
     help="Where weights of host layers lie: mmap, no-repack, pinned, repacked.  [default: mmap]",
 )
 @click.option(
-    "--threads", "n_threads", type=click.IntRange(1), help="CPU threads.  [default: one core less than there are]"
+    "--threads",
+    "n_threads",
+    type=click.IntRange(1),
+    help="CPU threads.  [default: the cores it may use; of all, one less]",
 )
 @click.option("--seed", type=click.IntRange(0), help="The same seed gives the same answer.  [default: random]")
 @click.option("-n", "--max-tokens", type=click.IntRange(1), help="End an answer after so many tokens.")

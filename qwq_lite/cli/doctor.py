@@ -54,10 +54,10 @@ def _engine_package() -> str:
 
 
 def _memory_bytes() -> tuple[int, int]:
-    import psutil
+    """What this process could have at most, and what it can still take."""
+    from qwq_lite import process_limits
 
-    memory = psutil.virtual_memory()
-    return memory.total, memory.available
+    return process_limits.total_memory_bytes(), process_limits.available_memory_bytes()
 
 
 def _print_text(

@@ -41,7 +41,10 @@ _COLUMNS = ("weights", "kv", "compute", "backend", "total", "limit", "free")
 )
 @click.option("--host-weights", help=f"Where weights of host layers lie: {', '.join(HOST_WEIGHTS)}.  [default: mmap]")
 @click.option(
-    "--threads", "n_threads", type=click.IntRange(1, 512), help="CPU threads.  [default: one core less than there are]"
+    "--threads",
+    "n_threads",
+    type=click.IntRange(1, 512),
+    help="CPU threads.  [default: the cores it may use; of all, one less]",
 )
 @click.option("--reserve", default="0", help="Keep so much free beside.  [default: 0]")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")

@@ -25,7 +25,7 @@ _MEND = "fetch it again, or convert the checkpoint again"
 @click.command()
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--source", type=click.Path(path_type=Path), metavar="DIR", help="Also compare with this checkpoint.")
-@click.option("-j", "--threads", type=click.IntRange(1, 512), help="Threads that read.  [default: all cores]")
+@click.option("-j", "--threads", type=click.IntRange(1, 512), help="Threads that read.  [default: all CPUs it may use]")
 @click.option("--quiet", is_flag=True, help="No bar, and nothing said of a file that is OK.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
 def command(file: Path, source: Path | None, threads: int | None, quiet: bool, as_json: bool) -> None:
