@@ -336,9 +336,10 @@ class LocalModel(Model):
 
 
 def _fingerprint(header: gguf_header.Header, settings: ContextSettings) -> str:
-    """What a saved state depends on: the file's header and size, and the types of the cache."""
+    """What a saved state depends on: the headers and the size of the model's files, and the types of the cache."""
     digest = hashlib.blake2b(digest_size=16)
-    with header.path.open("rb") as file:
-        digest.update(file.read(header.data_offset))
+    for part in header.files:
+        with part.path.open("rb") as file:
+            digest.update(file.read(part.data_offset))
     digest.update(f"{header.file_bytes}:{settings.type_k}:{settings.type_v}".encode())
     return digest.hexdigest()
