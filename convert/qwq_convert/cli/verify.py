@@ -31,7 +31,8 @@ _MEND = "fetch it again, or convert the checkpoint again"
 def command(file: Path, source: Path | None, threads: int | None, quiet: bool, as_json: bool) -> None:
     """Say whether FILE, a GGUF file of `qwq-lite convert`, is what it was when it was written.
 
-    Its structure is checked, and each tensor against the SHA-256 that the file carries. Its name and place do not matter. Exit
+    Its structure is checked, and each tensor against the SHA-256 that the file carries. Its name and place do not matter. Of a
+    split model, also one that llama-gguf-split has made of such a file, FILE is the first part, and all are read. Exit
     status 1 when it is damaged, and for a file without digests, which cannot be verified.
 
     Example: qwq-lite verify QwQ-32B-Q4_K_M.gguf
