@@ -113,8 +113,8 @@ def test_a_split_model_answers_as_the_whole_one(models: Models, n_parts: int, te
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="what is resident is counted otherwise")
 def test_a_split_model_takes_no_more_than_it_was_allowed(models: Models, demo_gguf: Path, tmp_path: Path) -> None:
-    """All weights lie in the second part. Planned without them, it would take 340 MB beside what its process takes anyway."""
-    first, limit = write_split(demo_gguf, tmp_path, 2, tensors_first=False)[0], 280 * MB
+    """All weights lie in the second part. Planned without them, its process took 292 MB more than at rest."""
+    first, limit = write_split(demo_gguf, tmp_path, 2, tensors_first=False)[0], 268 * MB
     with qwq_lite.load(models.whole, n_ctx=256, n_threads=1) as model:
         at_rest = resident_bytes(model)
     with qwq_lite.load(first, memory=limit, n_threads=1) as model:
