@@ -216,9 +216,11 @@ def read(path: Path) -> Header:
 
 def _joined(first: Header, count: int) -> Header:
     """The header of a split model. Source: llama_model_loader::llama_model_loader"""
-    n_tensors = first.keys.get(SPLIT_TENSORS_COUNT)
+    paths, n_tensors = _part_paths(first, count), first.keys.get(SPLIT_TENSORS_COUNT)
+    if n_tensors is None:
+        raise FormatError(f"{first.path}: {SPLIT_TENSORS_COUNT} is missing; fetch it again")
     parts, owners = [first], dict.fromkeys((info.name for info in first.tensors), first.path)
-    for number, path in enumerate(_part_paths(first, count)[1:], 1):
+    for number, path in enumerate(paths[1:], 1):
         if not path.is_file():
             raise FormatError(
                 f"{path}: is missing: part {number + 1} of {count} of the split model {first.path}; fetch it into the same folder"
@@ -238,8 +240,7 @@ def _joined(first: Header, count: int) -> Header:
         parts.append(part)
     if len(owners) != n_tensors:
         raise FormatError(
-            f"{first.path}: its {count} parts hold {len(owners)} tensors, {SPLIT_TENSORS_COUNT} is"
-            f" {'missing' if n_tensors is None else n_tensors}; fetch all parts again"
+            f"{first.path}: its {count} parts hold {len(owners)} tensors, {SPLIT_TENSORS_COUNT} is {n_tensors}; fetch all again"
         )
     tensors = tuple(info for part in parts for info in part.tensors)
     return replace(first, tensors=tensors, file_bytes=sum(part.file_bytes for part in parts), parts=tuple(parts))

@@ -222,6 +222,10 @@ def too_few_tensors(parts: list[Path]) -> None:
         patched(part, "split.tensors.count", struct.pack("<i", 28))
 
 
+def no_count_of_tensors(parts: list[Path]) -> None:
+    parts[0].write_bytes(parts[0].read_bytes().replace(b"split.tensors.count", b"split.tensors.tnuoc"))
+
+
 REFUSED: dict[str, tuple[Callable[[list[Path]], None], int, str]] = {
     "a part is missing": (without_a_part, 1, "part 2 of 3 .* fetch it into the same folder"),
     "a folder under its name": (a_folder_for_a_part, 1, "is missing"),
@@ -234,6 +238,7 @@ REFUSED: dict[str, tuple[Callable[[list[Path]], None], int, str]] = {
     "no GGUF": (a_damaged_part, 1, "b'<htm'"),
     "cut short": (a_part_cut_short, 1, "ends at byte"),
     "a tensor twice": (a_tensor_twice, 1, "is in .*-00001-of-00003.gguf too"),
+    "no count of tensors": (no_count_of_tensors, 0, r"split\.tensors\.count is missing"),
     "a tensor too few": (too_few_tensors, 0, r"hold 27 tensors, split\.tensors\.count is 28"),
 }
 
