@@ -96,7 +96,7 @@ def rules(
     room = n_ctx - len(prompt)
     reserve = min(ANSWER_RESERVE if options.answer_reserve is None else options.answer_reserve, max(1, room // 2))
     words = closing_words(model, asked.text, scripts[0])
-    policies: list[Policy] = [Stops(end_tokens, tuple(options.stop or ()), options.max_tokens)]
+    policies: list[Policy] = [Stops(end_tokens, tuple(options.stop or ()), options.max_tokens, undivided)]
     policies.append(Loops(asked.may_repeat, undivided))
     if options.within is not None:
         policies.append(Deadline(options.within, min(_ANSWER_TOKENS[model.style], reserve), len(prompt)))

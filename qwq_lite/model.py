@@ -32,7 +32,8 @@ class Options:
     seed: None draws one at random. A first question with a seed begins in an empty cache: its reply then does not depend on
     what else was computed before, and other conversations' prompts will be computed again.
     max_tokens: of thought and answer together; None ends at the context's end.
-    stop: texts that end the answer where one begins. tools: JSON schemas for the model's template.
+    stop: texts that end the answer where one begins; of an undivided reply, the whole text.
+    tools: JSON schemas for the model's template.
     when_full: what happens to messages that no longer fit: "drop" leaves out the oldest turns, with a Notice; "error"
     raises ContextFull.
 

@@ -52,7 +52,11 @@ _EFFORTS = ", ".join(f"{name} {n_tokens}" for name, n_tokens in EFFORTS.items())
 )
 @click.option("--seed", type=click.IntRange(0), help="The same seed gives the same answer.  [default: random]")
 @click.option("-n", "--max-tokens", type=click.IntRange(1), help="End an answer after so many tokens.")
-@click.option("--stop", multiple=True, help="End an answer where this text begins. May be given several times.")
+@click.option(
+    "--stop",
+    multiple=True,
+    help="End an answer where this text begins; of a model without tags, the whole reply. May be given several times.",
+)
 @click.option(
     "--when-full",
     type=click.Choice(["drop", "error"]),

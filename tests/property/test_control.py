@@ -294,6 +294,12 @@ def test_stop_texts_and_the_most_tokens_are_the_users() -> None:
     assert policy_of(rules, Stops) == Stops(frozenset({END}), ("STOP", "x"), 7)
 
 
+@pytest.mark.parametrize("model", [TAGS, UNDIVIDED, Thoughts("none")])
+def test_a_stop_text_counts_in_a_thought_that_is_part_of_the_answers_text(model: Thoughts) -> None:
+    rules = rules_of(Options(stop=["STOP"]), model, PROMPT)
+    assert policy_of(rules, Stops).undivided is (model is UNDIVIDED)
+
+
 @pytest.mark.parametrize(
     ("given", "words"),
     [
