@@ -47,6 +47,10 @@ from qwq_lite.scheduler import PREFILL_CHUNK, Scheduler
 from qwq_lite.script_masks import MaskSets, ScriptMasks
 from qwq_lite.stream import Stream, in_thread
 
+_ENDLESS = (
+    "the vocabulary has no token that ends a turn (tokenizer.ggml.eos_token_id): a reply ends at max_tokens (-n), at a text of"
+    " stop (--stop) or when the context is full; convert the model again, with a tokenizer that names one"
+)
 _GPU_PREFILL_CHUNK = 512  # a GPU is slow on small batches; it takes tenths of a second for this one
 
 
@@ -135,9 +139,10 @@ class LocalModel(Model):
         notices: tuple[str, ...] = (),
         leave: Callable[[], None] = lambda: None,
     ) -> None:
-        self.plan, self.engine, self.notices = plan, engine, notices
         self._header, self._weights = header, weights
         self._vocab = weights.vocab
+        self.plan, self.engine = plan, engine
+        self.notices = notices if self._vocab.ends_turns else (*notices, _ENDLESS)
         source = header.text("tokenizer.chat_template") or self._fallback_template()
         self._template = ChatTemplate(source) if source is not None else None
         self._form = normalization.normalizer(header.keys)
@@ -197,6 +202,13 @@ class LocalModel(Model):
             scripts=self._scripts(given, options, thoughts),
         )
         thought_sampling, answer_sampling = self._sampling(options)
+        notices = [*control.ignored(options, thoughts.style, templated=templated)]
+        if templated and options.tools and not self._shows_tools(given, options.tools):
+            notices.append(
+                control.notice_of(
+                    ["tools"], "the model's chat template has no place for them; describe them in a message"
+                )
+            )
         return self._scheduler.submit(
             Request(
                 tokens,
@@ -213,6 +225,7 @@ class LocalModel(Model):
                 n_words=rules.n_words,
                 within_s=options.within,
                 asked=asked,
+                notices=tuple(notices),
             )
         )
 
@@ -251,6 +264,7 @@ class LocalModel(Model):
         template, extra = self._template, {"tools": list(options.tools)} if options.tools else {}
 
         def encode(messages: Sequence[Message]) -> list[int]:
+            messages = template.without_empty_system(self._vocab, messages, **extra)
             return template.encode(self._vocab, messages, self._form, **extra)
 
         messages: Sequence[Message] = given  # type: ignore[assignment] # what is left of the union
@@ -258,6 +272,9 @@ class LocalModel(Model):
             if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
                 raise UsageError(f"a message is {message!r}; a dict with a role and a content is expected")
         return (*history.fitted(messages, encode, self.n_ctx, options.max_tokens, options.when_full or "drop"), True)
+
+    def _shows_tools(self, messages: Any, tools: Sequence[Mapping[str, Any]]) -> bool:
+        return self._template is None or self._template.shows(self._vocab, messages, tools=list(tools))
 
     def save_session(self, session: Hashable, path: str | os.PathLike[str], extra: dict[str, Any]) -> None:
         """Write a session's tokens and what the cache holds of it, and `extra`, JSON of the caller's own.

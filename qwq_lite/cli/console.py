@@ -6,7 +6,7 @@ import errno
 import io
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -14,7 +14,7 @@ from typing import Any
 
 import click
 
-from qwq_lite.errors import QwqError
+from qwq_lite.errors import QwqError, UsageError
 
 NO_ANSWER, INTERRUPTED = 3, 130
 _CANNOT_WRITE = (errno.ENOSPC, errno.EIO, errno.EFBIG, errno.EBADF)
@@ -98,6 +98,33 @@ class _Forgiving(io.FileIO):
             return super().write(data) or 0
         except OSError:
             return len(data)
+
+
+class Command(click.Command):
+    """A command whose texts and paths refuse to be empty: an empty one is an unset variable of a script, and never ignored.
+
+    may_be_empty: options to which an empty text says something.
+    """
+
+    def __init__(self, *args: Any, may_be_empty: Collection[str] = (), **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self._may_be_empty = may_be_empty
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        given = self.make_parser(ctx).parse_args(args=list(args))[0]  # as typed: an empty path is the current folder
+        for parameter in self.params:
+            value = given.get(parameter.name or "")
+            if not isinstance(parameter.type, click.types.StringParamType | click.Path):
+                continue  # those say themselves what they take
+            if (value == "" or (isinstance(value, list | tuple) and "" in value)) and (
+                parameter.name not in self._may_be_empty
+            ):
+                name = (
+                    "/".join(parameter.opts) if isinstance(parameter, click.Option) else parameter.human_readable_name
+                )
+                left = ", or leave it out" if not parameter.required else ""
+                raise UsageError(f"{name} is empty; give it a value{left}")
+        return super().parse_args(ctx, args)
 
 
 def one_line(text: str) -> str:

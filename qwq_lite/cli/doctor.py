@@ -21,7 +21,7 @@ from qwq_lite.hardware import EngineReport
 GIB = 1 << 30
 
 
-@click.command()
+@click.command(cls=console.Command)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of text.")
 def command(as_json: bool) -> None:
     """Say what this installation can do, and what is wrong with it.

@@ -23,7 +23,7 @@ _UNITS = {"K": 10**3, "M": 10**6, "G": 10**9, "KI": 1 << 10, "MI": 1 << 20, "GI"
 _COLUMNS = ("weights", "kv", "compute", "backend", "total", "limit", "free")
 
 
-@click.command()
+@click.command(cls=console.Command)
 @click.argument("model")
 @click.option("-q", "--quant", help="Weight type of a file that does not exist yet.  [default: Q4_K_M]")
 @click.option("--memory", help="Use so much: of the GPU where there is one, else of main memory. 24GiB, 22.5GiB, 24GB.")
@@ -66,8 +66,6 @@ def command(
 
     Example: qwq-lite plan qwq-32b-preview --machine rtx-3090
     """
-    if not model:
-        raise UsageError("MODEL is empty; a file, a folder or a name is expected")
     wanted = {name: value.lower() if isinstance(value, str) else value for name, value in wanted.items()}
     wishes = Wishes(**wanted)
     given = {

@@ -313,13 +313,13 @@ def test_an_answer_that_loops_ends_with_a_word(greedy: Model, capsys: pytest.Cap
     assert (known.finish_reason, known.stats.loops) == ("length", ())
     asked = reply(list(greedy.generate(f"Write this 100 times: {text}", **options)))
     assert (asked.finish_reason, asked.stats.loops) == ("length", ())
-    terminal.show(events, thinking=False)
+    terminal.show(events, thinking=False, said=set())
     assert "; loops: stopped;" in capsys.readouterr().err
 
 
 def test_the_line_below_a_reply_names_what_was_refused_where_anything_was(capsys: pytest.CaptureFixture[str]) -> None:
     for stats, words in ((Stats(n_refused=3), "; 3 tokens of another script refused;"), (Stats(), None)):
-        terminal.show([Done(Reply("so", "", "stop", stats))], thinking=False)
+        terminal.show([Done(Reply("so", "", "stop", stats))], thinking=False, said=set())
         shown = capsys.readouterr().err
         assert words is None or words in shown
         assert ("refused" in shown, "loops" in shown) == (words is not None, False)

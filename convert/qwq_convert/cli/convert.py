@@ -53,7 +53,7 @@ class _Asked:
     as_json: bool
 
 
-@click.command()
+@click.command(cls=console.Command)
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @click.option(
     "-q", "--type", "kinds", required=True, multiple=True, metavar="TYPE",

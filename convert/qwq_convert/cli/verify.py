@@ -15,6 +15,7 @@ from qwq_convert.cli.bar import bar
 from qwq_convert.roundtrip import RoundTrip
 from qwq_convert.source import Checkpoint
 from qwq_convert.verify import Verification, compare, read_header, verify
+from qwq_lite.cli import console
 from qwq_lite.cli.console import escaped, size
 from qwq_lite.errors import FormatError, QwqError
 
@@ -22,7 +23,7 @@ _UNLIKE = 0.8  # cosine below which it is hardly the same model: two-bit types s
 _MEND = "fetch it again, or convert the checkpoint again"
 
 
-@click.command()
+@click.command(cls=console.Command)
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--source", type=click.Path(path_type=Path), metavar="DIR", help="Also compare with this checkpoint.")
 @click.option("-j", "--threads", type=click.IntRange(1, 512), help="Threads that read.  [default: all CPUs it may use]")
