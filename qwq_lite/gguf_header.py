@@ -27,6 +27,7 @@ from typing import BinaryIO, NamedTuple, Union
 
 from gguf.constants import GGML_QUANT_SIZES, GGUF_DEFAULT_ALIGNMENT, GGMLQuantizationType, GGUFValueType
 
+from qwq_lite import mistaken
 from qwq_lite.errors import FormatError
 
 Value = Union[bool, int, float, str, "list[bool]", "list[int]", "list[float]", "list[str]"]
@@ -278,8 +279,12 @@ def _read_file(path: Path) -> Header:
 
 def _read(path: Path) -> Header:
     if not path.is_file():  # a folder, a FIFO, nothing: opening those would fail late or never return
-        raise FormatError(f"{path}: is not a file; give the path of a .gguf file")
+        raise FormatError(f"{path}: {mistaken.no_file(path)}")
     with path.open("rb") as file:
+        found = mistaken.no_gguf(path, file.read(mistaken.FIRST_BYTES))
+        if found is not None:
+            raise FormatError(f"{path}: {found}")
+        file.seek(0)
         file_bytes = os.fstat(file.fileno()).st_size
         cursor = _Cursor(file, path, file_bytes)
         n_tensors, n_keys = _read_counts(cursor)

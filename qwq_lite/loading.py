@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from qwq_lite import arguments, child
+from qwq_lite import arguments, catalog, child
 from qwq_lite.chat import Model
 from qwq_lite.errors import UsageError
 from qwq_lite.events import Progress
@@ -59,6 +59,7 @@ def load(
         with qwq_lite.load("QwQ-32B-Preview-Q4_K_M.gguf") as model:
             print(model.ask("What is 2+3?").answer)
     """
+    _check_no_name(model)
     options: dict[str, Any] = {
         "n_ctx": n_ctx,
         "type_k": type_k,
@@ -100,3 +101,19 @@ def _absolute(path: str | os.PathLike[str]) -> Path:
 def _absolute_program(python: str | None) -> str | None:
     """The same of an interpreter; a name without a folder is looked for in PATH."""
     return str(_absolute(python)) if python is not None and Path(python).name != python else python
+
+
+def _check_no_name(model: str | os.PathLike[str]) -> None:
+    """Raises: UsageError for a model of the catalogue, which is no file yet."""
+    name = os.fspath(model)
+    if os.path.lexists(name):
+        return
+    try:
+        known = catalog.geometry(name)[0]
+    except UsageError:
+        return
+    folder = known.repository.rpartition("/")[2]
+    raise UsageError(
+        f"{name}: is the name of a model, and a file is needed; to see what fits here, type: qwq-lite plan {known.name};"
+        f" to get it: hf download {known.repository} --local-dir {folder}, then: qwq-lite convert {folder} -q Q4_K_M"
+    )

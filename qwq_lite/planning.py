@@ -24,6 +24,7 @@ from qwq_lite import (
     ghost,
     machines,
     memory,
+    mistaken,
     pace,
     process_limits,
     shape,
@@ -286,13 +287,21 @@ def _candidates(model: str, quant: str | None) -> tuple[list[Candidate], Path | 
 def _of_checkpoint(folder: Path) -> tuple[ModelShape, bool]:
     config_path = folder / "config.json"
     if not config_path.is_file():
+        inside = mistaken.snapshot(folder)
+        models = mistaken.gguf_files(inside or folder)
+        if models:
+            raise CheckpointError(f"{folder}: is no checkpoint but a folder; name the file in it: {models[0]}")
+        if inside is not None:
+            raise CheckpointError(f"{folder}: is a folder of the Hub's cache; name the one with the files: {inside}")
         raise CheckpointError(
             f"{folder}: has no config.json, which a checkpoint has; name a GGUF file, or a folder with one"
         )
+    index = folder / "model.safetensors.index.json"
     try:
         config = json.loads(config_path.read_text("utf-8"))
-        index = folder / "model.safetensors.index.json"
         names = json.loads(index.read_text("utf-8"))["weight_map"] if index.is_file() else None
+    except RecursionError as error:
+        raise CheckpointError(f"{folder}: config.json or {index.name} is nested too deeply; fetch it again") from error
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{folder}: no checkpoint that can be read: {error!r}") from error
     if not isinstance(config, dict) or config.get("architectures") != [_ARCHITECTURE]:

@@ -21,6 +21,7 @@ from typing import Any
 
 from gguf.constants import GGMLQuantizationType
 
+from qwq_lite import mistaken
 from qwq_lite.errors import CheckpointError
 from qwq_lite.files import RandomAccessFile
 from qwq_lite.gguf_header import tensor_bytes
@@ -244,6 +245,8 @@ def instead(folder: Path) -> str | None:
     """What a folder without a checkpoint's files holds, and what to do with that; None when nothing is recognised."""
     if (found := adapter(folder)) is not None:
         return found
+    if (snapshot := mistaken.snapshot(folder)) is not None:
+        return f"it is a folder of the Hub's cache; name the one with the files: {snapshot}"
     if (gguf := min(folder.glob("*.gguf"), default=None)) is not None:
         return f"it holds GGUF files, which run as they are: qwq-lite chat {gguf}"
     pickles = [path for suffix in ("bin", "pt", "pth", "ckpt") for path in folder.glob(f"*.{suffix}")]

@@ -365,7 +365,7 @@ REFUSED = {
     "a header alone": (header_only, "ends at byte 32 of 0"),
     "no digests": (bare, "cannot be verified"),
     "data far away": (far_data, "general.alignment"),
-    "no GGUF": (no_gguf, "b'<htm'"),
+    "no GGUF": (no_gguf, "is a web page"),
     "a folder": (lambda folder: folder, "is not a file"),
     "nothing": (lambda folder: folder / "gone.gguf", "is not a file"),
     "a link to nothing": (dangling, "is not a file"),

@@ -312,7 +312,7 @@ def test_a_budget_is_the_hosts_where_there_is_no_gpu(plan: Runner) -> None:
 
 
 @pytest.mark.parametrize("name", ["--memory", "--reserve"])
-@pytest.mark.parametrize("text", ["", "much", "24", "22.5", "00", "24i", "-5", "24 TiB", "1e9", "24GiB!", "nan"])
+@pytest.mark.parametrize("text", ["much", "24", "22.5", "00", "24i", "-5", "24 TiB", "1e9", "24GiB!", "nan"])
 def test_a_budget_that_is_no_size_is_one_line_with_an_example(name: str, text: str, plan: Runner) -> None:
     said = assert_one_line(plan(*QWQ_3090, f"{name}={text}"), 2)
     assert "a number with a unit" in said
