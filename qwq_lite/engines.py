@@ -88,7 +88,7 @@ def forget(pid: int) -> Running | None:
     found = None
     with contextlib.suppress(OSError):
         for path in folder().glob(f"{pid}-*{glob.escape(_here())}"):
-            with contextlib.suppress(OSError, ValueError, KeyError, TypeError, OverflowError):
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
                 found = _entry(json.loads(path.read_text("utf-8")))
                 path.unlink()
     return found
@@ -111,7 +111,7 @@ def _read(path: Path) -> Running | None:
         if abs(process.create_time() - float(entry["started"])) > _SAME_S or process.status() == psutil.STATUS_ZOMBIE:
             return None
         return _entry(entry)
-    except (ValueError, KeyError, TypeError, OverflowError, psutil.Error):
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError, psutil.Error):
         return None
 
 

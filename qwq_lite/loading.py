@@ -50,7 +50,8 @@ def load(
             next call starts another. False runs it here, where a failed assertion in llama.cpp ends this program.
         idle_unload: seconds without a call or a reply after which the worker ends and gives its memory back; the next call loads
             again, with on_progress on its thread, and computes what was cached anew. None keeps it.
-        python: the interpreter of that process; for programs that embed Python and whose sys.executable is something else.
+        python: the interpreter of that process; for programs that embed Python and whose sys.executable is something else;
+            with isolated=True only.
 
     Raises: FormatError for a file that is no GGUF model; PlanError when nothing fits the memory; EngineError when llama.cpp
     cannot load it; UsageError.
@@ -76,6 +77,8 @@ def load(
     if idle_unload is not None and (not isolated or not idle_unload > 0):
         raise UsageError(f"idle_unload is {idle_unload!r}; seconds above 0 are allowed, with isolated=True")
     if not isolated:
+        if python is not None:
+            raise UsageError("python is given, and isolated is False: no process of its own is started; leave out one")
         from qwq_lite import local
 
         return local.load(file, plan=plan, on_progress=on_progress, **options)
@@ -104,8 +107,10 @@ def _absolute_program(python: str | None) -> str | None:
 
 
 def _check_no_name(model: str | os.PathLike[str]) -> None:
-    """Raises: UsageError for a model of the catalogue, which is no file yet."""
+    """Raises: UsageError for nothing, and for a model of the catalogue, which is no file yet."""
     name = os.fspath(model)
+    if not name:
+        raise UsageError("model is empty; give the path of a .gguf file")
     if os.path.lexists(name):
         return
     try:

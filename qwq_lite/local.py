@@ -178,7 +178,10 @@ class LocalModel(Model):
         Raises: UsageError, TemplateError, EngineError, ContextFull, EngineClosed.
         """
         with self._inside():
-            return self._submit(plain_prompt(prompt), session, model_options(options))
+            try:
+                return self._submit(plain_prompt(prompt), session, model_options(options))
+            except RecursionError as error:
+                raise UsageError("messages or tools are nested too deeply; give them with fewer levels") from error
 
     async def agenerate(self, prompt: Prompt, *, session: Hashable = None, **options: Any) -> Stream:
         """As `generate`; the prompt is made on another thread, and the stream is read with `async for`."""

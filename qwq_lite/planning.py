@@ -91,26 +91,31 @@ def plan_model(
         memory_bytes = arguments.whole("memory_bytes", memory_bytes, 1, 1 << 60)
     reserve_bytes = arguments.whole("reserve_bytes", reserve_bytes, 0, 1 << 60)
     candidates, file = _candidates(model, quant)
-    wishes, complaint = (wishes, None) if machine else _granted(wishes)
-    room, source = _known_room(machine) if machine else _this_room(n_threads or pace.default_threads())
+    known = machine is not None
+    wishes, complaint = (wishes, None) if known else _granted(wishes)
+    room, source = _known_room(machine) if machine is not None else _this_room(n_threads or pace.default_threads())
     room = _limited(room, memory_bytes, reserve_bytes)
     notices = [*([complaint] if complaint else []), *remarks(candidates[0].shape, room, wishes)]
-    count = _formula(room) if machine else _measured(file, room, notices)
+    if known and n_threads is not None:
+        notices.append(
+            "n_threads (--threads) is ignored: the speed of a known machine is estimated by its memory alone"
+        )
+    count = _formula(room) if known else _measured(file, room, notices)
     try:
         plan = search(candidates, room, wishes, count)
     except PlanError as error:
         error.smaller = what_fits(room, wishes)
-        if not machine:
+        if not known:
             error.args = ("; ".join([str(error), *held()]),)
         raise
     notices += _other_types(plan, candidates)
-    notices += () if machine else held(plan)
+    notices += () if known else held(plan)
     return Planned(
         plan,
         model,
         file,
         source,
-        "given" if memory_bytes is not None else "table" if machine else "measured",
+        "given" if memory_bytes is not None else "table" if known else "measured",
         _faster(plan) if plan.slow else None,
         raised_limit(plan),
         tuple(notices),
@@ -277,7 +282,7 @@ def _candidates(model: str, quant: str | None) -> tuple[list[Candidate], Path | 
         geometry, tied = _of_checkpoint(path)
     else:
         geometry, tied = catalog.geometry(model)[1], False
-    first = file_type_name(file_type(quant or DEFAULT_TYPE))
+    first = file_type_name(file_type(DEFAULT_TYPE if quant is None else quant))
     made = {name: ghost.tensors(geometry, file_type(name), tied) for name in dict.fromkeys((*_PROPOSED, first))}
     size = {name: sum(info.n_bytes for info in infos) for name, infos in made.items()}
     smaller = sorted((name for name in made if size[name] < size[first]), key=lambda name: -size[name])

@@ -13,7 +13,7 @@ import pytest
 
 import qwq_lite
 from qwq_lite.cli import commands, console, standard_input
-from qwq_lite.errors import UsageError
+from qwq_lite.errors import EngineCrashed, QwqError, UsageError
 from tests.terminal import COMMAND, WAIT_S, chat, posix
 
 CLOCK = {"type": "function", "function": {"name": "clock", "parameters": {"type": "object", "properties": {}}}}
@@ -175,3 +175,39 @@ def test_texts_are_read_up_to_the_bound(monkeypatch: pytest.MonkeyPatch) -> None
         standard_input.line()
     monkeypatch.setattr(sys, "stdin", io.StringIO("12345678"))
     assert standard_input.whole() == "12345678"
+
+
+@pytest.mark.parametrize("depth", [100, 400, 900, 970, 2_000, 100_000])
+def test_what_is_nested_too_deeply_is_an_error_and_the_engine_lives(depth: int, model: qwq_lite.Model) -> None:
+    """Some of these are not yet too deep for this Python; which, is not promised."""
+    pid = model.pid  # type: ignore[attr-defined] # of a RemoteModel
+    nested: list[object] = []
+    for _ in range(depth):
+        nested = [nested]
+    for messages, tools in (
+        ([{"role": "user", "content": "Hi"}], [{"name": nested}]),
+        ([{"role": "user", "content": nested}], None),
+    ):
+        try:
+            list(model.generate(messages, tools=tools, max_tokens=1))
+        except QwqError as error:
+            assert not isinstance(error, EngineCrashed)
+        else:
+            assert depth < 2_000
+    assert model.ask("Hi", max_tokens=1).stats.n_generated == 1
+    assert model.pid == pid  # type: ignore[attr-defined]
+
+
+def test_an_empty_text_is_an_error_in_the_library_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UsageError, match="model is empty"):
+        qwq_lite.load("")
+    for empty in ({"machine": ""}, {"quant": ""}):
+        with pytest.raises(UsageError, match="known are"):
+            qwq_lite.plan_model("qwq-32b", **empty)  # type: ignore[arg-type] # each its own
+    with pytest.raises(UsageError, match=r"type_k \(--type-k\) is ''"):
+        qwq_lite.load(tmp_path, isolated=False, type_k="")
+
+
+def test_an_interpreter_for_no_process_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="python is given, and isolated is False"):
+        qwq_lite.load(tmp_path, isolated=False, python=sys.executable)

@@ -428,8 +428,14 @@ def test_an_empty_model_is_one_line(plan: Runner) -> None:
 
 
 def test_threads_change_nothing_for_a_known_machine(plan: Runner) -> None:
-    assert plan.json(*QWQ_3090, "--threads", "1") == plan.json(*QWQ_3090)
-    assert plan.json(*QWQ_3090, "--threads", "512") == plan.json(*QWQ_3090)
+    plain = plan.json(*QWQ_3090)
+    for n_threads in (1, 512):
+        done = plan(*QWQ_3090, "--threads", str(n_threads), "--json")
+        found = json.loads(done.out)
+        (notice,) = found.pop("notices")
+        assert notice.startswith("n_threads (--threads) is ignored")
+        assert notice in done.err
+        assert found == {key: value for key, value in plain.items() if key != "notices"}
 
 
 @pytest.mark.parametrize(
