@@ -11,7 +11,8 @@ from typing import Any
 
 from qwq_lite.errors import CheckpointError
 
-from .source import Checkpoint, is_unicode, quoted
+from .source import Checkpoint
+from .text_files import is_unicode, quoted
 
 _FILES = ("chat_template.jinja", "chat_template.json")
 _MORE = "additional_chat_templates"
@@ -51,8 +52,8 @@ def _template_file(checkpoint: Checkpoint) -> tuple[str, Any]:
     text = checkpoint.text(jinja)
     if text is None:
         return as_json, (checkpoint.json(as_json) or {}).get("chat_template")
-    more = sorted((checkpoint.folder / _MORE).glob("*.jinja"))
+    more = sorted(name for name in checkpoint.names(_MORE) if name.endswith(".jinja"))
     if not more:
         return jinja, text
-    named = {"default": text} | {path.stem: checkpoint.text(f"{_MORE}/{path.name}") for path in more}
+    named = {"default": text} | {name.removesuffix(".jinja"): checkpoint.text(f"{_MORE}/{name}") for name in more}
     return jinja, [{"name": name, "template": template} for name, template in named.items()]

@@ -10,7 +10,9 @@ import re
 
 from qwq_lite.errors import CheckpointError
 
-from .source import Checkpoint, adapter, quoted, shown
+from .leftovers import adapter
+from .source import Checkpoint
+from .text_files import quoted, shown
 
 ARCHITECTURE = "Qwen2ForCausalLM"
 _OTHER_PROGRAM = "for other models use llama.cpp's convert_hf_to_gguf.py"
@@ -47,7 +49,7 @@ def check(checkpoint: Checkpoint) -> None:
             f" here; take a checkpoint that transformers' own {ARCHITECTURE} loads"
         )
     _check_quantized(checkpoint)
-    if config.get("is_causal") is False or (checkpoint.folder / "modules.json").is_file():
+    if config.get("is_causal") is False or checkpoint.has("modules.json"):
         says = "modules.json is there" if config.get("is_causal") is not False else "is_causal is false in config.json"
         raise CheckpointError(
             f"{checkpoint.folder}: {says}: an embedding model, which writes no text; {_OTHER_PROGRAM}"

@@ -23,7 +23,8 @@ from qwq_lite.errors import CheckpointError
 from qwq_lite.gguf_header import Value
 from qwq_lite.shape import ModelShape
 
-from .source import Checkpoint, is_unicode, quoted, shown
+from .source import Checkpoint
+from .text_files import is_unicode, quoted, shown
 from .vocab import Vocab
 
 GgufKeys = dict[str, tuple[Value, GGUFValueType]]

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-import reprlib
 import struct
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,17 +19,24 @@ from typing import Any
 
 from gguf.constants import GGMLQuantizationType
 
-from qwq_lite import mistaken
 from qwq_lite.errors import CheckpointError
 from qwq_lite.files import RandomAccessFile
 from qwq_lite.gguf_header import tensor_bytes
 
+from .leftovers import instead
+from .text_files import (
+    is_listed,
+    quoted,
+    read_json_object,
+    read_text,
+    refuse_stand_in,
+    shown,
+    unique_keys,
+    why_unreadable,
+)
+
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
-_SHORT = reprlib.Repr()
-_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 120
-ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
-MAX_TEXT_BYTES = 64 << 20  # a tokenizer.json of 150,000 tokens is 7 to 11 MB
 MAX_HEADER_BYTES = 16 << 20  # a shard with all tensors of 512 layers has a header of 1 MB
 
 _DTYPES = {"F32": GGMLQuantizationType.F32, "F16": GGMLQuantizationType.F16, "BF16": GGMLQuantizationType.BF16}
@@ -125,15 +130,28 @@ class Checkpoint:
         if text not in self.notices:
             self.notices.append(text)
 
+    def has(self, name: str) -> bool:
+        """Whether the folder lists the name, whatever stands under it."""
+        return is_listed(self.folder / name)
+
     def json(self, name: str) -> dict[str, Any] | None:
-        """One of the folder's JSON objects, or None when there is no such file."""
-        path = self.folder / name
-        return read_json_object(path) if path.is_file() else None
+        """One of the folder's JSON objects, or None when the folder does not list it."""
+        return read_json_object(self.folder / name) if self.has(name) else None
 
     def text(self, name: str) -> str | None:
-        """One of the folder's text files, or None when there is no such file."""
-        path = self.folder / name
-        return _read_text(path) if path.is_file() else None
+        """One of the folder's text files, or None when the folder does not list it."""
+        return read_text(self.folder / name) if self.has(name) else None
+
+    def names(self, name: str) -> list[str]:
+        """What one of the folder's own folders lists; nothing when the folder does not list it."""
+        if not self.has(name):
+            return []
+        try:
+            return [path.name for path in (self.folder / name).iterdir()]
+        except OSError as error:
+            raise CheckpointError(
+                f"{self.folder / name}: cannot be read as a folder: {error.strerror or error}; mend or remove it"
+            ) from error
 
     def check_unchanged(self) -> None:
         """Whether the shards are still those that were opened, and nobody has written to them. Raises: CheckpointError."""
@@ -192,13 +210,13 @@ class Checkpoint:
 
     def _open(self, file: str, message: str) -> None:
         path = self.folder / file
-        if not path.is_file():
+        if not self.has(file):
             raise CheckpointError(message)
         try:
             self._files[file] = RandomAccessFile(path)
             self._states[file] = _state(os.fstat(self._files[file].fileno()))
         except OSError as error:
-            raise CheckpointError(f"{path}: cannot be opened: {error}") from error
+            raise CheckpointError(f"{path}: {why_unreadable(path, error)}") from error
 
     def _shard(self, file: str) -> dict[str, SourceTensor]:
         path = self.folder / file
@@ -220,57 +238,6 @@ class Checkpoint:
 def _state(status: os.stat_result) -> tuple[int, ...]:
     """What is another for another file under the same name, and for one that was written to."""
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
-
-
-def shown(name: str) -> str:
-    """A name from a stranger's file as a message can hold it: as it is, or quoted when it is long or cannot be printed."""
-    return name if len(name) <= 200 and name.isprintable() else quoted(name)
-
-
-def quoted(value: object) -> str:
-    """A value from a stranger's file as a message can hold it: in Python's spelling, shortened in the middle."""
-    return _SHORT.repr(value)
-
-
-def is_unicode(text: str) -> bool:
-    """Whether UTF-8 can hold it; JSON can spell lone surrogates, which it cannot."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def instead(folder: Path) -> str | None:
-    """What a folder without a checkpoint's files holds, and what to do with that; None when nothing is recognised."""
-    if (found := adapter(folder)) is not None:
-        return found
-    if (snapshot := mistaken.snapshot(folder)) is not None:
-        return f"it is a folder of the Hub's cache; name the one with the files: {snapshot}"
-    if (gguf := min(folder.glob("*.gguf"), default=None)) is not None:
-        return f"it holds GGUF files, which run as they are: qwq-lite chat {gguf}"
-    pickles = [path for suffix in ("bin", "pt", "pth", "ckpt") for path in folder.glob(f"*.{suffix}")]
-    if pickles:
-        return (
-            f"{min(pickles).name} is a pickle, which can run code and is never opened: take a version of the model"
-            " with *.safetensors"
-        )
-    return None
-
-
-def adapter(folder: Path) -> str | None:
-    """What to do with a folder that holds an adapter (LoRA), or None when it holds none."""
-    name = next((name for name in ADAPTER_FILES if (folder / name).exists()), None)
-    if name is None:
-        return None
-    base = None
-    if (folder / ADAPTER_FILES[0]).is_file():
-        base = read_json_object(folder / ADAPTER_FILES[0]).get("base_model_name_or_path")
-    onto = shown(base) if isinstance(base, str) and base else "its base model"
-    return (
-        f"{name} belongs to an adapter, which is only the change to a model: merge it into {onto} first"
-        " (peft: merge_and_unload, save_pretrained) and convert the result"
-    )
 
 
 def _weight_map(index: Mapping[str, Any], path: Path) -> dict[str, str]:
@@ -295,7 +262,7 @@ def _shard_header(path: Path) -> tuple[dict[str, Any], int]:
     try:
         with path.open("rb") as stream:
             start = stream.read(64)
-            _refuse_stand_in(path, start)
+            refuse_stand_in(path, start)
             length = struct.unpack("<Q", start[:8])[0] if len(start) >= 8 else None
             held = path.stat().st_size - 8
             if length is None or length > min(held, MAX_HEADER_BYTES):
@@ -304,7 +271,7 @@ def _shard_header(path: Path) -> tuple[dict[str, Any], int]:
                     f"{path}: is no complete safetensors file: it holds {held + 8} bytes and {says}; fetch it again"
                 )
             stream.seek(8)
-            header = json.loads(stream.read(length), object_pairs_hook=_once)
+            header = json.loads(stream.read(length), object_pairs_hook=unique_keys)
         with safe_open(path, framework="np"):
             pass
     except (SafetensorError, OSError, ValueError, RecursionError) as error:
@@ -314,48 +281,3 @@ def _shard_header(path: Path) -> tuple[dict[str, Any], int]:
     if not isinstance(header, dict):
         raise CheckpointError(f"{path}: its header is a {type(header).__name__}, an object is expected; fetch it again")
     return header, 8 + length
-
-
-def _refuse_stand_in(path: Path, start: bytes) -> None:
-    """What is found where weights or JSON should be when a download went wrong, told by its first bytes."""
-    if start.startswith(b"version https://git-lfs"):
-        raise CheckpointError(f"{path}: is a Git LFS pointer and not the file; run `git lfs pull` in the folder")
-    if start.lstrip()[:1] == b"<":
-        raise CheckpointError(f"{path}: is a web page and not the file; fetch it again")
-    if start.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x04")):
-        raise CheckpointError(
-            f"{path}: is a pickle under another name, which can run code and is never opened: take *.safetensors"
-        )
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object whose keys occur once: of two values under one name nobody knows which is meant."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        twice, _ = Counter(key for key, _ in pairs).most_common(1)[0]
-        raise ValueError(f"the key {shown(twice)} occurs twice")
-    return found
-
-
-def read_json_object(path: Path) -> dict[str, Any]:
-    """A JSON object from a file. Raises: CheckpointError naming the file, for everything that is not one."""
-    text = _read_text(path)
-    _refuse_stand_in(path, text[:64].encode(errors="replace"))
-    try:
-        value = json.loads(text, object_pairs_hook=_once)
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: is not JSON ({error}); fetch it again") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path}: holds a {type(value).__name__}, a JSON object is expected; fetch it again")
-    return value
-
-
-def _read_text(path: Path) -> str:
-    try:
-        if path.stat().st_size > MAX_TEXT_BYTES:
-            raise CheckpointError(
-                f"{path}: is larger than {MAX_TEXT_BYTES >> 20} MiB, which no such file is; fetch it again"
-            )
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path}: cannot be read as UTF-8 text: {error}") from error

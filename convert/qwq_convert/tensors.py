@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from qwq_lite.errors import CheckpointError
 from qwq_lite.shape import ModelShape
 
-from .source import Checkpoint, SourceTensor, quoted, shown
+from .source import Checkpoint, SourceTensor
+from .text_files import quoted, shown
 
 _LAYER_PARTS = {
     "input_layernorm": "attn_norm",

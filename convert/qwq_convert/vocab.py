@@ -20,7 +20,8 @@ from gguf.constants import TokenType
 from qwq_lite.errors import CheckpointError
 
 from .chat_templates import templates
-from .source import Checkpoint, is_unicode, quoted
+from .source import Checkpoint
+from .text_files import is_unicode, quoted
 
 QWEN2_REGEX = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
