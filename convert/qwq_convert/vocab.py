@@ -9,23 +9,20 @@ tokenization_utils_base.py
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gguf.constants import TokenType
-
 from qwq_lite.errors import CheckpointError
 
+from . import tokenizer_files
 from .chat_templates import templates
 from .source import Checkpoint
-from .text_files import is_unicode, quoted
+from .text_files import quoted
+from .token_table import AddedToken, added_tokens, rows
+from .tokenizer_files import QWEN2_REGEX
 
-QWEN2_REGEX = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
 _PRE_TOKENIZERS = {QWEN2_REGEX: "qwen2"}
 # Hugging Face's word for a special token -> GGUF's, in the order in which transformers and llama.cpp look at them
 _SPECIAL = {
@@ -38,7 +35,6 @@ _SPECIAL = {
     "mask": "mask",
 }
 _SPECIAL_LISTS = ("additional_special_tokens", "extra_special_tokens")
-_LOOK_SPECIAL = ("<pad>", "<mask>", "<2mass>", "[@BOS@]")
 # Settings of BPE that would make other tokens of the same merges, and the values that make these
 _PLAIN_BPE: dict[str, tuple[object, ...]] = {
     "byte_fallback": (None, False),
@@ -80,24 +76,29 @@ def load(checkpoint: Checkpoint, n_rows: int) -> Vocab:
 
     Raises: CheckpointError naming file and field.
     """
-    path = checkpoint.folder / "tokenizer.json"
-    tokenizer = checkpoint.json("tokenizer.json")
-    if tokenizer is None:
-        raise CheckpointError(f"{path}: is missing; fetch it from the model's repository")
     settings = checkpoint.json("tokenizer_config.json") or {}
+    files = tokenizer_files.read(checkpoint, settings)
+    tokenizer, path = files.parts, files.vocab
     model, roles = _model(tokenizer, path), _roles(settings)
-    added = list(_added_tokens(checkpoint, tokenizer, settings, path))
+    listed, more = added_tokens(checkpoint, tokenizer.get("added_tokens"), settings, path)
     special = [*roles.values(), *_more_special(settings)]
-    tokens, types = _tokens(model["vocab"], added, special, path, n_rows)
-    adds = _adds(tokenizer, settings, roles, path)
+    tokens, types = rows(
+        checkpoint,
+        (model["vocab"], path),
+        [*listed, *more],
+        (special, checkpoint.folder / "tokenizer_config.json"),
+        n_rows,
+    )
+    numbered = listed if files.whole is not None else [*listed, *more]
+    adds = _adds(checkpoint, tokenizer, settings, roles, path)
     template, named_templates = templates(checkpoint, settings)
     return Vocab(
         tokens=tokens,
         types=types,
-        merges=_merges(model, path),
+        merges=_merges(model, files.merges),
         pre=_pre_tokenizer(tokenizer, path),
         normalizer=_normalizer(tokenizer.get("normalizer"), path),
-        special_ids=_special_ids(checkpoint, tokenizer, roles, n_rows),
+        special_ids=_special_ids(checkpoint, numbered, roles, n_rows),
         adds=adds,
         chat_template=template,
         named_templates=named_templates,
@@ -136,117 +137,21 @@ def _more_special(settings: Mapping[str, Any]) -> list[str]:
     return [text for entry in listed if (text := _token_text(entry)) is not None]
 
 
-def _added_tokens(
-    checkpoint: Checkpoint, tokenizer: Mapping[str, Any], settings: Mapping[str, Any], path: Path
-) -> Iterator[tuple[int, str, bool]]:
-    """(id, text, special) of every added token. tokenizer_config.json may know more of them, and its word counts.
-
-    Older folders have added_tokens.json instead of a table in tokenizer_config.json.
-    """
-    added, decoder = tokenizer.get("added_tokens") or [], settings.get("added_tokens_decoder")
-    if decoder is None:
-        known = [entry.get("content") for entry in added if isinstance(entry, dict)] if isinstance(added, list) else []
-        older = checkpoint.json("added_tokens.json") or {}
-        decoder = {str(number): {"content": text} for text, number in older.items() if text not in known}
-    if not isinstance(added, list) or not isinstance(decoder, dict):
-        raise CheckpointError(
-            f"{path}: added_tokens is no list, or added_tokens_decoder in tokenizer_config.json no object"
-        )
-    if not all(isinstance(entry, dict) for entry in [*added, *decoder.values()]):
-        raise CheckpointError(f"{path}: added_tokens has an entry that is no object; fetch the file again")
-    listed = [(entry.get("id"), entry) for entry in added]
-    listed += [
-        (int(key) if key.isascii() and key.isdecimal() and len(key) < 10 else key, entry)
-        for key, entry in decoder.items()
-    ]
-    for number, entry in listed:
-        content = entry.get("content")
-        if not isinstance(number, int) or not isinstance(content, str) or not content:
-            raise CheckpointError(
-                f"{path}: added_tokens has an entry without id or content: {quoted(number)}: {quoted(entry)}"
-            )
-        yield number, content, bool(entry.get("special"))
-
-
-class _Table:
-    """Tokens by id, while they are collected: every id and every text once, and a row for each."""
-
-    def __init__(self, path: Path, n_rows: int) -> None:
-        self._path, self._n_rows = path, n_rows
-        self.tokens: dict[int, str] = {}
-        self.types: dict[int, int] = {}
-        self.ids: dict[str, int] = {}
-
-    def put(self, number: object, token: str, kind: TokenType) -> None:
-        if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < self._n_rows:
-            raise self._error(
-                f"token {quoted(token)} has id {quoted(number)}; ids from 0 to {self._n_rows - 1} have a row in the embedding"
-            )
-        if not is_unicode(token):
-            raise self._error(f"token {token!r} is no Unicode text; fetch the file again")
-        if (other := self.tokens.get(number, token)) != token:
-            raise self._error(f"id {number} belongs to {quoted(other)} and to {quoted(token)}; fetch the file again")
-        if (first := self.ids.setdefault(token, number)) != number:
-            raise self._error(
-                f"token {quoted(token)} has the ids {first} and {number}; llama.cpp needs every token once, fetch the file again"
-            )
-        self.tokens[number], self.types[number] = token, int(kind)
-
-    def check_ids(self) -> None:
-        """Raises: CheckpointError when ids are left out: the tokens after the gap would be other ones in transformers."""
-        for number, given in enumerate(sorted(self.tokens)):
-            if number != given:
-                raise self._error(
-                    f"no token has id {number}, but {quoted(self.tokens[given])} has id {given};"
-                    " ids without a gap are expected, fetch the tokenizer's files again"
-                )
-
-    def _error(self, text: str) -> CheckpointError:
-        return CheckpointError(f"{self._path}: {text}")
-
-
-def _tokens(
-    vocab: Mapping[str, Any], added: list[tuple[int, str, bool]], special: list[str], path: Path, n_rows: int
-) -> tuple[list[str], list[int]]:
-    """Text and type for each row. `special`: tokens that have a role, which makes them control tokens wherever they stand."""
-    table = _Table(path, n_rows)
-    for token, number in vocab.items():
-        table.put(number, token, TokenType.NORMAL)
-    for number, token, marked in added:
-        control = marked or _looks_special(token)
-        table.put(number, token, TokenType.CONTROL if control else TokenType.USER_DEFINED)
-    table.check_ids()
-    for token in special:  # one that no file numbers comes after the others, as transformers adds it
-        table.put(table.ids.get(token, len(table.tokens)), token, TokenType.CONTROL)
-    unused = int(TokenType.UNUSED)
-    tokens = [table.tokens.get(number, f"[PAD{number}]") for number in range(n_rows)]
-    twice, count = Counter(tokens).most_common(1)[0]
-    if count > 1:
-        raise CheckpointError(f"{path}: {twice!r} is a token, and the name of a row without one; rename the token")
-    return tokens, [table.types.get(number, unused) for number in range(n_rows)]
-
-
-def _looks_special(token: str) -> bool:
-    """Some models do not mark their control tokens as special; llama.cpp's converter goes by their look."""
-    ends = (("<|", "|>"), ("<｜", "｜>"), ("<unused", ">"))
-    return token in _LOOK_SPECIAL or any(token.startswith(left) and token.endswith(right) for left, right in ends)
-
-
 def _merges(model: Mapping[str, Any], path: Path) -> list[str]:
     """Merges as `left right`, from strings (older files) or pairs (newer ones)."""
     raw, known = model.get("merges"), model["vocab"]
     if not isinstance(raw, list) or not raw:
-        raise CheckpointError(f"{path}: model.merges is missing, empty or not a list; fetch the file again")
+        raise CheckpointError(f"{path}: merges is missing, empty or not a list; fetch the file again")
     merges = []
     for number, entry in enumerate(raw):
         pair = entry.split(" ") if isinstance(entry, str) else entry
         left, right = pair if isinstance(pair, list) and len(pair) == 2 else (None, None)
         if not isinstance(left, str) or not isinstance(right, str):
-            raise CheckpointError(f"{path}: model.merges[{number}] is {quoted(entry)}, two pieces are expected")
+            raise CheckpointError(f"{path}: merges[{number}] is {quoted(entry)}, two pieces are expected")
         if left not in known or right not in known or left + right not in known:
             unknown = next(piece for piece in (left, right, left + right) if piece not in known)
             raise CheckpointError(
-                f"{path}: model.merges[{number}] needs {quoted(unknown)}, which is no token; fetch the file again"
+                f"{path}: merges[{number}] needs {quoted(unknown)}, which is no token; fetch the file again"
             )
         if " " in left + right:
             left, right = left.replace(" ", "Ġ"), right.replace(" ", "Ġ")
@@ -312,12 +217,12 @@ def _token_text(value: Any) -> str | None:
 
 
 def _special_ids(
-    checkpoint: Checkpoint, tokenizer: Mapping[str, Any], roles: Mapping[str, str], n_rows: int
+    checkpoint: Checkpoint, numbered: Sequence[AddedToken], roles: Mapping[str, str], n_rows: int
 ) -> dict[str, int]:
-    """GGUF's special ids by name: of tokenizer.json's added tokens, and from config.json where these have none."""
+    """GGUF's special ids by name: of the added tokens that llama.cpp looks at, and from config.json where these have none."""
     added: dict[str, int] = {}
-    for entry in tokenizer.get("added_tokens") or []:
-        added.setdefault(entry["content"], entry["id"])
+    for token in numbered:
+        added.setdefault(token.text, token.id)
     found = {name: added[text] for name, text in roles.items() if text in added}
     for name in _SPECIAL:
         number = checkpoint.config.get(f"{name}_token_id")
@@ -333,9 +238,15 @@ def _special_ids(
 
 
 def _adds(
-    tokenizer: Mapping[str, Any], settings: Mapping[str, Any], roles: dict[str, str], path: Path
+    checkpoint: Checkpoint,
+    tokenizer: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    roles: dict[str, str],
+    path: Path,
 ) -> dict[str, bool]:
     """Which ends a text gets: the post-processor's word, and that of tokenizer_config.json where it says nothing.
+
+    Where the two differ there is a notice. llama.cpp's converter chooses the same, and warns.
 
     roles: gets the token that the post-processor puts first or last, where tokenizer_config.json names none.
     """
@@ -350,8 +261,11 @@ def _adds(
                 " convert this model with llama.cpp's convert_hf_to_gguf.py"
             )
     for name in ("bos", "eos", "sep"):
-        if isinstance(said := settings.get(f"add_{name}_token"), bool):
-            adds.setdefault(name, said)
+        if isinstance(said := settings.get(f"add_{name}_token"), bool) and adds.setdefault(name, said) != said:
+            checkpoint.notice(
+                f"{checkpoint.folder / 'tokenizer_config.json'}: add_{name}_token is {str(said).lower()}, and the tokenizer's"
+                f" post_processor puts {'none' if said else 'one'}: the latter is kept, as llama.cpp's converter keeps it"
+            )
     return adds
 
 

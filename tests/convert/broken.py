@@ -249,11 +249,6 @@ TOKENIZER: dict[str, Change] = {
         ["tokenizer.json", "occurs twice"],
     ),
     "an id twice": (give_ids(he=3), ["tokenizer.json", "id 3 "]),
-    "a gap": (give_ids(he=300), ["tokenizer.json", "no token has id 257"]),
-    "a gap between added tokens": (
-        change_tokenizer(lambda data: data["added_tokens"].append({"id": 280, "content": "<x>", **EXTRA})),
-        ["tokenizer.json", "no token has id 273"],
-    ),
     "an id beyond the rows": (
         change_tokenizer(lambda data: data["added_tokens"].append({"id": 10**6, "content": "<x>", **EXTRA})),
         ["tokenizer.json", "1000000"],
@@ -306,11 +301,51 @@ TOKENIZER: dict[str, Change] = {
         ["model.byte_fallback"],
     ),
     "added tokens are a number": (change_json("tokenizer.json", added_tokens=5), ["tokenizer.json", "added_tokens"]),
-    "added token without text": (change_json("tokenizer.json", added_tokens=[{"id": 268}]), ["added_tokens", "268"]),
-    "decoder is a list": (change_json("tokenizer_config.json", added_tokens_decoder=[1]), ["added_tokens_decoder"]),
+    "added token without text": (
+        change_json("tokenizer.json", added_tokens=[{"id": 268}]),
+        ["tokenizer.json", "added_tokens", "268"],
+    ),
+    "decoder is a list": (
+        change_json("tokenizer_config.json", added_tokens_decoder=[1]),
+        ["tokenizer_config.json", "added_tokens_decoder"],
+    ),
+    "decoder of words": (
+        change_json("tokenizer_config.json", added_tokens_decoder={"273": "<x>"}),
+        ["tokenizer_config.json", "added_tokens_decoder"],
+    ),
     "decoder with an absurd id": (
         change_json("tokenizer_config.json", added_tokens_decoder={"9" * 5000: {"content": "<x>"}}),
-        ["added_tokens"],
+        ["tokenizer_config.json", "added_tokens_decoder"],
+    ),
+    "decoder beyond the rows": (
+        change_json("tokenizer_config.json", added_tokens_decoder={"400": {"content": "<x>"}}),
+        ["tokenizer_config.json", "<x>", "400"],
+    ),
+    "decoder with another token's id": (
+        change_json("tokenizer_config.json", added_tokens_decoder={"3": {"content": "<x>"}}),
+        ["tokenizer_config.json", "id 3 ", "<x>"],
+    ),
+    "older added tokens beyond the rows": (
+        both(
+            change_json("tokenizer_config.json", added_tokens_decoder=...),
+            write("added_tokens.json", b'{"<x>": 400}'),
+        ),
+        ["added_tokens.json", "<x>", "400"],
+    ),
+    "older added tokens of words": (
+        both(
+            change_json("tokenizer_config.json", added_tokens_decoder=...),
+            write("added_tokens.json", b'{"<x>": "y"}'),
+        ),
+        ["added_tokens.json", "<x>", "'y'"],
+    ),
+    "a role for no Unicode": (
+        change_json("tokenizer_config.json", pad_token="\ud800"),
+        ["tokenizer_config.json", "Unicode"],
+    ),
+    "more roles than rows": (
+        change_json("tokenizer_config.json", additional_special_tokens=[f"<{n}>" for n in range(50)]),
+        ["tokenizer_config.json", "id 320"],
     ),
     "template with a lone surrogate": (change_json("tokenizer_config.json", chat_template="\ud800"), ["chat_template"]),
     "template that is a number": (change_json("tokenizer_config.json", chat_template=5), ["chat_template", "int"]),

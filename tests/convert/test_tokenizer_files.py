@@ -173,3 +173,125 @@ def test_of_two_templates_llama_cpps_is_kept_and_that_is_said(tmp_path: Path) ->
     keys, notices = read(folder)
     assert keys["tokenizer.chat_template"] == (TEMPLATE, GGUFValueType.STRING)
     assert len(notices) == 1 and "chat_template.jinja" in notices[0]
+
+
+def test_a_token_in_the_rows_for_padding_keeps_its_id(tmp_path: Path) -> None:
+    """280 has a row, and the rows below it that no token has stay unused, as in llama.cpp's files."""
+    folder = write_random_checkpoint(tmp_path / "m")
+    change_json(folder, "tokenizer.json", lambda data: data["added_tokens"].append(added(280, "<x>", True)))
+    change_json(folder, "tokenizer_config.json", lambda settings: settings.update(pad_token="<pad>"))
+    found, notices = values(folder, "tokenizer.ggml."), read(folder)[1]
+    assert token(folder, "<x>") == (280, TokenType.CONTROL)
+    assert (found["tokens"][273], found["token_type"][273]) == ("[PAD273]", TokenType.UNUSED)
+    assert token(folder, "<pad>") == (281, TokenType.CONTROL), "no file numbers it: it comes after the others"
+    assert [str(folder / "tokenizer.json") in notice and "280" in notice and "273" in notice for notice in notices] == [
+        True
+    ]
+
+
+def test_a_token_of_the_base_vocabulary_too(tmp_path: Path) -> None:
+    """Its id is the one that transformers gives it; the row that it leaves is unused."""
+    folder = write_random_checkpoint(tmp_path / "m")
+    change_json(folder, "tokenizer.json", lambda data: data["model"]["vocab"].update(he=300))
+    assert token(folder, "he") == (300, TokenType.NORMAL)
+    assert token(folder, "[PAD257]") == (257, TokenType.UNUSED)
+    assert not read(folder)[1]
+
+
+def test_the_last_row_can_be_a_tokens(tmp_path: Path) -> None:
+    folder = write_random_checkpoint(tmp_path / "m")
+    change_json(
+        folder,
+        "tokenizer_config.json",
+        lambda settings: settings["added_tokens_decoder"].update({"319": added(319, "<x>", False)}),
+    )
+    assert token(folder, "<x>") == (319, TokenType.USER_DEFINED)
+
+
+def test_a_token_with_the_name_of_an_unused_row(tmp_path: Path) -> None:
+    """llama.cpp refuses a file in which a text stands twice."""
+    folder = write_random_checkpoint(tmp_path / "m")
+    change_json(folder, "tokenizer.json", lambda data: data["added_tokens"].append(added(273, "[PAD300]", True)))
+    assert token(folder, "[PAD300]") == (273, TokenType.CONTROL)
+    tokens = values(folder, "tokenizer.ggml.")["tokens"]
+    assert len(set(tokens)) == len(tokens) == 320
+    assert tokens[300] == "[PAD300]_"
+
+
+@pytest.mark.parametrize("name", ["bos", "eos"])
+def test_ends_that_two_files_tell_differently(name: str, tmp_path: Path) -> None:
+    """llama.cpp's converter takes the post-processor's word, and warns."""
+    folder = write_random_checkpoint(tmp_path / "m")
+    key = f"add_{name}_token"
+    change_json(folder, "tokenizer_config.json", lambda settings: settings.update({key: True}))
+    assert values(folder, "tokenizer.ggml.")[key] is False
+    assert [f"{key} is true" in notice and "tokenizer_config.json" in notice for notice in read(folder)[1]] == [True]
+    change_json(folder, "tokenizer.json", lambda data: data.update(post_processor=None))
+    assert values(folder, "tokenizer.ggml.")[key] is True, "nothing says otherwise"
+    assert not read(folder)[1]
+
+
+def test_an_end_that_is_put_and_said_not_to_be(tmp_path: Path) -> None:
+    folder = deepseek(tmp_path / "m", "template")
+    change_json(folder, "tokenizer_config.json", lambda settings: settings.update(add_bos_token=False))
+    assert values(folder, "tokenizer.ggml.")["add_bos_token"] is True
+    assert [notice.count("add_bos_token is false") for notice in read(folder)[1]] == [1]
+
+
+def into_two_files(folder: Path) -> Path:
+    """The same tokenizer as vocab.json and merges.txt, as the older of transformers' two classes writes it."""
+    whole = json.loads((folder / "tokenizer.json").read_text("utf-8"))
+    write_json(folder / "vocab.json", whole["model"]["vocab"])
+    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in whole["model"]["merges"]]
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]), "utf-8")
+    (folder / "tokenizer.json").unlink()
+    return folder
+
+
+@pytest.mark.parametrize("table", ["added_tokens_decoder", "added_tokens.json"])
+def test_vocab_and_merges_are_the_same_tokenizer(table: str, tmp_path: Path) -> None:
+    folder = write_random_checkpoint(tmp_path / "m")
+    expected = read(folder)
+    if table == "added_tokens.json":
+        change_json(folder, "tokenizer_config.json", lambda settings: settings.pop("added_tokens_decoder"))
+        names = {
+            entry["content"]: entry["id"]
+            for entry in json.loads((folder / "tokenizer.json").read_text())["added_tokens"]
+        }
+        write_json(folder / "added_tokens.json", names)
+    assert read(into_two_files(folder)) == expected
+
+
+def test_of_two_forms_of_a_tokenizer_tokenizer_json_counts(tmp_path: Path) -> None:
+    folder = write_random_checkpoint(tmp_path / "m")
+    expected = values(folder)
+    write_json(folder / "vocab.json", {"a": 0})
+    (folder / "merges.txt").write_text("no merges", "utf-8")
+    assert values(folder) == expected
+
+
+def test_without_a_table_the_classes_own_token_ends_a_text(tmp_path: Path) -> None:
+    folder = write_random_checkpoint(tmp_path / "m")
+    (folder / "tokenizer_config.json").unlink()
+    into_two_files(folder)
+    assert token(folder, "<|endoftext|>") == (268, TokenType.CONTROL)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("merges.txt", None, "merges.txt: is missing"),
+        ("vocab.json", None, "vocab.json: is missing"),
+        ("merges.txt", "#version: 0.2\nh e r\n", "merges.txt: merges\\[0\\]"),
+        ("merges.txt", "h e\nz q\n", "merges.txt: merges\\[1\\] needs 'zq'"),
+        ("merges.txt", "#version: 0.2\n", "merges.txt: merges is missing"),
+        ("vocab.json", '{"a": 999}', "vocab.json: token 'a' has id 999"),
+        ("vocab.json", "[]", "vocab.json"),
+        ("tokenizer_config.json", '{"tokenizer_class": "GPT2Tokenizer"}', "tokenizer_config.json: tokenizer_class"),
+    ],
+)
+def test_two_files_are_blamed_by_their_names(name: str, content: str | None, words: str, tmp_path: Path) -> None:
+    folder = into_two_files(write_random_checkpoint(tmp_path / "m"))
+    (folder / name).unlink() if content is None else (folder / name).write_text(content, "utf-8")
+    with pytest.raises(CheckpointError, match=words):
+        read(folder)
