@@ -10,7 +10,7 @@ import re
 
 from qwq_lite.errors import CheckpointError
 
-from .leftovers import adapter
+from .leftovers import ADAPTER_CONFIG, adapter, adapter_weights
 from .source import Checkpoint
 from .text_files import quoted, shown
 
@@ -40,8 +40,7 @@ def check(checkpoint: Checkpoint) -> None:
     Raises: CheckpointError for adapters, code of its own, quantized weights, embedding models and other architectures.
     """
     config, path = checkpoint.config, checkpoint.folder / "config.json"
-    if (found := adapter(checkpoint.folder)) is not None:
-        raise CheckpointError(f"{checkpoint.folder}: {found}")
+    _check_adapter(checkpoint)
     _check_architecture(checkpoint)
     if config.get("auto_map"):
         raise CheckpointError(
@@ -59,6 +58,21 @@ def check(checkpoint: Checkpoint) -> None:
         checkpoint.notice(
             f"{path}: use_sliding_window: llama.cpp knows no window for this family, every layer will see the whole context"
         )
+
+
+def _check_adapter(checkpoint: Checkpoint) -> None:
+    """An adapter's settings may be left beside weights that it was merged into; its weights beside others are not applied."""
+    found = adapter(checkpoint.folder)
+    if found is None:
+        return
+    if adapter_weights(checkpoint.folder) or not checkpoint.has_weights():
+        raise CheckpointError(
+            f"{checkpoint.folder}: {found}; where the weights beside it are the result already, move adapter_* to another folder"
+        )
+    checkpoint.notice(
+        f"{checkpoint.folder / ADAPTER_CONFIG}: the settings of an adapter whose weights are not here: the whole weights beside"
+        " it are converted as they are, as llama.cpp's converter does"
+    )
 
 
 def _check_architecture(checkpoint: Checkpoint) -> None:

@@ -8,6 +8,7 @@ Source: llama.cpp conversion/base.py (set_gguf_parameters, prepare_metadata, _se
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
@@ -92,29 +93,48 @@ def _general(writer: GGUFWriter, checkpoint: Checkpoint, n_params: int) -> None:
     """Names, licence, base models, tags and languages: from the model card, config.json and the folder's name."""
     logging.getLogger("metadata").setLevel(logging.CRITICAL)  # its hints are for people who call it by hand
     checkpoint.text(_CARD)  # refuses what is no text, or too long to be one
+    name, origin = _name(checkpoint), _origin(checkpoint)
     try:
         card = Metadata.load_model_card(checkpoint.folder)
-        metadata = Metadata.apply_metadata_heuristic(
-            Metadata(), card, _origin(checkpoint), Path(checkpoint.name), n_params
-        )
+        metadata = Metadata.apply_metadata_heuristic(Metadata(), card, origin, Path(name), n_params)
     except Exception as error:  # a model card is prose with YAML on top: anything can be in it
         said = shown(" ".join(str(error).split()))
         raise CheckpointError(
             f"{checkpoint.folder / _CARD}: its header cannot be read ({said}); mend or remove it"
         ) from error
-    metadata.name = metadata.name or checkpoint.name
+    metadata.name = metadata.name or name
     metadata.size_label = metadata.size_label or size_label(n_params, n_params, 0, 0)
-    _check_card(metadata, checkpoint.folder / _CARD)
+    _check_card(metadata, checkpoint.folder / _CARD)  # names and origin are text already
     metadata.set_gguf_meta_model(writer)
+
+
+def _name(checkpoint: Checkpoint) -> str:
+    """The model's name as text; bytes of the folder's name that are no UTF-8 become replacement characters."""
+    name = _as_text(checkpoint.name)
+    if name != checkpoint.name:
+        checkpoint.notice(
+            f"{checkpoint.folder}: the folder's name is no UTF-8, which GGUF needs: the model is called {name}; rename the"
+            " folder to give it another name"
+        )
+    return name
+
+
+def _as_text(name: str) -> str:
+    return os.fsencode(name).decode("utf-8", "replace")
 
 
 def _origin(checkpoint: Checkpoint) -> dict[str, Any]:
     """The repository a checkpoint came from: config.json's word, else the Hub's cache, whose folder is named for a revision."""
     given = checkpoint.config.get("_name_or_path")
     if isinstance(given, str) and given and given.count("/") <= 1:
+        if not is_unicode(given):
+            raise CheckpointError(
+                f"{checkpoint.folder / 'config.json'}: _name_or_path is {quoted(given)}, which is no Unicode text; mend or"
+                " remove it"
+            )
         return {"_name_or_path": given}
     if checkpoint.organization is not None:
-        return {"_name_or_path": f"{checkpoint.organization}/{checkpoint.name}"}
+        return {"_name_or_path": _as_text(f"{checkpoint.organization}/{checkpoint.name}")}
     return {}
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from qwq_lite.errors import CheckpointError
 from qwq_lite.files import RandomAccessFile
 from qwq_lite.gguf_header import tensor_bytes
 
-from .leftovers import instead
+from .leftovers import explain, instead, skipped
 from .text_files import (
     is_listed,
     quoted,
@@ -39,6 +40,7 @@ INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 MAX_HEADER_BYTES = 16 << 20  # a shard with all tensors of 512 layers has a header of 1 MB
 
+_NUMBERED = re.compile(r"model-\d{5}-of-(\d{5})\.safetensors")
 _DTYPES = {"F32": GGMLQuantizationType.F32, "F16": GGMLQuantizationType.F16, "BF16": GGMLQuantizationType.BF16}
 
 
@@ -134,6 +136,10 @@ class Checkpoint:
         """Whether the folder lists the name, whatever stands under it."""
         return is_listed(self.folder / name)
 
+    def has_weights(self) -> bool:
+        """Whether the folder lists shards or an index, sound or not."""
+        return self.has(INDEX) or any(path.suffix == ".safetensors" for path in self.folder.iterdir())
+
     def json(self, name: str) -> dict[str, Any] | None:
         """One of the folder's JSON objects, or None when the folder does not list it."""
         return read_json_object(self.folder / name) if self.has(name) else None
@@ -184,9 +190,7 @@ class Checkpoint:
     def _read_headers(self) -> dict[str, SourceTensor]:
         index = self.json(INDEX)
         if index is None:
-            hint = instead(self.folder) or "fetch the weights (*.safetensors) and their index into this folder"
-            self._open(SINGLE, f"{self.folder}: neither {INDEX} nor {SINGLE} is there; {hint}")
-            return self._shard(SINGLE)
+            return self._read_without_index()
         listed = _weight_map(index, self.folder / INDEX)
         found: dict[str, SourceTensor] = {}
         for file in sorted(set(listed.values())):
@@ -200,13 +204,49 @@ class Checkpoint:
                         f"{self.folder / file}: tensor {shown(name)}: {INDEX} {says}; fetch the index again"
                     )
                 found[name] = tensor
-        missing = next((name for name in listed if name not in found), None)
+        missing = next((name for name in listed if name not in found and not skipped(name)), None)
         if missing:
             raise CheckpointError(
                 f"{self.folder / listed[missing]}: tensor {shown(missing)} is missing, {INDEX} places it there;"
                 " fetch the shard again"
             )
         return found
+
+    def _read_without_index(self) -> dict[str, SourceTensor]:
+        """One file, or shards whose names say how many they are: an index would add nothing."""
+        files = [SINGLE] if self.has(SINGLE) else self._numbered_shards()
+        if not files:
+            hint = instead(self.folder) or "fetch the weights (*.safetensors) and their index into this folder"
+            raise CheckpointError(f"{self.folder}: neither {INDEX} nor {SINGLE} is there; {hint}")
+        found: dict[str, SourceTensor] = {}
+        for file in files:
+            self._open(file, f"{self.folder / file}: the shard is missing; fetch it again")
+            for name, tensor in self._shard(file).items():
+                if name in found:
+                    raise CheckpointError(
+                        f"{self.folder / file}: tensor {shown(name)} is in {found[name].file} too, and no {INDEX} says which"
+                        " counts; fetch the index"
+                    )
+                found[name] = tensor
+        return found
+
+    def _numbered_shards(self) -> list[str]:
+        """Shards named model-00001-of-0000N.safetensors, all N of them. Raises: CheckpointError when one is missing."""
+        listed = [match for path in self.folder.iterdir() if (match := _NUMBERED.fullmatch(path.name))]
+        counts = sorted({int(match[1]) for match in listed})
+        if len(counts) > 1:
+            raise CheckpointError(
+                f"{self.folder}: shards of {counts[0]} and of {counts[1]} lie beside each other, and no {INDEX} says which"
+                " count; keep one set, or fetch the index"
+            )
+        there = {match[0] for match in listed}
+        wanted = [f"model-{n + 1:05}-of-{count:05}.safetensors" for count in counts for n in range(count)]
+        if odd := min(there.symmetric_difference(wanted), default=None):
+            says = "is missing" if odd in wanted else f"is none of {counts[0]}"
+            raise CheckpointError(
+                f"{self.folder / odd}: the shard {says}, and there is no {INDEX}; fetch the shards again"
+            )
+        return wanted
 
     def _open(self, file: str, message: str) -> None:
         path = self.folder / file
@@ -223,10 +263,12 @@ class Checkpoint:
         header, data_start = _shard_header(path)
         tensors = {}
         for name, entry in header.items():
-            if name == "__metadata__":
+            if name == "__metadata__" or skipped(name):
                 continue
             kind = _DTYPES.get(entry["dtype"])
             if kind is None:
+                if trace := next((other for other in (name, *header) if explain(other)), None):
+                    raise CheckpointError(f"{path}: tensor {shown(trace)} {explain(trace)}")
                 raise CheckpointError(
                     f"{path}: tensor {shown(name)} has dtype {entry['dtype']}; {', '.join(_DTYPES)} can be converted:"
                     " take the checkpoint as it was before it was quantized"

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from qwq_lite.errors import CheckpointError
 from qwq_lite.shape import ModelShape
 
+from .leftovers import explain
 from .source import Checkpoint, SourceTensor
 from .text_files import quoted, shown
 
@@ -29,7 +30,6 @@ _LAYER_PARTS = {
     "mlp.down_proj": "ffn_down",
 }
 _MODEL_PARTS = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
-_IGNORED = re.compile(r"\.rotary_emb\.inv_freq$")  # old checkpoints carry it; it follows from rope_theta
 
 
 @dataclass(frozen=True)
@@ -90,11 +90,11 @@ def pair(checkpoint: Checkpoint, shape: ModelShape) -> list[TensorPair]:
     expected = expected_shapes(shape)
     pairs: dict[str, TensorPair] = {}
     for name, tensor in checkpoint.tensors.items():
-        if _IGNORED.search(name):
-            continue
         ours = gguf_name(name)
         if ours == "output.weight":
             expected[ours] = (shape.n_vocab, shape.n_embd)
+        if ours is None and (said := explain(name)):
+            raise CheckpointError(f"{checkpoint.folder / tensor.file}: tensor {shown(name)} {said}")
         if ours is None or ours not in expected:
             raise CheckpointError(
                 f"{checkpoint.folder / tensor.file}: tensor {shown(name)} does not belong to a Qwen2ForCausalLM"

@@ -150,7 +150,7 @@ def hub_page(name: str) -> Callable[[Path], None]:
 
 SHARDS: dict[str, Change] = {
     "missing": (remove(SHARD), [SHARD, "weight_map"]),
-    "both missing": (remove(INDEX), [INDEX, "model.safetensors"]),
+    "both missing": (remove(INDEX, FIRST, SHARD), [INDEX, "model.safetensors"]),
     "cut": (cut(SHARD), [SHARD]),
     "empty": (write(SHARD, b""), [SHARD, "0 bytes"]),
     "short": (write(SHARD, b"\x10\0\0"), [SHARD, "3 bytes"]),

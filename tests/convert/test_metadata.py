@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -305,3 +307,22 @@ def test_fields_without_meaning_here_change_nothing(tmp_path: Path) -> None:
     assert list(keys) == list(EXPECTED) and not notices
     keys, _ = read(write_random_checkpoint(tmp_path / "b", overrides={"head_dim": 64}))
     assert keys["qwen2.attention.key_length"] == keys["qwen2.attention.value_length"] == (64, U32)
+
+
+@pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="names are Unicode there")
+@pytest.mark.parametrize("inside", ["", "snapshots/main"])
+def test_a_folder_whose_name_is_no_utf_8(inside: str, tmp_path: Path) -> None:
+    """The name is the folder's own, or that of the Hub's cache; no README.md is blamed, for there is none."""
+    name = os.fsdecode(b"models--m\xe9--mod\xe8le-7B" if inside else b"mod\xe8le-7B")
+    folder = write_random_checkpoint(tmp_path / name / inside)
+    keys, notices = read(folder)
+    assert keys["general.name"] == ("Mod\ufffdLe 7B", TEXT)
+    assert [str(folder) in notice and "UTF-8" in notice for notice in notices] == [True]
+
+
+def test_an_origin_that_is_no_text_is_config_jsons(tmp_path: Path) -> None:
+    folder = write_random_checkpoint(tmp_path / "m", overrides={"_name_or_path": "a/b"})
+    config = folder / "config.json"
+    config.write_text(config.read_text("utf-8").replace("a/b", "a/\\ud800"), "utf-8")
+    with pytest.raises(CheckpointError, match=r"config\.json: _name_or_path"):
+        read(folder)
