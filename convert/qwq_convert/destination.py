@@ -10,29 +10,52 @@ from pathlib import Path
 
 from gguf.constants import LlamaFileType
 
-from qwq_lite.errors import OutputError
+from qwq_lite.errors import OutputError, UsageError
 from qwq_lite.output import temporary_name
 from qwq_lite.recipe import file_type_name
 
 from .source import Checkpoint
 
 
-def outputs(name: str, kinds: Sequence[LlamaFileType], output: Path | None) -> dict[LlamaFileType, Path]:
-    """A file for each kind. output: the file; or the folder, where it is one or several kinds are named; else NAME-TYPE.gguf."""
-    if output is not None and len(kinds) == 1 and not output.is_dir():
-        return {kinds[0]: output}
-    return {kind: (output or Path()) / f"{name}-{file_type_name(kind)}.gguf" for kind in kinds}
+def outputs(name: str, kinds: Sequence[LlamaFileType], output: str | Path | None) -> dict[LlamaFileType, Path]:
+    """A file for each kind: `output` itself, or NAME-TYPE.gguf in a folder of that name, or else in the working folder.
+
+    output: a folder where it is one, where it is written as one, or where several kinds are wanted.
+    Raises: UsageError for several kinds and one file's name.
+    """
+    wanted, path = list(dict.fromkeys(kinds)), Path() if output is None else Path(output)
+    if output is None or names_folder(output) or path.is_dir():
+        return {kind: path / f"{name}-{file_type_name(kind)}.gguf" for kind in wanted}
+    if len(wanted) == 1:
+        return {wanted[0]: path}
+    if path.suffix.lower() == ".gguf":
+        raise UsageError(
+            f"{path} names one file, and {len(wanted)} types are asked for; name a folder with -o, for example"
+            f" {path.with_suffix('')}{os.sep}"
+        )
+    return outputs(name, wanted, f"{output}{os.sep}")
 
 
-def check(finals: Sequence[Path], checkpoint: Checkpoint, force: bool, keep: Sequence[Path] = ()) -> None:
+def names_folder(output: str | Path | None) -> bool:
+    """Whether a name is written as a folder's: with a separator, or a dot, at its end. A Path has lost the separator."""
+    return output is not None and os.path.basename(output) in ("", ".", "..")  # noqa: PTH119
+
+
+def check(
+    finals: Sequence[Path],
+    checkpoint: Checkpoint,
+    force: bool,
+    keep: Sequence[Path] = (),
+    make: bool = False,
+) -> None:
     """Everything about names that can be known before work starts. keep: files that must not be replaced.
 
-    Raises: OutputError.
+    make: the folder will be made where it is not there. Raises: OutputError.
     """
     for final in finals:
         _check_not_source(final, checkpoint, keep)
         folder = final.parent
-        if not folder.is_dir() and (len(finals) == 1 or folder.exists() or not folder.parent.is_dir()):
+        if not folder.is_dir() and (not make or folder.exists() or not folder.parent.is_dir()):
             raise OutputError(f"{final}: the folder {folder} is not there; make it first, or choose another -o")
         if final.is_dir():
             raise OutputError(f"{final}: is a folder; name a file with -o, for example {final / 'model.gguf'}")
@@ -66,12 +89,12 @@ def check_room(files: Sequence[tuple[Path, int]]) -> None:
 
 
 def make_folder(folder: Path) -> None:
-    """The folder for several files, unless it is there. Raises: OutputError."""
+    """The folder for the results, unless it is there. Raises: OutputError."""
     try:
         folder.mkdir(exist_ok=True)
     except OSError as error:
         raise OutputError(
-            f"{folder}: a folder for several files cannot be made: {error.strerror or error}; choose another -o"
+            f"{folder}: the folder cannot be made: {error.strerror or error}; choose another -o"
         ) from error
 
 

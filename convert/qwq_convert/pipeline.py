@@ -97,14 +97,15 @@ class Written:
 def prepare(
     checkpoint: Checkpoint,
     kinds: Sequence[LlamaFileType],
-    output: Path | None = None,
+    output: str | Path | None = None,
     choice: Choice = NO_CHOICE,
     imatrix: Imatrix | None = None,
 ) -> Conversion:
     """Decide the whole conversion. Writes nothing.
 
     Args:
-        output: the file to write, the folder for the files of several kinds; default ./NAME-TYPE.gguf.
+        output: the file to write; the folder, where several kinds are wanted or a text ends in a separator; default
+            ./NAME-TYPE.gguf.
 
     Raises: CheckpointError when the checkpoint cannot be converted; UsageError for a choice that cannot be meant.
     """
@@ -130,7 +131,7 @@ def prepare(
 def look(
     folder: Path,
     kinds: Sequence[LlamaFileType],
-    output: Path | None = None,
+    output: str | Path | None = None,
     *,
     choice: Choice = NO_CHOICE,
     imatrix: Imatrix | None = None,
@@ -143,7 +144,7 @@ def look(
 def convert(
     folder: Path,
     kinds: LlamaFileType | Sequence[LlamaFileType],
-    output: Path | None = None,
+    output: str | Path | None = None,
     *,
     choice: Choice = NO_CHOICE,
     imatrix: Imatrix | None = None,
@@ -158,7 +159,8 @@ def convert(
     Args:
         folder: config.json, tokenizer files and safetensors shards of a Qwen2ForCausalLM.
         kinds: the file types, as `recipe.file_type` gives them.
-        output: the file to write, the folder for the files of several kinds; default ./NAME-TYPE.gguf.
+        output: the file to write; the folder, where several kinds are wanted or a text ends in a separator; default
+            ./NAME-TYPE.gguf.
         report: measure what rounding does to each tensor.
         force: replace existing files.
         n_threads: threads of the kernels; default all CPUs that the process may use.
@@ -173,7 +175,8 @@ def convert(
     wanted = [kinds] if isinstance(kinds, LlamaFileType) else kinds
     with Checkpoint(folder) as checkpoint:
         finals = list(destination.outputs(checkpoint.name, wanted, output).values())
-        destination.check(finals, checkpoint, force, keep=[imatrix.path] if imatrix is not None else [])
+        make = len(finals) > 1 or destination.names_folder(output)
+        destination.check(finals, checkpoint, force, [imatrix.path] if imatrix is not None else [], make)
         plan = prepare(checkpoint, wanted, output, choice, imatrix)
         files = [(target.output, target.n_bytes) for target in plan.targets]
         destination.check_room(files)

@@ -24,7 +24,10 @@ _CONTROLS = {code: None for code in [*range(0x20), *range(0x7F, 0xA0)] if chr(co
 
 
 def run(command: click.Command) -> None:
-    """Run the command line and exit: 0; 1 for the error tree, 2 for usage, 3 for no answer, 130 for Ctrl-C."""
+    """Run the command line and exit: 0; 1 for the error tree, 2 for usage, 3 for no answer, 130 for Ctrl-C.
+
+    128 + N after signal N, where the command cleans up after it (`signals_raise`).
+    """
     _prepare_streams()
     try:
         # Not command.main(): it turns a closed pipe into exit status 1 before it can be seen here.
@@ -41,8 +44,8 @@ def run(command: click.Command) -> None:
     except QwqError as error:
         click.echo(f"qwq-lite: {one_line(str(error))}", err=True)
         raise SystemExit(error.exit_status) from None
-    except KeyboardInterrupt:
-        raise SystemExit(INTERRUPTED) from None
+    except KeyboardInterrupt as error:
+        raise SystemExit(128 + error.number if isinstance(error, Ended) else INTERRUPTED) from None
     except OSError as error:
         status = _report(error)
         # What is left in the buffer cannot be written either: the interpreter must not try again when it ends.
@@ -158,6 +161,42 @@ def note(text: str) -> None:
 
 def warn(text: str) -> None:
     click.secho(text, err=True, fg="yellow", bold=True)
+
+
+class Ended(KeyboardInterrupt):
+    """A signal other than Ctrl-C asks the process to end."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
+
+
+@contextmanager
+def signals_raise() -> Iterator[None]:
+    """While the block runs, a signal that would end the process at once raises `Ended`, so that nothing half-made is left.
+
+    SIGTERM, SIGHUP and SIGQUIT; on Windows Ctrl-Break, untried. One that is ignored stays so, as under nohup. After the first
+    the others are ignored until the block has ended. Only in the main thread; elsewhere it does nothing.
+    """
+    import signal
+    import threading
+
+    def end(number: int, _frame: FrameType | None) -> None:
+        for other in before:
+            signal.signal(other, signal.SIG_IGN)
+        raise Ended(number)
+
+    known = (getattr(signal, name, None) for name in ("SIGTERM", "SIGHUP", "SIGQUIT", "SIGBREAK"))
+    before = [number for number in known if number is not None and signal.getsignal(number) is signal.SIG_DFL]
+    if threading.current_thread() is not threading.main_thread():
+        before.clear()
+    try:
+        for number in before:
+            signal.signal(number, end)
+        yield
+    finally:
+        for number in before:
+            signal.signal(number, signal.SIG_DFL)
 
 
 class Interrupts:

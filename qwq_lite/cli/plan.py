@@ -78,15 +78,16 @@ def command(
     again = functools.partial(_again, given)
     memory_bytes, reserve_bytes = None if memory is None else _bytes("--memory", memory), _bytes("--reserve", reserve)
     try:
-        planned = planning.plan_model(
-            model,
-            quant=quant,
-            memory_bytes=memory_bytes,
-            machine=machine,
-            reserve_bytes=reserve_bytes,
-            n_threads=n_threads,
-            wishes=wishes,
-        )
+        with console.signals_raise():  # it makes a temporary file
+            planned = planning.plan_model(
+                model,
+                quant=quant,
+                memory_bytes=memory_bytes,
+                machine=machine,
+                reserve_bytes=reserve_bytes,
+                n_threads=n_threads,
+                wishes=wishes,
+            )
     except PlanError as error:
         advice = f"; what fits: {again(error.smaller)}" if error.smaller else ""
         raise PlanError(f"{error}{advice}") from error

@@ -339,3 +339,40 @@ def test_sha256sum_reads_the_digest(name: bytes, folder: Path, tmp_path: Path, c
     with output.open("r+b") as file:
         file.write(b"g")
     assert subprocess.run(check, cwd=tmp_path, check=False).returncode == 1
+
+
+@pytest.mark.parametrize("ending", sorted({"/", "/.", os.sep}))
+def test_a_name_with_a_separator_at_its_end_is_a_folders(ending: str, folder: Path, tmp_path: Path, cli: Cli) -> None:
+    assert cli(folder, "-q", "Q8_0", "-o", f"{tmp_path / 'sub'}{ending}").status == 0
+    assert [path.name for path in (tmp_path / "sub").iterdir()] == [f"{folder.name}-Q8_0.gguf"]
+    again = cli(folder, "-q", "Q8_0", "-o", f"{tmp_path / 'sub'}{ending}")
+    assert again.status == 1 and "--force" in again.err
+
+
+def test_a_folder_is_made_below_one_that_is_there_and_of_no_file(folder: Path, tmp_path: Path, cli: Cli) -> None:
+    (tmp_path / "file").write_bytes(b"kept")
+    for name in ("no/no/", "file/"):
+        done = cli(folder, "-q", "Q8_0", "-o", f"{tmp_path}/{name}")
+        assert done.status == 1 and "the folder" in done.err
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_dry_run_into_a_folder_makes_none(folder: Path, tmp_path: Path, cli: Cli) -> None:
+    done = cli(folder, "-q", "Q8_0", "-o", f"{tmp_path}/sub/", "--dry-run", "--json")
+    assert [file["file"] for file in done.said["files"]] == [str(tmp_path / "sub" / f"{folder.name}-Q8_0.gguf")]
+    assert not list(tmp_path.iterdir())
+
+
+def test_several_types_and_one_files_name(folder: Path, tmp_path: Path, cli: Cli) -> None:
+    for name in ("one.gguf", "one.GGUF"):
+        done = cli(folder, "-q", "Q8_0", "-q", "F16", "-o", tmp_path / name)
+        assert done.status == 2 and name in done.err and "2 types" in done.err
+    assert not list(tmp_path.iterdir())
+    assert cli(folder, "-q", "Q8_0", "-q", "F16", "-o", f"{tmp_path}/one.gguf/").status == 0, "named as a folder"
+    assert len(list((tmp_path / "one.gguf").iterdir())) == 2
+    assert cli(folder, "-q", "Q8_0", "-q", "F16", "-o", tmp_path / "one.gguf", "--force").status == 0, "it is one"
+
+
+def test_one_type_named_twice_is_one_file(folder: Path, tmp_path: Path, cli: Cli) -> None:
+    assert cli(folder, "-q", "Q8_0", "-q", "q8", "-o", tmp_path / "one.gguf").status == 0
+    assert (tmp_path / "one.gguf").is_file()

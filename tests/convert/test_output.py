@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ import pytest
 
 from qwq_convert.pipeline import convert
 from qwq_lite import files, output
+from qwq_lite.cli import console
 from qwq_lite.errors import OutputError
 from qwq_lite.recipe import file_type
 from tests.checkpoints import write_random_checkpoint
@@ -122,35 +125,80 @@ def test_killed_at_any_moment_the_name_holds_the_old_file_or_the_new_one(tmp_pat
     assert not output.temporary_name(final).exists()
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="no signal that is Ctrl-C's alone there")
-def test_ctrl_c_leaves_nothing(tmp_path: Path) -> None:
-    folder = write_random_checkpoint(tmp_path / "model", n_layer=8, n_vocab=20_000)
-    code = (
-        f"import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); sys.path[:0] = {sys.path!r};"
-        "from qwq_lite.cli import main; main()"
+POSIX = pytest.mark.skipif(sys.platform == "win32", reason="no signal of these that a program can hear there")
+SIGNALS = {"SIGINT": 130, "SIGTERM": 143, "SIGHUP": 129, "SIGQUIT": 131}
+
+
+@contextlib.contextmanager
+def conversion(out: Path, **handlers: str) -> Iterator[subprocess.Popen[bytes]]:
+    """`qwq-lite convert` in a process of its own, into the folder `out`, when it has written its first weights.
+
+    handlers: what each signal does when the process starts; a shell in the background would ignore some.
+    """
+    folder = write_random_checkpoint(out.parent / "model", n_layer=8, n_vocab=20_000)
+    dispositions = (
+        {"SIGINT": "default_int_handler"} | dict.fromkeys(("SIGTERM", "SIGHUP", "SIGQUIT"), "SIG_DFL") | handlers
     )
-    out = tmp_path / "out"
+    code = "import signal, sys\n"
+    code += "".join(f"signal.signal(signal.{name}, signal.{handler})\n" for name, handler in dispositions.items())
+    code += f"sys.path[:0] = {sys.path!r}\nfrom qwq_lite.cli import main\nmain()"
     out.mkdir()
-    command = [
-        sys.executable,
-        "-c",
-        code,
-        "convert",
-        str(folder),
-        "-q",
-        "IQ4_XS",
-        "-q",
-        "Q2_K",
-        "-o",
-        str(out),
-        "-j",
-        "2",
-    ]
+    words = ["convert", str(folder), "-q", "IQ4_XS", "-q", "Q2_K", "-o", str(out), "-j", "2"]
+    command = [sys.executable, "-c", code, *words]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         while process.poll() is None and not any(path.read_bytes().strip(b"\0") for path in out.iterdir()):
-            time.sleep(0.001)  # until the first weights are written
+            time.sleep(0.001)
         assert {path.name for path in out.iterdir()} == {".model-IQ4_XS.gguf.part", ".model-Q2_K.gguf.part"}
-        process.send_signal(signal.SIGINT)
+        yield process
+
+
+@POSIX
+@pytest.mark.parametrize("name", SIGNALS)
+def test_a_signal_leaves_nothing(name: str, tmp_path: Path) -> None:
+    with conversion(tmp_path / "out") as process:
+        process.send_signal(getattr(signal, name))
         told = process.communicate()
-    assert (process.returncode, told) == (130, (b"", b""))
-    assert not list(out.iterdir())
+    assert (process.returncode, told) == (SIGNALS[name], (b"", b""))
+    assert not list((tmp_path / "out").iterdir())
+
+
+@POSIX
+def test_a_second_signal_does_not_disturb_the_cleaning_up(tmp_path: Path) -> None:
+    """As systemd and some terminals send them, one after the other."""
+    with conversion(tmp_path / "out") as process:
+        for name in ("SIGTERM", "SIGHUP", "SIGTERM"):
+            process.send_signal(getattr(signal, name))
+        process.communicate()
+    assert process.returncode != 0
+    assert not list((tmp_path / "out").iterdir())
+
+
+@POSIX
+def test_a_signal_that_is_ignored_stays_ignored(tmp_path: Path) -> None:
+    """As under nohup: the conversion outlives its terminal."""
+    with conversion(tmp_path / "out", SIGHUP="SIG_IGN") as process:
+        process.send_signal(signal.SIGHUP)
+        process.communicate()
+    assert process.returncode == 0
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"model-IQ4_XS.gguf", "model-Q2_K.gguf"}
+
+
+def test_handlers_are_those_of_before() -> None:
+    """Inside and outside of the main thread, where none can be set."""
+
+    def handlers() -> list[Any]:
+        return [signal.getsignal(getattr(signal, name)) for name in SIGNALS if hasattr(signal, name)]
+
+    before, inside = handlers(), []
+    with console.signals_raise():
+        inside = handlers()
+    assert handlers() == before != inside
+
+    def elsewhere() -> None:
+        with console.signals_raise():
+            inside[:] = handlers()
+
+    thread = threading.Thread(target=elsewhere)
+    thread.start()
+    thread.join()
+    assert inside == before

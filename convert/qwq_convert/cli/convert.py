@@ -42,7 +42,7 @@ class _Asked:
 
     checkpoint: Path
     kinds: Sequence[LlamaFileType]
-    output: Path | None
+    output: str | None  # as it was typed: a separator at its end makes it a folder
     choice: Choice
     imatrix: Imatrix | None
     report: bool
@@ -60,8 +60,8 @@ class _Asked:
     help=f"{', '.join(FILE_TYPES)}, in any case. Several are made from one reading of the weights.",
 )  # fmt: skip
 @click.option(
-    "-o", "--output", type=click.Path(path_type=Path),
-    help="File to write, or a folder for it; of several types, the folder.  [default: ./NAME-TYPE.gguf]",
+    "-o", "--output", type=click.Path(),
+    help="File to write, or a folder for it (NAME/); of several types, the folder.  [default: ./NAME-TYPE.gguf]",
 )  # fmt: skip
 @click.option(
     "--imatrix", type=click.Path(path_type=Path), metavar="FILE", help="llama.cpp's importance matrix (GGUF)."
@@ -84,7 +84,7 @@ class _Asked:
 def command(
     checkpoint: Path,
     kinds: tuple[str, ...],
-    output: Path | None,
+    output: str | None,
     imatrix: Path | None,
     output_tensor_type: str | None,
     token_embedding_type: str | None,
@@ -103,7 +103,7 @@ def command(
 
     Example: qwq-lite convert QwQ-32B-Preview -q Q4_K_M
     """
-    with _errors_as_json(as_json):
+    with _errors_as_json(as_json), console.signals_raise():
         if report and quiet and not (as_json or dry_run):
             raise UsageError("--report with --quiet would measure and print nothing; leave out one, or add --json")
         asked = _Asked(
