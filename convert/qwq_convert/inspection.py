@@ -1,6 +1,7 @@
 """What a model file or a checkpoint folder holds, from headers and tokenizer files alone. Reads no weights.
 
-Both are looked at leniently: a section that cannot be understood becomes a notice, and what can be is still shown.
+Both are looked at leniently: a section that cannot be understood becomes a notice, and what can be is still shown. What `convert`
+would refuse of a checkpoint is a fault.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from qwq_lite.gguf_header import Header, Value
 from qwq_lite.recipe import file_type_name
 from qwq_lite.shape import ModelShape, from_config, from_header
 
-from . import digests, family, vocab
+from . import digests, family, metadata, vocab
 from .source import Checkpoint
 from .tensors import pair
 
@@ -103,7 +104,7 @@ class Inspection:
     """Everything that is shown. shape and tokenizer: None where they cannot be understood, with a notice that says why.
 
     types: empty where the weights cannot be found; tied is None then. origin: who made it and from what, by key.
-    digests: None for a checkpoint, which keeps none of its own.
+    digests: None for a checkpoint, which keeps none of its own. faults: why `convert` would refuse it, in its words and order.
     """
 
     path: Path
@@ -121,6 +122,7 @@ class Inspection:
     origin: Mapping[str, Value]
     digests: bool | None
     notices: tuple[str, ...]
+    faults: tuple[str, ...] = ()
 
     @property
     def total(self) -> TypeSum:
@@ -142,6 +144,18 @@ def inspect(path: Path) -> Inspection:
         with Checkpoint(path) as checkpoint:
             return _of_checkpoint(checkpoint)
     return _of_file(gguf_header.read(path))
+
+
+def faults(folder: Path) -> tuple[str, ...]:
+    """Why `convert` would refuse a folder, in its words and order; by config.json alone where no weights are there yet."""
+    try:
+        with Checkpoint(folder) as checkpoint:
+            if any(path.suffix == ".safetensors" for path in folder.iterdir()):
+                return _of_checkpoint(checkpoint).faults
+            family.check(checkpoint)
+    except QwqError as error:
+        return (str(error),)
+    return ()
 
 
 def _of_file(header: Header) -> Inspection:
@@ -281,14 +295,18 @@ def _has_digests(keys: Mapping[str, Value], n_tensors: int) -> bool:
 
 
 def _of_checkpoint(checkpoint: Checkpoint) -> Inspection:
-    _tried(checkpoint, partial(family.check, checkpoint))
-    shape = _tried(checkpoint, partial(from_config, checkpoint.config, checkpoint.folder / "config.json"))
-    words = None if shape is None else _tried(checkpoint, partial(vocab.load, checkpoint, shape.n_vocab))
-    found = _tried(checkpoint, lambda: checkpoint.tensors) or {}
+    """What can be shown of it, and its faults in the order in which `convert` meets them."""
+    faults = _Faults()
+    faults.of(partial(family.check, checkpoint))
+    shape = faults.of(partial(from_config, checkpoint.config, checkpoint.folder / "config.json"))
+    found = faults.of(lambda: checkpoint.tensors) or {}
     if shape is not None and found:
-        _tried(checkpoint, partial(pair, checkpoint, shape))
+        faults.of(partial(pair, checkpoint, shape))
+    words = None if shape is None else faults.of(partial(vocab.load, checkpoint, shape.n_vocab))
+    if shape is not None and words is not None:
+        faults.of(partial(metadata.keys, checkpoint, shape, words, LlamaFileType.ALL_F32, 1))
     tensors = found.values()
-    settings = _folder_settings(checkpoint)
+    settings = _folder_settings(checkpoint, faults)
     return Inspection(
         path=checkpoint.folder,
         form="Hugging Face checkpoint",
@@ -309,16 +327,23 @@ def _of_checkpoint(checkpoint: Checkpoint) -> Inspection:
         },
         digests=None,
         notices=tuple(checkpoint.notices),
+        faults=tuple(faults.found),
     )
 
 
-def _tried(checkpoint: Checkpoint, read: Callable[[], _Found]) -> _Found | None:
-    """What can be read; where it cannot, the reason becomes a notice."""
-    try:
-        return read()
-    except QwqError as error:
-        checkpoint.notice(str(error))
-        return None
+class _Faults:
+    """Why parts of a checkpoint cannot be read, each once."""
+
+    def __init__(self) -> None:
+        self.found: dict[str, None] = {}
+
+    def of(self, read: Callable[[], _Found]) -> _Found | None:
+        """What can be read; None where it cannot."""
+        try:
+            return read()
+        except QwqError as error:
+            self.found[str(error)] = None
+            return None
 
 
 def _rope(shape: ModelShape | None) -> dict[str, Value]:
@@ -347,9 +372,9 @@ def _of_vocab(words: vocab.Vocab) -> Tokenizer:
     )
 
 
-def _folder_settings(checkpoint: Checkpoint) -> tuple[Setting, ...]:
+def _folder_settings(checkpoint: Checkpoint, faults: _Faults) -> tuple[Setting, ...]:
     """As for the file that `convert` would write: its keys are those of generation_config.json."""
-    found = _tried(checkpoint, partial(checkpoint.json, "generation_config.json"))
+    found = faults.of(partial(checkpoint.json, "generation_config.json"))
     given = found or {}
     keys = {f"{_SAMPLING}{short}": given[long] for long, short in (_SETTINGS | _REPEAT).items() if long in given}
     names = {short: long for long, short in (_SETTINGS | _REPEAT).items()}

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import json
 import re
 import shlex
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -91,12 +93,24 @@ def command(
     except PlanError as error:
         advice = f"; what fits: {again(error.smaller)}" if error.smaller else ""
         raise PlanError(f"{error}{advice}") from error
+    planned = replace(planned, notices=(*planned.notices, *_refusal(Path(model))))
     for notice in planned.notices:
-        console.note(notice)
+        console.note(console.escaped(notice))
     if as_json:
         click.echo(json.dumps(_as_dict(planned), indent=2))
     else:
         _show(planned, again)
+
+
+def _refusal(model: Path) -> Iterator[str]:
+    """A notice where `convert` would refuse the folder that is planned for."""
+    if not model.is_dir():
+        return
+    inspection = importlib.import_module("qwq_convert.inspection")  # by its name: the runtime knows no checkpoints
+    first, *more = inspection.faults(model) or (None,)
+    if first is not None:
+        others = f", and {len(more)} more: qwq-lite inspect {shlex.quote(str(model))}" if more else ""
+        yield f"convert will refuse this folder: {first}{others}"
 
 
 def _again(given: dict[str, Any], model: str) -> str:

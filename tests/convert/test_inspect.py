@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 from pathlib import Path
@@ -18,6 +19,7 @@ from qwq_lite.errors import CheckpointError, FormatError
 from qwq_lite.gguf_header import Value
 from qwq_lite.recipe import file_type
 from tests.checkpoints import CONTROL, END_OF_TEXT, END_OF_TURN, MERGES, TEMPLATE, write_random_checkpoint
+from tests.convert.broken import BROKEN
 from tests.convert.commands import run
 
 V, T = GGUFValueType, GGMLQuantizationType
@@ -150,29 +152,54 @@ def test_a_checkpoint_that_cannot_be_converted_is_still_shown(folder: Path, tmp_
     found = inspect(other)
     assert found.shape == inspect(folder).shape
     assert found.tokenizer is None
-    assert "Unigram" in found.notices[0] and "generation_config.json" in found.notices[1]
+    assert ["Unigram" in found.faults[0], "generation_config.json" in found.faults[1]] == [True, True]
+    assert not found.notices
 
 
-AGAINST: dict[str, tuple[dict[str, object], str]] = {
-    "quantized weights": ({"quantization_config": {"quant_method": "awq"}}, "(AWQ)"),
-    "another architecture": ({"architectures": ["LlamaForCausalLM"]}, "LlamaForCausalLM"),
+NOTED: dict[str, tuple[dict[str, object], str]] = {
     "a sliding window": ({"use_sliding_window": True}, "use_sliding_window"),
     "tied and not": ({"tie_word_embeddings": True}, "lm_head.weight of their own"),
-    "tensors that are missing": ({"num_hidden_layers": 3}, "12 of 39 tensors are missing"),
 }
 
 
-@pytest.mark.parametrize("what", AGAINST)
-def test_what_convert_would_say_is_said(
+@pytest.mark.parametrize("what", NOTED)
+def test_what_convert_would_note_is_a_note(
     what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    overrides, words = AGAINST[what]
+    overrides, words = NOTED[what]
     folder = write_random_checkpoint(tmp_path / "Tiny", overrides=overrides)
     found = inspect(folder)
     assert [words in notice for notice in found.notices] == [True]
     assert found.shape is not None and found.tokenizer is not None and found.total.n_params
+    assert not found.faults
     assert run(monkeypatch, "inspect", folder) == 0
     assert capsys.readouterr().err.startswith("note: ")
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_what_convert_refuses_is_a_fault_in_the_same_words(
+    case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_random_checkpoint(tmp_path / "Tiny")
+    BROKEN[case][0](folder)
+    assert run(monkeypatch, "convert", folder, "-q", "Q8_0", "-o", tmp_path / "out.gguf") == 1
+    refused = capsys.readouterr().err
+    assert run(monkeypatch, "inspect", folder) == 1
+    assert capsys.readouterr().err.splitlines()[-1] == refused.strip()
+    with contextlib.suppress(CheckpointError):  # a folder without a config.json is no checkpoint
+        assert console.one_line(inspect(folder).faults[0]) in refused
+
+
+def test_several_faults_are_all_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    overrides: dict[str, object] = {"quantization_config": {"quant_method": "awq"}, "use_sliding_window": True}
+    folder = write_random_checkpoint(tmp_path / "Tiny", overrides=overrides | {"num_hidden_layers": 3})
+    assert run(monkeypatch, "inspect", folder, "--json") == 1
+    out, err = capsys.readouterr()
+    assert ["AWQ" in fault for fault in json.loads(out)["faults"]] == [True, False]
+    assert err.splitlines()[0].startswith("note: ") and "tensors are missing" in err.splitlines()[0]
+    assert "AWQ" in err.splitlines()[1]
 
 
 def test_a_shard_that_is_missing_leaves_the_rest(
@@ -182,14 +209,14 @@ def test_a_shard_that_is_missing_leaves_the_rest(
     gone = sorted(folder.glob("*.safetensors"))[1]
     gone.unlink()
     found = inspect(folder)
-    assert [f"{gone}: the shard is missing" in notice for notice in found.notices] == [True]
+    assert [f"{gone}: the shard is missing" in fault for fault in found.faults] == [True]
     assert found.shape is not None and found.tokenizer is not None
     assert (found.types, found.tied) == ((), None)
-    assert run(monkeypatch, "inspect", folder) == 0
+    assert run(monkeypatch, "inspect", folder) == 1
     out, err = capsys.readouterr()
     assert "none that can be read" in out and "parameters" not in out
-    assert err.startswith(f"note: {gone}")
-    assert run(monkeypatch, "inspect", folder, "--json") == 0
+    assert err.startswith(f"qwq-lite: {gone}")
+    assert run(monkeypatch, "inspect", folder, "--json") == 1
     said = json.loads(capsys.readouterr().out)
     assert (said["types"], said["tied"], said["shape"]["n_layer"]) == ([], None, 2)
 

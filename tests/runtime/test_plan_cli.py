@@ -8,6 +8,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from qwq_lite.choice import KV_TYPES
 from qwq_lite.cli import commands, console
 from qwq_lite.plan import HOST_WEIGHTS
 from tests.checkpoints import write_random_checkpoint
+from tests.convert.broken import SHARD, change_json, remove
 
 COMMAND = [sys.executable, "-c", "from qwq_lite.cli import main; main()"]
 WAIT_S = 120
@@ -505,6 +507,41 @@ def test_a_checkpoint_is_planned_without_its_weights(tmp_path: Path, plan: Runne
     assert before["model"] == str(folder)
     assert before["choice"]["n_ctx"] == 4096
     assert before["choice"]["n_gpu_layers"] == 3
+
+
+REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
+    "weights that are quantized": (
+        change_json("config.json", quantization_config={"quant_method": "awq"}),
+        "(AWQ)",
+    ),
+    "code of its own": (change_json("config.json", auto_map={"AutoModelForCausalLM": "a.B"}), "auto_map"),
+    "no tokenizer": (remove("tokenizer.json"), "tokenizer.json"),
+    "a shard that is missing": (remove(SHARD), SHARD),
+    "settings that are none": (change_json("generation_config.json", temperature="hot"), "temperature"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_convert_would_refuse_is_said(case: str, tmp_path: Path, plan: Runner) -> None:
+    folder = write_random_checkpoint(tmp_path / "model")
+    change, words = REFUSED[case]
+    change(folder)
+    done = plan(folder, "--machine", "rtx-3090", "--json")
+    (notice,) = json.loads(done.out)["notices"]
+    assert notice.startswith("convert will refuse this folder: ") and words in notice
+    assert (done.status, done.err) == (0, notice + "\n")
+    refused = plan(folder, "-q", "Q8_0", "-o", tmp_path / "out.gguf", command="convert")
+    assert refused.err == f"qwq-lite: {notice.partition('folder: ')[2]}\n", "in the same words"
+
+
+def test_without_weights_config_json_is_asked_alone(tmp_path: Path, plan: Runner) -> None:
+    folder = write_random_checkpoint(tmp_path / "model")
+    for path in folder.iterdir():
+        if path.name != "config.json":
+            path.unlink()
+    assert plan.json(folder, "--machine", "rtx-3090")["notices"] == []
+    change_json("config.json", quantization_config={"quant_method": "gptq"})(folder)
+    assert "(GPTQ)" in plan(folder, "--machine", "rtx-3090").err
 
 
 def test_the_next_step_of_a_folder_names_the_folder(tmp_path: Path, plan: Runner) -> None:

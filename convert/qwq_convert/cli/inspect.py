@@ -14,6 +14,7 @@ import click
 from qwq_convert.inspection import Inspection, Token, Tokenizer, TypeSum, inspect
 from qwq_lite.cli import console
 from qwq_lite.cli.console import escaped, size
+from qwq_lite.errors import CheckpointError
 from qwq_lite.shape import ModelShape
 
 _ADDED = 12  # tokens shown
@@ -27,7 +28,8 @@ Rows = Iterator[tuple[str, str]]
 def command(path: Path, as_json: bool) -> None:
     """Say what FILE, a GGUF model, or DIR, a Hugging Face checkpoint, holds.
 
-    Architecture, sizes by type, tokenizer, template, sampling and where each setting comes from. No weight is read.
+    Architecture, sizes by type, tokenizer, template, sampling and where each setting comes from. No weight is read. Exit status 1
+    for a checkpoint that `convert` would refuse.
 
     Example: qwq-lite inspect QwQ-32B-Q4_K_M.gguf
     """
@@ -36,8 +38,11 @@ def command(path: Path, as_json: bool) -> None:
         click.echo(json.dumps(_as_dict(found), indent=2, allow_nan=False))
     else:
         _show(found)
-    for notice in found.notices:
+    first, *more = found.faults or (None,)
+    for notice in (*found.notices, *more):
         click.secho(escaped(f"note: {notice}"), err=True, dim=True)
+    if first is not None:
+        raise CheckpointError(first)
 
 
 def _show(found: Inspection) -> None:
