@@ -76,6 +76,6 @@ def _as_whole(vocab: dict[str, Any], merges: str) -> dict[str, Any]:
         "model": {"type": "BPE", "vocab": vocab, "merges": [line for line in lines if line]},
         "normalizer": {"type": "NFC"},
         "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, byte_level]},
-        "post_processor": byte_level,
+        "post_processor": None,  # tokenizer_config.json says which ends are put
         "added_tokens": [],
     }

@@ -21,7 +21,7 @@ from .chat_templates import templates
 from .source import Checkpoint
 from .text_files import quoted
 from .token_table import AddedToken, added_tokens, rows
-from .tokenizer_files import QWEN2_REGEX
+from .tokenizer_files import QWEN2_REGEX, TokenizerFiles
 
 _PRE_TOKENIZERS = {QWEN2_REGEX: "qwen2"}
 # Hugging Face's word for a special token -> GGUF's, in the order in which transformers and llama.cpp look at them
@@ -90,7 +90,7 @@ def load(checkpoint: Checkpoint, n_rows: int) -> Vocab:
         n_rows,
     )
     numbered = listed if files.whole is not None else [*listed, *more]
-    adds = _adds(checkpoint, tokenizer, settings, roles, path)
+    adds = _adds(checkpoint, files, settings, roles)
     template, named_templates = templates(checkpoint, settings)
     return Vocab(
         tokens=tokens,
@@ -238,34 +238,33 @@ def _special_ids(
 
 
 def _adds(
-    checkpoint: Checkpoint,
-    tokenizer: Mapping[str, Any],
-    settings: Mapping[str, Any],
-    roles: dict[str, str],
-    path: Path,
+    checkpoint: Checkpoint, files: TokenizerFiles, settings: Mapping[str, Any], roles: dict[str, str]
 ) -> dict[str, bool]:
     """Which ends a text gets: the post-processor's word, and that of tokenizer_config.json where it says nothing.
 
-    Where the two differ there is a notice. llama.cpp's converter chooses the same, and warns.
-
+    Where the two differ there is a notice; llama.cpp's converter chooses the same, and warns. Without either, a tokenizer of
+    vocab.json and merges.txt puts none.
     roles: gets the token that the post-processor puts first or last, where tokenizer_config.json names none.
     """
     adds: dict[str, bool] = {}
-    for part in _parts(tokenizer.get("post_processor"), "processors"):
+    for part in _parts(files.parts.get("post_processor"), "processors"):
         if part.get("type") == "ByteLevel":
             adds.setdefault("bos", False)
             adds.setdefault("eos", False)
         elif part.get("type") != "TemplateProcessing" or not _apply_template(part, roles, adds):
             raise CheckpointError(
-                f"{path}: post_processor {quoted(part.get('type'))} puts tokens around a text that GGUF has no word for;"
+                f"{files.whole}: post_processor {quoted(part.get('type'))} puts tokens around a text that GGUF has no word for;"
                 " convert this model with llama.cpp's convert_hf_to_gguf.py"
             )
     for name in ("bos", "eos", "sep"):
-        if isinstance(said := settings.get(f"add_{name}_token"), bool) and adds.setdefault(name, said) != said:
+        said = settings.get(f"add_{name}_token")
+        if isinstance(said, bool) and adds.setdefault(name, said) != said:
             checkpoint.notice(
                 f"{checkpoint.folder / 'tokenizer_config.json'}: add_{name}_token is {str(said).lower()}, and the tokenizer's"
                 f" post_processor puts {'none' if said else 'one'}: the latter is kept, as llama.cpp's converter keeps it"
             )
+        elif files.whole is None and name != "sep":
+            adds.setdefault(name, False)
     return adds
 
 

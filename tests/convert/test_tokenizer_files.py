@@ -259,7 +259,29 @@ def test_vocab_and_merges_are_the_same_tokenizer(table: str, tmp_path: Path) -> 
             for entry in json.loads((folder / "tokenizer.json").read_text())["added_tokens"]
         }
         write_json(folder / "added_tokens.json", names)
-    assert read(into_two_files(folder)) == expected
+    found = read(into_two_files(folder))
+    assert (list(found[0].items()), found[1]) == (list(expected[0].items()), expected[1]), "in the same order, too"
+
+
+@pytest.mark.parametrize(
+    ("said", "adds"),
+    [
+        ({}, {"bos": False, "eos": False}),
+        ({"bos": True}, {"bos": True, "eos": False}),
+        ({"eos": True}, {"bos": False, "eos": True}),
+    ],
+)
+def test_ends_that_no_post_processor_tells(said: dict[str, bool], adds: dict[str, bool], tmp_path: Path) -> None:
+    folder = into_two_files(write_random_checkpoint(tmp_path / "m"))
+
+    def change(settings: dict[str, Any]) -> None:
+        settings.pop("add_bos_token", None)
+        settings.update({f"add_{name}_token": value for name, value in said.items()})
+
+    change_json(folder, "tokenizer_config.json", change)
+    found = values(folder, "tokenizer.ggml.add_")
+    assert found == {f"{name}_token": value for name, value in adds.items()}
+    assert not read(folder)[1]
 
 
 def test_of_two_forms_of_a_tokenizer_tokenizer_json_counts(tmp_path: Path) -> None:
