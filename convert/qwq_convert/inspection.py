@@ -150,7 +150,7 @@ def faults(folder: Path) -> tuple[str, ...]:
     """Why `convert` would refuse a folder, in its words and order; by config.json alone where no weights are there yet."""
     try:
         with Checkpoint(folder) as checkpoint:
-            if any(path.suffix == ".safetensors" for path in folder.iterdir()):
+            if any(name.endswith(".safetensors") for name in checkpoint.names()):
                 return _of_checkpoint(checkpoint).faults
             family.check(checkpoint)
     except QwqError as error:

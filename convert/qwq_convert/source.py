@@ -40,6 +40,7 @@ INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 MAX_HEADER_BYTES = 16 << 20  # a shard with all tensors of 512 layers has a header of 1 MB
 
+_ORIGINAL = "take the checkpoint as it was before it was quantized"
 _NUMBERED = re.compile(r"model-\d{5}-of-(\d{5})\.safetensors")
 _DTYPES = {"F32": GGMLQuantizationType.F32, "F16": GGMLQuantizationType.F16, "BF16": GGMLQuantizationType.BF16}
 
@@ -138,7 +139,7 @@ class Checkpoint:
 
     def has_weights(self) -> bool:
         """Whether the folder lists shards or an index, sound or not."""
-        return self.has(INDEX) or any(path.suffix == ".safetensors" for path in self.folder.iterdir())
+        return self.has(INDEX) or any(name.endswith(".safetensors") for name in self.names())
 
     def json(self, name: str) -> dict[str, Any] | None:
         """One of the folder's JSON objects, or None when the folder does not list it."""
@@ -148,8 +149,8 @@ class Checkpoint:
         """One of the folder's text files, or None when the folder does not list it."""
         return read_text(self.folder / name) if self.has(name) else None
 
-    def names(self, name: str) -> list[str]:
-        """What one of the folder's own folders lists; nothing when the folder does not list it."""
+    def names(self, name: str = "") -> list[str]:
+        """What the folder lists, or one of its own folders; nothing when it does not list that one."""
         if not self.has(name):
             return []
         try:
@@ -232,7 +233,7 @@ class Checkpoint:
 
     def _numbered_shards(self) -> list[str]:
         """Shards named model-00001-of-0000N.safetensors, all N of them. Raises: CheckpointError when one is missing."""
-        listed = [match for path in self.folder.iterdir() if (match := _NUMBERED.fullmatch(path.name))]
+        listed = [match for name in self.names() if (match := _NUMBERED.fullmatch(name))]
         counts = sorted({int(match[1]) for match in listed})
         if len(counts) > 1:
             raise CheckpointError(
@@ -269,9 +270,9 @@ class Checkpoint:
             if kind is None:
                 if trace := next((other for other in (name, *header) if explain(other)), None):
                     raise CheckpointError(f"{path}: tensor {shown(trace)} {explain(trace)}")
+                advice = "save it as one of them first" if entry["dtype"] == "F64" else _ORIGINAL
                 raise CheckpointError(
-                    f"{path}: tensor {shown(name)} has dtype {entry['dtype']}; {', '.join(_DTYPES)} can be converted:"
-                    " take the checkpoint as it was before it was quantized"
+                    f"{path}: tensor {shown(name)} has dtype {entry['dtype']}; {', '.join(_DTYPES)} can be converted: {advice}"
                 )
             tensors[name] = SourceTensor(name, tuple(entry["shape"]), kind, file, data_start + entry["data_offsets"][0])
         return tensors

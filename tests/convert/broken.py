@@ -172,6 +172,10 @@ SHARDS: dict[str, Change] = {
     "shape turned around": (in_header(shape=[256, 320]), [SHARD, HEAD, "[256, 320]"]),
     "unknown dtype": (in_header(dtype="F7"), [SHARD]),
     "integers": (in_header(dtype="I16"), [SHARD, HEAD, "I16", "BF16"]),
+    "doubles": (
+        in_header(dtype="F64", shape=[160, 128]),
+        [SHARD, HEAD, "F64", "save it as one of them"],
+    ),
     "trailing data": (extend(SHARD, b"\0"), [SHARD]),
     "LFS pointer": (write(SHARD, POINTER), [SHARD, "LFS", "git lfs pull"]),
     "web page": (hub_page(SHARD), [SHARD, "web page"]),
