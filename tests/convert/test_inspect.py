@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -183,11 +183,11 @@ def test_what_convert_refuses_is_a_fault_in_the_same_words(
     folder = write_random_checkpoint(tmp_path / "Tiny")
     BROKEN[case][0](folder)
     assert run(monkeypatch, "convert", folder, "-q", "Q8_0", "-o", tmp_path / "out.gguf") == 1
-    refused = capsys.readouterr().err
+    refused = capsys.readouterr().err.strip()
     assert run(monkeypatch, "inspect", folder) == 1
-    assert capsys.readouterr().err.splitlines()[-1] == refused.strip()
-    with contextlib.suppress(CheckpointError):  # a folder without a config.json is no checkpoint
-        assert console.one_line(inspect(folder).faults[0]) in refused
+    said = capsys.readouterr().err.splitlines()[-1]
+    quoted = re.compile("`.*`")  # of two tensors that overlap, safetensors' library names one or the other
+    assert quoted.sub("", said) == quoted.sub("", refused)
 
 
 def test_several_faults_are_all_named(
