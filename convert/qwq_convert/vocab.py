@@ -45,6 +45,8 @@ _PLAIN_BPE: dict[str, tuple[object, ...]] = {
 }
 
 
+# Tokens of the family that end an answer in llama.cpp whatever the file says of them. Source: llama-vocab.cpp
+_END_ANYWHERE = frozenset({"<|im_end|>", "<|endoftext|>", "<｜end▁of▁sentence｜>"})
 _TEXT, _SECOND = ("Sequence", "A"), ("Sequence", "B")  # what a post-processor's template calls the texts
 
 
@@ -89,8 +91,9 @@ def load(checkpoint: Checkpoint, n_rows: int) -> Vocab:
         (special, checkpoint.folder / "tokenizer_config.json"),
         n_rows,
     )
-    numbered = listed if files.whole is not None else [*listed, *more]
     adds = _adds(checkpoint, files, settings, roles)
+    special_ids = _special_ids(checkpoint, listed if files.whole is not None else [*listed, *more], roles, n_rows)
+    _note_endless(checkpoint, tokens, special_ids)
     template, named_templates = templates(checkpoint, settings)
     return Vocab(
         tokens=tokens,
@@ -98,7 +101,7 @@ def load(checkpoint: Checkpoint, n_rows: int) -> Vocab:
         merges=_merges(model, files.merges),
         pre=_pre_tokenizer(tokenizer, path),
         normalizer=_normalizer(tokenizer.get("normalizer"), path),
-        special_ids=_special_ids(checkpoint, numbered, roles, n_rows),
+        special_ids=special_ids,
         adds=adds,
         chat_template=template,
         named_templates=named_templates,
@@ -235,6 +238,15 @@ def _special_ids(
             )
         found[name] = number
     return {gguf: found[name] for name in found if (gguf := _SPECIAL[name]) is not None}
+
+
+def _note_endless(checkpoint: Checkpoint, tokens: Sequence[str], special_ids: Mapping[str, int]) -> None:
+    """Say that no token ends an answer."""
+    if "eos" not in special_ids and not _END_ANYWHERE & set(tokens):
+        checkpoint.notice(
+            f"{checkpoint.folder}: no token ends an answer: eos_token in tokenizer_config.json and eos_token_id in config.json"
+            " name none that the tokenizer has; answers will go on until they are stopped"
+        )
 
 
 def _adds(

@@ -317,3 +317,18 @@ def test_two_files_are_blamed_by_their_names(name: str, content: str | None, wor
     (folder / name).unlink() if content is None else (folder / name).write_text(content, "utf-8")
     with pytest.raises(CheckpointError, match=words):
         read(folder)
+
+
+def test_a_tokenizer_without_an_end_is_told_of(tmp_path: Path) -> None:
+    folder = write_random_checkpoint(tmp_path / "m", overrides={"eos_token_id": ...})
+    names = {"<|endoftext|>": "<|a|>", "<|im_end|>": "<|b|>"}
+
+    def change(tokenizer: dict[str, Any]) -> None:
+        for entry in tokenizer["added_tokens"]:
+            entry["content"] = names.get(entry["content"], entry["content"])
+
+    change_json(folder, "tokenizer.json", change)
+    write_json(folder / "tokenizer_config.json", {"chat_template": TEMPLATE})
+    assert ["no token ends an answer" in notice for notice in read(folder)[1]] == [True]
+    change_json(folder, "tokenizer_config.json", lambda settings: settings.update(eos_token="<|b|>"))
+    assert not read(folder)[1]
