@@ -56,11 +56,10 @@ def instead(folder: Path) -> str | None:
     """What a folder without a checkpoint's files holds, and what to do with that; None when nothing is recognised."""
     if (found := adapter(folder)) is not None:
         return found
+    if (snapshot := mistaken.snapshot(folder)) is not None:
+        return f"it is a folder of the Hub's cache; name the one with the files: {snapshot}"
     if (gguf := min(folder.glob("*.gguf"), default=None)) is not None:
         return f"it holds GGUF files, which run as they are: qwq-lite chat {gguf}"
-    if (snapshots := folder / "snapshots").is_dir():
-        below = min(snapshots.iterdir(), default=snapshots)
-        return f"it is a repository's folder in the Hub's cache, and the checkpoint lies below it: {below}"
     pickles = [path for suffix in ("bin", "pt", "pth", "ckpt") for path in folder.glob(f"*.{suffix}")]
     if pickles:
         return (
