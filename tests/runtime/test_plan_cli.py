@@ -6,8 +6,10 @@ import json
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from qwq_lite import catalog, machines
+from qwq_lite import catalog, machines, planning
 from qwq_lite.choice import KV_TYPES
 from qwq_lite.cli import commands, console
 from qwq_lite.plan import HOST_WEIGHTS
@@ -532,6 +534,18 @@ def test_what_convert_would_refuse_is_said(case: str, tmp_path: Path, plan: Runn
     assert (done.status, done.err) == (0, notice + "\n")
     refused = plan(folder, "-q", "Q8_0", "-o", tmp_path / "out.gguf", command="convert")
     assert refused.err == f"qwq-lite: {notice.partition('folder: ')[2]}\n", "in the same words"
+
+
+def test_a_signal_leaves_no_temporary_file(tmp_path: Path, plan: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+    def ended(*_: object, **__: object) -> None:
+        with tempfile.TemporaryDirectory(dir=tmp_path):
+            assert signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL, "it would end the tests"
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(planning, "plan_model", ended)
+    assert plan("qwq-32b", "--machine", "rtx-3090") == Done(128 + signal.SIGTERM, "", "")
+    assert not list(tmp_path.iterdir())
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
 def test_without_weights_config_json_is_asked_alone(tmp_path: Path, plan: Runner) -> None:
