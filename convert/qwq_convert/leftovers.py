@@ -8,6 +8,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from qwq_lite import mistaken
+
 from .text_files import is_listed, read_json_object, shown
 
 ADAPTER_CONFIG = "adapter_config.json"
