@@ -20,7 +20,8 @@ from pathlib import Path
 import platformdirs
 
 from qwq_lite import child, diagnosis
-from qwq_lite.backend import engine_check, engine_products, native
+from qwq_lite._version import __version__
+from qwq_lite.backend import engine_check, native
 from qwq_lite.backend.engine_check import Ended, Report
 from qwq_lite.errors import EngineError, UsageError
 
@@ -81,6 +82,8 @@ def _run(arguments: Sequence[str], _timeout_s: float) -> Ended:
 
 def _serve() -> None:
     """The child's side."""
+    from qwq_lite.backend import engine_products
+
     sys.exit(engine_products.main(json.loads(sys.stdin.read()), child.results()))
 
 
@@ -93,8 +96,7 @@ def _path() -> Path:
             stat = entry.stat()
             digest.update(f"{entry.path}:{stat.st_size}:{stat.st_mtime_ns}\n".encode("utf-8", "surrogateescape"))
     cpu = [platform.machine(), os.environ.get("PROCESSOR_IDENTIFIER", ""), *sorted(diagnosis.cpu_features())]
-    what = [engine_products.TYPES, engine_products.ROWS, engine_check.MOST_ERROR]
-    digest.update(repr((cpu, what)).encode())
+    digest.update(repr((cpu, __version__)).encode())  # another version may check more
     return folder() / f"{digest.hexdigest()}{_SUFFIX}"
 
 

@@ -63,6 +63,11 @@ class Fault:
     signal: str = ""  # that it died by
     gpu: bool = False
 
+    @property
+    def counts(self) -> bool:
+        """Whether it is the engine's fault: a plain product without a result in time may be a busy machine's."""
+        return self.kind != "hung" or self.extra
+
 
 @dataclass(frozen=True)
 class Report:
@@ -74,13 +79,13 @@ class Report:
 
     @property
     def fails(self) -> bool:
-        """Whether a product was wrong or ended the process. One without a result in time may be a busy machine's."""
-        return any(fault.kind != "hung" for fault in self.faults)
+        """Whether a load should act on it: something was wrong, died, or hung in a buffer that llama.cpp can go without."""
+        return any(fault.counts for fault in self.faults)
 
     @property
     def extra_buffers_only(self) -> bool:
         """Whether all that fails is in buffer types that llama.cpp can go without."""
-        return bool(self.faults) and all(fault.extra for fault in self.faults)
+        return self.fails and all(fault.extra for fault in self.faults if fault.counts)
 
     @property
     def died_of_illegal_instruction(self) -> bool:

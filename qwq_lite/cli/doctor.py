@@ -26,7 +26,8 @@ GIB = 1 << 30
 def command(as_json: bool) -> None:
     """Say what this installation can do, and what is wrong with it.
 
-    Each thing that is wrong comes with the one command that mends it. Exit status 1 when something is an error.
+    Every device that llama.cpp uses computes a few matrix products, which are compared with what they should be. Each thing
+    that is wrong comes with the one command that mends it. Exit status 1 when something is an error.
     """
     from qwq_lite.backend.devices import report_from_child
 

@@ -162,6 +162,12 @@ def test_a_child_that_hangs_is_a_fault_that_stops_nothing() -> None:
     assert report.faults[0].what == "no result within 7 s" and not report.fails
 
 
+def test_a_hang_in_an_extra_buffer_is_reason_to_go_without_it() -> None:
+    report = check(Script(Ended(None, running("Q4_0", "AMX", True)), Ended(None, running("Q4_0")), Ended(0, DONE)))
+    assert [fault.kind for fault in report.faults] == ["hung", "hung"]
+    assert report.fails and report.extra_buffers_only
+
+
 @pytest.mark.parametrize(
     ("ended", "reason"),
     [
