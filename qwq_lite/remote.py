@@ -14,20 +14,22 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Callable, Hashable, Iterator
-from concurrent.futures import TimeoutError as FutureTimeout
+from collections import deque
+from collections.abc import Callable, Hashable, Iterable
 from pathlib import Path
 from typing import Any
 
 from qwq_lite import gguf_header, wire
+from qwq_lite.blame import ANOTHER, with_partial
 from qwq_lite.chat import Model
-from qwq_lite.errors import EngineClosed, EngineCrashed, EngineError, TemplateError
-from qwq_lite.events import Progress
+from qwq_lite.errors import EngineClosed, EngineCrashed, EngineError, QwqError
+from qwq_lite.events import Notice, Progress
 from qwq_lite.hardware import report_from_json
 from qwq_lite.model import Prompt
 from qwq_lite.model import options as model_options
 from qwq_lite.plan import RunPlan
-from qwq_lite.process import RemoteFeed, Retired, WorkerProcess
+from qwq_lite.process import Retired, WorkerProcess
+from qwq_lite.remote_feed import RemoteFeed
 from qwq_lite.stream import Stream, in_thread
 
 _BEGIN_S = 60.0  # for messages to become a prompt; a template has 2 s by its own clock
@@ -61,7 +63,7 @@ class RemoteModel(Model):
         self._held: list[WorkerProcess] = []
         weakref.finalize(self, _drop, self._held, self._owner)
         self._header: gguf_header.Header | None = None
-        self._start()
+        self._start(on_progress)
 
     @property
     def pid(self) -> int | None:
@@ -72,19 +74,18 @@ class RemoteModel(Model):
     def generate(self, prompt: Prompt, *, session: Hashable = None, **options: Any) -> Stream:
         """As `LocalModel.generate`. Raises besides: EngineCrashed, here or while the stream is read."""
         model_options(options)  # refused here, before anything is sent
-        fields: dict[str, Any] = {
+        request: dict[str, Any] = {
             "prompt": prompt if isinstance(prompt, str) else list(prompt),
             "session": _name(session),
             "options": _plain(options),
         }
+        begin_s = _BEGIN_S if _is_templated(prompt) else math.inf
         asked = time.monotonic()
         while True:
             worker = self._alive()
-            if options.get("within") is not None:  # it may have taken long to start another engine
-                fields["options"]["within"] = max(1e-3, options["within"] - (time.monotonic() - asked))
-            feed = RemoteFeed(worker)
-            with contextlib.suppress(Retired), _as_template_error(worker, self._file):
-                worker.ask("generate", feed=feed, timeout_s=_BEGIN_S if _is_templated(prompt) else math.inf, **fields)
+            feed = RemoteFeed(request, self.n_ctx, begin_s, asked)
+            with contextlib.suppress(Retired):
+                worker.ask("generate", feed=feed)
                 return Stream(feed)
 
     async def agenerate(self, prompt: Prompt, *, session: Hashable = None, **options: Any) -> Stream:
@@ -122,8 +123,8 @@ class RemoteModel(Model):
             with contextlib.suppress(Retired):
                 return self._alive().ask(verb, args=list(arguments))
 
-    def _alive(self) -> WorkerProcess:
-        """The worker; a new one where the last has died."""
+    def _alive(self, on_progress: Callable[[Progress], None] | None = None) -> WorkerProcess:
+        """The worker; a new one where the last has died, whose load on_progress is told of."""
         if os.getpid() != self._owner:
             raise EngineError("the model was loaded in another process, of which this one is a copy; load it here")
         with self._changing:
@@ -134,13 +135,15 @@ class RemoteModel(Model):
                 self._count(worker, worker.crash)
             if worker.retired or worker.gone is not None:
                 worker.wait()  # never two models at once
-                self._start()
+                self._start(self._on_progress if on_progress is None else on_progress)
             return self._held[0]
 
     def _count(self, worker: WorkerProcess, crash: EngineCrashed) -> None:
         """Raises: EngineCrashed after too many, until a minute has passed."""
         if worker is not self._counted:
             self._counted = worker
+            if worker.blamed:  # not the engine's own fault, so far as is known
+                return
             soon = worker.gone_at - min(self._loaded_at, worker.gone_at) < _WITHIN_S
             self._n_crashes = self._n_crashes + 1 if soon else 1
         if self._n_crashes >= _CRASHES:
@@ -154,20 +157,29 @@ class RemoteModel(Model):
             )
             raise error
 
-    def _start(self) -> None:
+    def _start(self, on_progress: Callable[[Progress], None] | None) -> None:
         try:
-            worker = WorkerProcess(self._file, self._python, self._idle_s)
+            worker = WorkerProcess(
+                self._file, self._python, self._idle_s, functools.partial(_rescue, weakref.ref(self))
+            )
         except (OSError, RuntimeError) as error:  # no such interpreter, no memory, too many processes
             raise EngineError(f"{self._file}: the engine's process cannot be started: {error}") from error
         self._held[:], self._loaded_at = [worker], math.inf
         if self._closed:  # meanwhile, by another thread, which ended the one before
             worker.kill()
             raise EngineClosed(f"{self._file}: the model is unloaded; load it again")
+
+        def show() -> None:
+            """Load progress, on the thread that loads."""
+            for share in worker.progress():
+                if on_progress is not None:
+                    on_progress(Progress("load", share, 1.0))
+
         try:
             if self._header is None:  # while the child starts
                 self._header = gguf_header.read(self._file)
             plan = None if self._given_plan is None else wire.plan_to_json(self._given_plan)
-            found = worker.ask("load", meanwhile=self._show, model=str(self._file), options=self._options, plan=plan)
+            found = worker.ask("load", meanwhile=show, model=str(self._file), options=self._options, plan=plan)
         except BaseException:
             worker.kill()
             raise
@@ -176,29 +188,52 @@ class RemoteModel(Model):
         self.engine = report_from_json(found["engine"])
         self._loaded_at = time.monotonic()
 
-    def _show(self) -> None:
-        """Load progress, on the thread that loads."""
-        for share in self._held[0].progress():
-            if self._on_progress is not None:
-                self._on_progress(Progress("load", share, 1.0))
-
 
 def _drop(held: list[WorkerProcess], owner: int) -> None:
     if held and os.getpid() == owner:  # not from a forked copy of the host
         held[0].kill()
 
 
-@contextlib.contextmanager
-def _as_template_error(worker: WorkerProcess, file: Path) -> Iterator[None]:
-    """A prompt that takes for ever is the template's doing: the worker is ended, for nothing else stops it."""
+def _rescue(model: weakref.ref[RemoteModel], orphans: list[RemoteFeed], crash: EngineCrashed) -> None:
+    """Let replies go on in another worker, on a thread of its own: their callers only read."""
+    work = threading.Thread(target=_go_on, args=(model, deque(orphans), crash), name="qwq-lite rescue", daemon=True)
     try:
-        yield
-    except FutureTimeout as error:
-        worker.kill(f"the chat template did not end within {_BEGIN_S:.0f} s")
-        raise TemplateError(
-            f"{file}: its chat template (tokenizer.chat_template) did not end within {_BEGIN_S:.0f} s; the next call starts the"
-            " engine anew"
-        ) from error
+        work.start()
+    except RuntimeError:  # the interpreter is ending, or the system has no thread more
+        _tell(orphans, crash)
+
+
+def _go_on(model: weakref.ref[RemoteModel], orphans: deque[RemoteFeed], crash: EngineCrashed) -> None:
+    """Each in its turn. The first error is told to all who are left."""
+    try:
+        while orphans:
+            owner = model()
+            if owner is None or owner._closed:
+                raise EngineClosed("the model was unloaded before the reply was done; load it again")
+            with contextlib.suppress(Retired):  # this one is gone too
+                worker = owner._alive(_tell_nobody)
+                while orphans:
+                    feed = orphans[0]
+                    if feed.is_shown and feed.n_ctx != owner.n_ctx:  # its rules were made for the other
+                        feed.put(with_partial(crash, feed))
+                    else:
+                        worker.go_on(feed)
+                        if feed.n_deaths:
+                            words = str(crash).removesuffix(ANOTHER)
+                            feed.put(Notice(f"{words}; another goes on with this reply", "resumed"))
+                    orphans.popleft()
+            del owner  # a model that is dropped ends
+    except Exception as error:
+        _tell(orphans, error if isinstance(error, QwqError) else EngineError(f"{type(error).__name__}: {error}"))
+
+
+def _tell(orphans: Iterable[RemoteFeed], error: QwqError) -> None:
+    for feed in orphans:
+        feed.put(with_partial(error, feed) if isinstance(error, EngineCrashed) else copy.copy(error))
+
+
+def _tell_nobody(_progress: Progress) -> None:
+    """The caller's function is for a thread that the caller knows."""
 
 
 def _is_templated(prompt: Prompt) -> bool:

@@ -190,11 +190,22 @@ def test_a_conversation_survives_its_engine(fragile: RemoteModel) -> None:
 
 @posix
 def test_a_crash_loop_is_given_up(fragile: RemoteModel) -> None:
-    for _ in range(remote._CRASHES - 1):
-        struck(fragile, signal.SIGKILL, after=1)
-    struck(fragile, signal.SIGKILL, after=1)
+    for n in range(remote._CRASHES):
+        if n:
+            assert fragile.ask("Hi", max_tokens=2).stats.n_generated
+        os.kill(pid_of(fragile), signal.SIGKILL)  # nobody asks for anything: it is nobody's fault
+        deadline = time.monotonic() + WAIT_S
+        while fragile.pid is not None and time.monotonic() < deadline:
+            time.sleep(0.01)
     with pytest.raises(qwq_lite.EngineCrashed, match=f"{remote._CRASHES} times"):
         fragile.ask("Hi")
+
+
+@posix
+def test_deaths_that_are_a_replys_bar_nobody(fragile: RemoteModel) -> None:
+    for _ in range(remote._CRASHES + 1):
+        assert not isinstance(struck(fragile, signal.SIGKILL, after=3), qwq_lite.RequestCrashed)
+    assert fragile.ask("Hi", max_tokens=2).stats.n_generated
 
 
 @posix
