@@ -10,6 +10,7 @@ from qwq_lite.errors import EngineCrashed, QwqError, RequestCrashed, TemplateErr
 from qwq_lite.remote_feed import RemoteFeed
 
 ANOTHER = "; the next call starts another"  # how a crash ends
+_TOKENIZING, _REPLYING = "while it made this prompt into tokens", "a second time while it made this reply"
 
 
 class Verdict(NamedTuple):
@@ -27,29 +28,50 @@ def verdict(
     waiting: Collection[int],
     feeds: Mapping[int, RemoteFeed],
 ) -> Verdict:
-    """Whose death it was: the prompt's that was being made; else the reply's, where it was alone or has ended a process before.
+    """Whose death it was: the prompt's that was being made, or the reply's.
 
-    Replies are made one at a time. One that was not alone is tried again, and the others wait behind it as they did; no more
-    than two processes die of it.
+    One prompt and one reply are made at a time. Where there were both, both are suspected and tried again, the prompt once the
+    reply is done; so the guilty one is there a second time, beside another. A reply with others in line is tried again too, and
+    they wait behind it as they did; one that was alone is not.
 
     Args:
         tokenizing: the request whose prompt was being made; overdue: it took too long, and was ended for that.
         waiting: calls that wait for an answer, a generate's until its prompt is there. feeds: all replies that are not done.
     """
+    begun = [feed for feed in feeds.values() if feed.begun]
+    reply = max(begun, key=lambda feed: feed.begun_at) if begun else None
     if tokenizing is not None and (tokenizing in feeds or tokenizing in waiting):
-        return Verdict(
-            tokenizing, _late(crash) if overdue else _blamed(crash, "while it made this prompt into tokens"), True
-        )
-    begun = [number for number, feed in feeds.items() if feed.begun]
-    if not begun:
+        if overdue:
+            return Verdict(tokenizing, _late(crash), True)
+        if reply is None:
+            return Verdict(tokenizing, _blamed(crash, _TOKENIZING), True)
+        if tokenizing not in feeds:  # a call for tokens, which is not tried again
+            return Verdict(tokenizing, copy.copy(crash), True)
+        return _of_two(crash, feeds[tokenizing], reply)
+    if reply is None:
         return Verdict(None, crash, False)
-    active = max(begun, key=lambda number: feeds[number].begun_at)
-    feed = feeds[active]
-    feed.n_deaths += 1
-    if feed.n_deaths > 1:
-        return Verdict(active, with_partial(_blamed(crash, "a second time while it made this reply"), feed), True)
-    alone = {*waiting, *feeds} == {active}
-    return Verdict(active if alone else None, with_partial(crash, feed), True)
+    reply.n_deaths += 1
+    if reply.n_deaths > 1:
+        return _guilty(crash, reply, _REPLYING)
+    alone = {*waiting, *feeds} == {reply.number}
+    return Verdict(reply.number if alone else None, with_partial(crash, reply), True)
+
+
+def _of_two(crash: EngineCrashed, prompt: RemoteFeed, reply: RemoteFeed) -> Verdict:
+    prompt.n_deaths += 1
+    reply.n_deaths += 1
+    if prompt.n_deaths > reply.n_deaths:
+        return _guilty(crash, prompt, _TOKENIZING)
+    if reply.n_deaths > prompt.n_deaths:
+        return _guilty(crash, reply, _REPLYING)
+    prompt.rival, reply.rival, prompt.after = reply, prompt, reply
+    return Verdict(None, crash, True)
+
+
+def _guilty(crash: EngineCrashed, feed: RemoteFeed, when: str) -> Verdict:
+    if feed.rival is not None:  # was suspected for nothing
+        feed.rival.n_deaths -= 1
+    return Verdict(feed.number, with_partial(_blamed(crash, when), feed), True)
 
 
 def with_partial(error: EngineCrashed, feed: RemoteFeed) -> EngineCrashed:

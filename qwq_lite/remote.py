@@ -79,11 +79,11 @@ class RemoteModel(Model):
             "session": _name(session),
             "options": _plain(options),
         }
-        begin_s = _BEGIN_S if _is_templated(prompt) else math.inf
-        asked = time.monotonic()
+        feed = RemoteFeed(request, _BEGIN_S if _is_templated(prompt) else math.inf)
         while True:
+            feed.wait()
             worker = self._alive()
-            feed = RemoteFeed(request, self.n_ctx, begin_s, asked)
+            feed.n_ctx = self.n_ctx
             with contextlib.suppress(Retired):
                 worker.ask("generate", feed=feed)
                 return Stream(feed)
@@ -204,7 +204,8 @@ def _rescue(model: weakref.ref[RemoteModel], orphans: list[RemoteFeed], crash: E
 
 
 def _go_on(model: weakref.ref[RemoteModel], orphans: deque[RemoteFeed], crash: EngineCrashed) -> None:
-    """Each in its turn. The first error is told to all who are left."""
+    """Each in its turn, those last who wait for another. The first error is told to all who are left."""
+    orphans = deque(sorted(orphans, key=lambda feed: feed.after is not None))
     try:
         while orphans:
             owner = model()
@@ -214,6 +215,7 @@ def _go_on(model: weakref.ref[RemoteModel], orphans: deque[RemoteFeed], crash: E
                 worker = owner._alive(_tell_nobody)
                 while orphans:
                     feed = orphans[0]
+                    feed.wait()
                     if feed.is_shown and feed.n_ctx != owner.n_ctx:  # its rules were made for the other
                         feed.put(with_partial(crash, feed))
                     else:

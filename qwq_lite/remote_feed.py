@@ -9,11 +9,13 @@ import time
 from typing import Any, Protocol
 
 from qwq_lite import wire
-from qwq_lite.events import Answer, Event, Thinking
+from qwq_lite.errors import QwqError
+from qwq_lite.events import Answer, Done, Event, Thinking
 from qwq_lite.orders import Order
 from qwq_lite.stream import MOST_UNREAD, SHOWN, Feed
 
 _ACK_EVERY = 64
+_LOOK_S = 0.1
 
 
 class Worker(Protocol):
@@ -26,20 +28,21 @@ class RemoteFeed(Feed):
     """Keeps the request, the reply's text, and what was done to it; tells the worker how much was read.
 
     request: the fields of its message. n_ctx: tokens of the context that its prompt was made for. begin_s: most seconds until
-    its prompt is there. asked: when it was asked for.
+    its prompt is there.
     """
 
-    def __init__(
-        self, request: dict[str, Any], n_ctx: int, begin_s: float = math.inf, asked: float | None = None
-    ) -> None:
+    def __init__(self, request: dict[str, Any], begin_s: float = math.inf) -> None:
         super().__init__(lambda _: self._tell({"do": "cancel"}))
-        self.n_ctx, self.begin_s = n_ctx, begin_s
+        self.n_ctx, self.begin_s = 0, begin_s
         self.number = 0
         self.texts: list[str] = []
         self.begun_at = math.inf  # when its worker sent the first event: then it is being made
         self.cancelled_at = math.inf
-        self.n_deaths = 0  # of workers that were making it
-        self._request, self._asked = request, time.monotonic() if asked is None else asked
+        self.n_deaths = 0  # of workers that were making it, or its prompt
+        self.rival: RemoteFeed | None = None  # the other one that a worker may have died of
+        self.after: RemoteFeed | None = None  # that is to be done before this one's prompt is made again
+        self._over = threading.Event()
+        self._request, self._asked = request, time.monotonic()
         self._seed = secrets.randbits(32)
         self._entries: list[Any] = []  # as the worker sent them
         self._n_shown, self._n_taken = 0, 0
@@ -75,6 +78,12 @@ class RemoteFeed(Feed):
         if self.cancelled:
             self._tell({"do": "cancel"})
 
+    def wait(self) -> None:
+        """Wait until the reply is done that it is to come after, or rests because it is not read."""
+        other, self.after = self.after, None
+        while other is not None and not other._over.wait(_LOOK_S) and not other.unread:
+            continue
+
     def cancel(self) -> None:
         self.cancelled_at = min(self.cancelled_at, time.monotonic())
         super().cancel()
@@ -97,6 +106,11 @@ class RemoteFeed(Feed):
         if isinstance(event, Thinking | Answer):
             self.texts.append(event.text)
         self.put(event)
+
+    def put(self, event: Event | QwqError) -> None:
+        super().put(event)
+        if isinstance(event, Done | QwqError):
+            self._over.set()
 
     def taken(self) -> None:
         self._n_taken += 1

@@ -3,26 +3,32 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import math
 import os
 import random
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import qwq_lite
-from qwq_lite import wire
+from qwq_lite import blame, remote, wire
+from qwq_lite.blame import Verdict
 from qwq_lite.events import Answer, Done, Event, Notice, Progress, Thinking
 from qwq_lite.loading import load
 from qwq_lite.local import LocalModel
 from qwq_lite.orders import Course, Entry
+from qwq_lite.policies import closing
 from qwq_lite.remote import RemoteModel
+from qwq_lite.remote_feed import RemoteFeed
 from qwq_lite.stream import Stream
 from tests.attacks.test_engine_deaths import rewritten
+from tests.deaths import POISON_SEED, POISON_TEXT, interpreter
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="signals, and a script in the place of Python")
 SEED = 5
@@ -91,13 +97,20 @@ CASES: dict[str, tuple[dict[str, Any], dict[int, Callable[[Stream], None]]]] = {
         {"thought_style": "none", "max_tokens": 60},
         {5: lambda stream: stream.steer("Wait."), 10: Stream.conclude},
     ),
+    "a tag that is taken early": (
+        {"thinking_budget": 20, "max_tokens": 200},
+        {30: lambda stream: stream.steer("Well.\n")},
+    ),
     "a deadline": ({"thought_style": "undivided", "within": 2.0, "max_tokens": 400}, {}),
     "letters of one script": ({"answer_script": "latin", "stop": ["zq"], "max_tokens": 120}, {}),
 }
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_what_was_shown_stands_wherever_the_engine_ends(engine: LocalModel, name: str) -> None:
+def test_what_was_shown_stands_wherever_the_engine_ends(
+    engine: LocalModel, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(closing, "MARGIN", math.inf)
     options, orders = CASES[name]
     whole, _ = followed(engine.go_on(QUESTION, Course(SEED), **options), None, dict(orders))
     rng = random.Random(SEED)
@@ -151,46 +164,19 @@ def test_what_is_no_course_is_refused(bad: Any) -> None:
         wire.course_from_json(bad)
 
 
-# A worker that dies of one request: while a text with "poison" in it is made into tokens, or at a reply's tenth token.
-DEADLY = """#!{python}
-import sys
-
-def plant():
-    import signal
-    from qwq_lite.active_reply import ActiveReply
-    from qwq_lite.backend.vocab import Vocab
-    tokenize, take = Vocab.tokenize, ActiveReply.take
-
-    def deadly_tokenize(vocab, text, parse_special):
-        if "poison" in text:
-            signal.raise_signal({signal})
-        return tokenize(vocab, text, parse_special)
-
-    def deadly_take(reply, token, time_s=None):
-        if reply.request.seed == 666 and len(reply.track.tokens) == 10:
-            signal.raise_signal({signal})
-        return take(reply, token, time_s)
-
-    Vocab.tokenize, ActiveReply.take = deadly_tokenize, deadly_take
-
-code = sys.argv[2].split("; ", 2)
-exec("; ".join(code[:2]))
-plant()
-exec(code[2])
-"""
-
-
 @pytest.fixture
-def deadly(tiny_gguf: Path, tmp_path: Path) -> Iterator[RemoteModel]:
-    python = tmp_path / "python"
-    python.write_text(DEADLY.format(python=sys.executable, signal=int(signal.SIGSEGV)))
-    python.chmod(0o755)
-    with load(tiny_gguf, n_ctx=2048, python=str(python)) as model:
+def fragile(tiny_gguf: Path) -> Iterator[RemoteModel]:
+    with load(tiny_gguf, n_ctx=2048) as model:
         assert isinstance(model, RemoteModel)
         yield model
 
 
-def outcomes(asks: list[Callable[[], list[Event]]]) -> list[list[Event] | qwq_lite.QwqError]:
+def pid_of(model: RemoteModel) -> int:
+    assert model.pid is not None
+    return model.pid
+
+
+def outcomes(asks: Sequence[Callable[[], list[Event]]]) -> list[list[Event] | qwq_lite.QwqError]:
     """What each call comes to, all at once."""
     found: list[Any] = [None] * len(asks)
 
@@ -209,69 +195,62 @@ def outcomes(asks: list[Callable[[], list[Event]]]) -> list[list[Event] | qwq_li
     return found
 
 
-POISONS: dict[str, tuple[str, int]] = {"in its prompt": ("a poison", SEED), "at its tenth token": ("a story", 666)}
+POISONS: dict[str, tuple[str, int]] = {
+    "prompt": (f"a {POISON_TEXT}", SEED),
+    "token": ("a story", POISON_SEED),
+    "stack": ("a" * 400_000, SEED),
+}
 
 
 @posix
-@pytest.mark.parametrize("name", POISONS)
-def test_one_of_eight_callers_ends_the_engine(deadly: RemoteModel, name: str) -> None:
-    def ask(text: str, seed: int) -> list[Event]:
-        return list(
-            deadly.generate([{"role": "user", "content": text}], seed=seed, max_tokens=60, thought_style="none")
-        )
-
-    for run in range(3):
-        place = random.Random(run).randrange(8)
-        asks = [lambda n=n: ask(f"question {n}", n) for n in range(7)]
-        asks.insert(place, lambda: ask(*POISONS[name]))
-        for n, found in enumerate(outcomes(asks)):
-            if n == place:
-                assert isinstance(found, qwq_lite.RequestCrashed)
-                assert found.signal == "SIGSEGV"
-                assert "not tried again" in str(found)
-                continue
-            assert isinstance(found, list), found
-            done = found[-1]
-            assert isinstance(done, Done)
-            assert done.reply.finish_reason in ("stop", "length")
-            assert shown(found)[1].strip() == done.reply.answer.strip()
-    assert deadly.ask("Hi", max_tokens=2).stats.n_generated  # no refusal: none of these deaths was without a culprit
-
-
-@posix
-def test_a_text_that_ends_the_tokenizer_is_its_callers(deadly: RemoteModel) -> None:
-    with pytest.raises(qwq_lite.RequestCrashed, match="made this prompt into tokens"):
-        deadly.tokenize("a poison")
-    assert deadly.tokenize("a remedy")
-
-
-@posix
-def test_a_stack_that_a_tokenizer_overflows_is_one_requests_fault(tiny_gguf: Path, tmp_path: Path) -> None:
-    """The real death, where nothing of what prevents it is in force."""
-    python = tmp_path / "python"
-    bare = DEADLY.replace(
-        "Vocab.tokenize, ActiveReply.take = deadly_tokenize, deadly_take",
-        "from qwq_lite.backend import pretokenizer; pretokenizer.call = lambda work, text, pre, bounded: work()",
-    )
-    python.write_text(bare.format(python=sys.executable, signal=0))
-    python.chmod(0o755)
+@pytest.mark.parametrize("kind", POISONS)
+def test_one_of_eight_callers_ends_the_engine(tiny_gguf: Path, tmp_path: Path, kind: str) -> None:
     file = rewritten(tiny_gguf, tmp_path / "gpt-4o.gguf", {"tokenizer.ggml.pre": "gpt-4o"})
-    with load(file, n_ctx=1024, python=str(python)) as model:
-        waiting = model.generate("abc", max_tokens=400)
-        with pytest.raises(qwq_lite.RequestCrashed, match="made this prompt into tokens"):
-            model.generate("a" * 400_000)
-        assert isinstance(list(waiting)[-1], Done)
+    with load(file, n_ctx=2048, python=str(interpreter(tmp_path, kind))) as model:
+
+        def ask(text: str, seed: int) -> list[Event]:
+            messages = [{"role": "user", "content": text}]
+            return list(model.generate(messages, seed=seed, max_tokens=60, thought_style="none"))
+
+        for run in range(3):
+            place = random.Random(run).randrange(8)
+            asked = [(f"question {n}", n) for n in range(7)]
+            asked.insert(place, POISONS[kind])
+            found = outcomes([functools.partial(ask, *words) for words in asked])
+            culprit = found.pop(place)
+            assert isinstance(culprit, qwq_lite.RequestCrashed)
+            assert culprit.signal == "SIGSEGV"
+            assert "not tried again" in str(culprit)
+            for events in found:
+                assert isinstance(events, list), events
+                done = events[-1]
+                assert isinstance(done, Done)
+                assert done.reply.finish_reason in ("stop", "length")
+                assert shown(events)[1].strip() == done.reply.answer.strip()
+        assert model.ask("Hi", max_tokens=2).stats.n_generated  # no refusal: each of these deaths had a culprit
 
 
 @posix
-def test_a_kill_from_outside_is_outlived_by_all_who_are_not_alone(deadly: RemoteModel) -> None:
+def test_a_text_that_ends_the_tokenizer_is_its_callers(tiny_gguf: Path, tmp_path: Path) -> None:
+    with load(tiny_gguf, n_ctx=1024, python=str(interpreter(tmp_path, "prompt"))) as model:
+        for _ in range(remote._CRASHES + 1):
+            with pytest.raises(qwq_lite.RequestCrashed, match="made this prompt into tokens"):
+                model.tokenize(f"a {POISON_TEXT}")
+            assert model.tokenize("a remedy")
+        running = model.generate("abc", max_tokens=400)
+        with pytest.raises(qwq_lite.EngineCrashed):
+            model.tokenize(f"a {POISON_TEXT}")
+        assert isinstance(list(running)[-1], Done)
+
+
+@posix
+def test_a_kill_from_outside_is_outlived_by_all_who_are_not_alone(fragile: RemoteModel) -> None:
     streams = [
-        deadly.generate(QUESTION, seed=n, max_tokens=300, temperature=1.0, thought_style="none") for n in range(4)
+        fragile.generate(QUESTION, seed=n, max_tokens=300, temperature=1.0, thought_style="none") for n in range(4)
     ]
     reader = iter(streams[0])
     first = [next(reader) for _ in range(30)]
-    assert deadly.pid is not None
-    os.kill(deadly.pid, signal.SIGKILL)
+    os.kill(pid_of(fragile), signal.SIGKILL)
     ends = [[*first, *reader], *map(list, streams[1:])]
     for events in ends:
         done = events[-1]
@@ -283,17 +262,16 @@ def test_a_kill_from_outside_is_outlived_by_all_who_are_not_alone(deadly: Remote
 
 
 @posix
-def test_orders_and_cancels_reach_the_engine_that_goes_on(deadly: RemoteModel) -> None:
+def test_orders_and_cancels_reach_the_engine_that_goes_on(fragile: RemoteModel) -> None:
     with contextlib.ExitStack() as stack:
         options: dict[str, Any] = {"max_tokens": 1500, "thought_style": "undivided", "seed": 3}
-        steered, cancelled, last = (stack.enter_context(deadly.generate(QUESTION, **options)) for _ in range(3))
+        steered, cancelled, last = (stack.enter_context(fragile.generate(QUESTION, **options)) for _ in range(3))
         reader = iter(steered)
         first = [next(reader) for _ in range(20)]
-        assert deadly.pid is not None
-        os.kill(deadly.pid, signal.SIGSTOP)  # it hears nothing more
+        os.kill(pid_of(fragile), signal.SIGSTOP)  # it hears nothing more
         steered.conclude()
         cancelled.cancel()
-        os.kill(deadly.pid, signal.SIGKILL)
+        os.kill(pid_of(fragile), signal.SIGKILL)
         events = [*first, *reader]
         done = events[-1]
         assert isinstance(done, Done)
@@ -304,25 +282,23 @@ def test_orders_and_cancels_reach_the_engine_that_goes_on(deadly: RemoteModel) -
 
 
 @posix
-def test_a_model_that_is_unloaded_meanwhile_tells_so(deadly: RemoteModel) -> None:
-    streams = [deadly.generate(QUESTION, max_tokens=1500) for _ in range(3)]
-    assert deadly.pid is not None
-    os.kill(deadly.pid, signal.SIGKILL)
-    deadly.unload()
+def test_a_model_that_is_unloaded_meanwhile_tells_so(fragile: RemoteModel) -> None:
+    streams = [fragile.generate(QUESTION, max_tokens=1500) for _ in range(3)]
+    os.kill(pid_of(fragile), signal.SIGKILL)
+    fragile.unload()
     for stream in streams:
         with pytest.raises((qwq_lite.EngineClosed, qwq_lite.EngineCrashed)):
             list(stream)
 
 
 @posix
-def test_a_context_of_another_size_cannot_go_on(deadly: RemoteModel) -> None:
-    running, waiting = (deadly.generate(QUESTION, max_tokens=1500, thought_style="none") for _ in range(2))
+def test_a_context_of_another_size_cannot_go_on(fragile: RemoteModel) -> None:
+    running, waiting = (fragile.generate(QUESTION, max_tokens=1500, thought_style="none") for _ in range(2))
     reader = iter(running)
     for _ in range(20):
         next(reader)
-    deadly._options["n_ctx"] = 1024  # as where less memory is free now
-    assert deadly.pid is not None
-    os.kill(deadly.pid, signal.SIGKILL)
+    fragile._options["n_ctx"] = 1024  # as where less memory is free now
+    os.kill(pid_of(fragile), signal.SIGKILL)
     with pytest.raises(qwq_lite.EngineCrashed) as caught:
         list(reader)
     assert caught.value.partial
@@ -331,13 +307,60 @@ def test_a_context_of_another_size_cannot_go_on(deadly: RemoteModel) -> None:
 
 @posix
 def test_a_template_that_does_not_end_is_its_requests_fault(
-    deadly: RemoteModel, monkeypatch: pytest.MonkeyPatch
+    fragile: RemoteModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    running = deadly.generate("abc", max_tokens=200)
-    worker = deadly._held[0]
-    assert deadly.pid is not None
+    running = fragile.generate("abc", max_tokens=200)
+    worker = fragile._held[0]
     monkeypatch.setattr("qwq_lite.remote._BEGIN_S", 0.0)
-    found = outcomes([lambda: list(deadly.generate([{"role": "user", "content": "x " * 200_000}], max_tokens=2))])
+    found = outcomes([lambda: list(fragile.generate([{"role": "user", "content": "x " * 200_000}], max_tokens=2))])
     if worker.gone:  # it took longer than nothing
         assert isinstance(found[0], qwq_lite.TemplateError)
     assert isinstance(list(running)[-1], Done)
+
+
+def feeds_of(*, begun: tuple[int, ...], others: tuple[int, ...]) -> dict[int, RemoteFeed]:
+    feeds = {number: RemoteFeed({}) for number in (*begun, *others)}
+    for number, feed in feeds.items():
+        feed.number = number
+    for number in begun:
+        feeds[number].take(Progress("prefill", 0, 1), [])
+    return feeds
+
+
+def judged(tokenizing: int | None, feeds: dict[int, RemoteFeed], waiting: tuple[int, ...] = ()) -> Verdict:
+    crash = qwq_lite.EngineCrashed("model.gguf: the engine's process is gone: it was ended by SIGSEGV" + blame.ANOTHER)
+    return blame.verdict(crash, tokenizing, False, waiting, feeds)
+
+
+def test_a_prompt_and_a_reply_are_told_apart_by_the_second_death() -> None:
+    for guilty in (1, 2):
+        feeds = feeds_of(begun=(1,), others=(2, 3))
+        first = judged(2, feeds, (2,))
+        assert first.culprit is None
+        assert first.known
+        assert feeds[2].after is feeds[1]  # so they are not there together again
+        other = feeds_of(begun=(4,) if guilty == 2 else (), others=(5,))
+        second = judged(2 if guilty == 2 else 5, {**feeds_again(feeds, guilty), **other}, ())
+        assert second.culprit == guilty
+        assert isinstance(second.error, qwq_lite.RequestCrashed)
+        assert feeds[3 - guilty].n_deaths == 0  # cleared of suspicion
+
+
+def feeds_again(feeds: dict[int, RemoteFeed], guilty: int) -> dict[int, RemoteFeed]:
+    """With another worker: the one that is guilty, under way again."""
+    feed = feeds[guilty]
+    feed.begun_at = 0.0 if guilty == 1 else math.inf
+    return {guilty: feed}
+
+
+def test_whose_death_it_was() -> None:
+    assert judged(None, feeds_of(begun=(), others=(1, 2))).known is False
+    assert judged(7, feeds_of(begun=(), others=(1,)), (7,)).culprit == 7
+    assert judged(None, feeds_of(begun=(1,), others=())).culprit == 1
+    assert judged(None, feeds_of(begun=(1,), others=(2,))).culprit is None
+    assert judged(None, feeds_of(begun=(1,), others=()), (9,)).culprit is None
+    asked = judged(
+        7, feeds_of(begun=(1,), others=()), (7,)
+    )  # a call for tokens beside a reply: told, and nobody is blamed
+    assert asked.culprit == 7
+    assert not isinstance(asked.error, qwq_lite.RequestCrashed)
