@@ -1,6 +1,6 @@
 """Is one request's fault that request's? Eight callers at once, of whom one ends the engine.
 
-    python bench/poison.py [--model FILE] [--runs 50]
+    python bench/poison.py [--model FILE] [--runs 50] [--seed 3]
 
 Each caller reads its reply as it comes. The engine's process dies in turn of a long run of letters that overflows the stack of
 gpt-4o's pre-tokenizer (the thread that has enough of it, and the refusal, are switched off), while it makes a certain prompt
@@ -82,8 +82,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--model", type=Path, default=ROOT / "build/demo/SmolLM2-135M-Instruct-Q4_K_M.gguf")
     parser.add_argument("--runs", type=int, default=50)
+    parser.add_argument("--seed", type=int, default=3)
     arguments = parser.parse_args()
-    rng, total, times = random.Random(3), Counter[str](), list[float]()
+    rng, total, times = random.Random(arguments.seed), Counter[str](), list[float]()
     kinds = list(PLANTS)
     folder = Path(tempfile.mkdtemp())
     try:
@@ -101,6 +102,7 @@ def main() -> None:
     result = {
         "bench": "poison",
         "runs": arguments.runs,
+        "seed": arguments.seed,
         "whole": n_whole,
         "of": arguments.runs * (N_CALLERS - 1),
         "culprits": total["poison: culprit"],

@@ -41,13 +41,14 @@ def verdict(
     begun = [feed for feed in feeds.values() if feed.begun]
     reply = max(begun, key=lambda feed: feed.begun_at) if begun else None
     if tokenizing is not None and (tokenizing in feeds or tokenizing in waiting):
-        if overdue:
+        prompt = feeds.get(tokenizing)
+        if overdue and prompt is not None and prompt.is_templated:
             return Verdict(tokenizing, _late(crash), True)
-        if reply is None:
+        if overdue or reply is None:
             return Verdict(tokenizing, _blamed(crash, _TOKENIZING), True)
-        if tokenizing not in feeds:  # a call for tokens, which is not tried again
+        if prompt is None:  # a call for tokens, which is not tried again
             return Verdict(tokenizing, copy.copy(crash), True)
-        return _of_two(crash, feeds[tokenizing], reply)
+        return _of_two(crash, prompt, reply)
     if reply is None:
         return Verdict(None, crash, False)
     reply.n_deaths += 1

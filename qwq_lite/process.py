@@ -41,6 +41,7 @@ _GOODBYE_S = 5.0
 # From a cancel to the end of its reply, or so many times the longest step: a batch on a GPU is not cut.
 _OBEY_S, _OBEY_TIMES = 60.0, 3
 _ON_DISK = ("save", "restore")  # as long as the disk takes, and without a step
+_TOKENIZE_S = 60.0  # for a call for tokens; other calls wait for it, and a million characters take a second
 _AGAIN = (
     "generate",
     "tokenize",
@@ -271,7 +272,9 @@ class WorkerProcess:
                 self.kill(f"its work made no step for {idle:.0f} s")
             elif self._is_overdue(now):
                 self._overdue = True
-                self.kill(f"a chat template (tokenizer.chat_template) did not end within {now - self._began:.0f} s")
+                self.kill(
+                    f"its chat template (tokenizer.chat_template) or its tokenizer did not end within {now - self._began:.0f} s"
+                )
             elif self._disobeys(now):
                 self.kill("it did not stop when it was asked to")
             elif self._is_idle(now):
@@ -285,8 +288,11 @@ class WorkerProcess:
 
     def _is_overdue(self, now: float) -> bool:
         """Whether a prompt is being made for too long: only the end of the process ends that."""
-        feed = self._feeds.get(self._tokenizing) if self._tokenizing is not None else None
-        return feed is not None and now - self._began > feed.begin_s
+        number = self._tokenizing
+        if number is None:
+            return False
+        feed = self._feeds.get(number)
+        return now - self._began > (_TOKENIZE_S if feed is None else feed.begin_s)
 
     def _is_idle(self, now: float) -> bool:
         """Whether nobody asked anything for so long that the memory is given back. Then nobody can any more."""

@@ -79,7 +79,7 @@ class RemoteModel(Model):
             "session": _name(session),
             "options": _plain(options),
         }
-        feed = RemoteFeed(request, _BEGIN_S if _is_templated(prompt) else math.inf)
+        feed = RemoteFeed(request, _BEGIN_S, is_templated=_is_templated(prompt))
         while True:
             feed.wait()
             worker = self._alive()

@@ -28,12 +28,12 @@ class RemoteFeed(Feed):
     """Keeps the request, the reply's text, and what was done to it; tells the worker how much was read.
 
     request: the fields of its message. n_ctx: tokens of the context that its prompt was made for. begin_s: most seconds until
-    its prompt is there.
+    its prompt is there. is_templated: a chat template makes it.
     """
 
-    def __init__(self, request: dict[str, Any], begin_s: float = math.inf) -> None:
+    def __init__(self, request: dict[str, Any], begin_s: float = math.inf, *, is_templated: bool = False) -> None:
         super().__init__(lambda _: self._tell({"do": "cancel"}))
-        self.n_ctx, self.begin_s = 0, begin_s
+        self.n_ctx, self.begin_s, self.is_templated = 0, begin_s, is_templated
         self.number = 0
         self.texts: list[str] = []
         self.begun_at = math.inf  # when its worker sent the first event: then it is being made

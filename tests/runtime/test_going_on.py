@@ -318,6 +318,9 @@ def test_a_template_that_does_not_end_is_its_requests_fault(
     assert isinstance(list(running)[-1], Done)
 
 
+CRASH = qwq_lite.EngineCrashed("model.gguf: the engine's process is gone: it was ended by SIGSEGV" + blame.ANOTHER)
+
+
 def feeds_of(*, begun: tuple[int, ...], others: tuple[int, ...]) -> dict[int, RemoteFeed]:
     feeds = {number: RemoteFeed({}) for number in (*begun, *others)}
     for number, feed in feeds.items():
@@ -328,8 +331,7 @@ def feeds_of(*, begun: tuple[int, ...], others: tuple[int, ...]) -> dict[int, Re
 
 
 def judged(tokenizing: int | None, feeds: dict[int, RemoteFeed], waiting: tuple[int, ...] = ()) -> Verdict:
-    crash = qwq_lite.EngineCrashed("model.gguf: the engine's process is gone: it was ended by SIGSEGV" + blame.ANOTHER)
-    return blame.verdict(crash, tokenizing, False, waiting, feeds)
+    return blame.verdict(CRASH, tokenizing, False, waiting, feeds)
 
 
 def test_a_prompt_and_a_reply_are_told_apart_by_the_second_death() -> None:
@@ -355,6 +357,9 @@ def feeds_again(feeds: dict[int, RemoteFeed], guilty: int) -> dict[int, RemoteFe
 
 def test_whose_death_it_was() -> None:
     assert judged(None, feeds_of(begun=(), others=(1, 2))).known is False
+    for is_templated, kind in ((True, qwq_lite.TemplateError), (False, qwq_lite.RequestCrashed)):
+        late = blame.verdict(CRASH, 3, True, (), {3: RemoteFeed({}, is_templated=is_templated)})
+        assert (late.culprit, type(late.error)) == (3, kind)
     assert judged(7, feeds_of(begun=(), others=(1,)), (7,)).culprit == 7
     assert judged(None, feeds_of(begun=(1,), others=())).culprit == 1
     assert judged(None, feeds_of(begun=(1,), others=(2,))).culprit is None
