@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         OutputError,
         PlanError,
         QwqError,
+        RequestCrashed,
         TemplateError,
         UsageError,
     )
@@ -52,6 +53,7 @@ _HOMES = {
         "OutputError",
         "PlanError",
         "QwqError",
+        "RequestCrashed",
         "TemplateError",
         "UsageError",
     ),
@@ -80,6 +82,7 @@ __all__ = [
     "Progress",
     "QwqError",
     "Reply",
+    "RequestCrashed",
     "RunPlan",
     "Stats",
     "Stream",

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field
 
-from qwq_lite.events import FinishReason, Notice, Progress, Stats
-from qwq_lite.generation import Begin, Policy
+from qwq_lite.errors import EngineError
+from qwq_lite.events import Event, FinishReason, Notice, Progress, Stats
+from qwq_lite.generation import Begin, Policy, Rewind, Rewrite, Stop
+from qwq_lite.orders import Conclude, Course, Entry, Order
 from qwq_lite.respelling import Tokenize
 from qwq_lite.sampling import Sampling
 from qwq_lite.sequences import Sequence
@@ -25,7 +27,7 @@ class Request:
     that all requests without a session share. n_dropped: messages that were left out of the prompt, for Stats. alone: as in
     `Sequences.place`. thinking_budget: as asked for, thinking_limit: most tokens of the thought, n_words: those of them that are
     kept for what ends it. within_s: seconds from `asked`, a time of time.monotonic(), to the deadline.
-    notices: what the reader should know before it begins.
+    notices: what the reader should know before it begins. course: of a reply whose host keeps what was done to it.
     """
 
     prompt: list[int]
@@ -43,6 +45,7 @@ class Request:
     within_s: float | None = None
     asked: float = field(default_factory=time.monotonic)
     notices: tuple[Notice, ...] = ()
+    course: Course | None = None
 
 
 class ActiveReply:
@@ -59,6 +62,12 @@ class ActiveReply:
         self.pending: int | None = None
         self.started = time.monotonic()
         self.prefilled: float | None = None
+        times = [entry[1] for entry in self._entries if isinstance(entry, tuple)]
+        self._before_s = times[-1] - times[0] if times else 0.0  # of decoding, in other engines
+
+    @property
+    def _entries(self) -> tuple[Entry, ...]:
+        return self.request.course.entries if self.request.course else ()
 
     @property
     def elapsed_s(self) -> float:
@@ -87,9 +96,85 @@ class ActiveReply:
         if most is not None and state.phase == "thinking" and state.n_tokens % _METER_EVERY == 0:
             self.feed.put(Progress("thinking", state.n_tokens, most))
 
+    def take(self, token: int, time_s: float | None = None) -> Rewind | Stop | None:
+        """Take in a token, drawn or forced, and show what follows. A Rewind is left to do in the cache. time_s: None for now."""
+        at = round(self.elapsed_s, 4) if time_s is None else time_s
+        self._note((token, at))
+        events, action = self.track.take(token, at)
+        self._show(events)
+        if isinstance(action, Rewind) and action.loop:
+            notice = self.track.resampled(self.sampling)
+            self._show([notice] if notice else [])
+        return action
+
+    def rewrite(self, rewrite: Rewrite) -> Rewind:
+        """Rewrite the text between two tokens, and show what follows; the Rewind is left to do in the cache."""
+        self._note(None)
+        events, rewind = self.track.rewrite(rewrite)
+        self._show(events)
+        return rewind
+
+    def obey(self, order: Order) -> Rewind | None:
+        """Carry out what the reader asked for; a Notice tells where that came too late. A Rewind is left to do in the cache."""
+        self._note(order)
+        if isinstance(order, Conclude):
+            if not self.track.conclude():
+                self._show([Notice("the answer has begun already, there is no thought to end", "late")])
+            return None
+        rewind = self.track.steer(order)
+        if rewind is None:
+            self._show([Notice("the thought has ended already, the hint was not used", "late")])
+            return None
+        if not self.hint_fits(rewind.n_tokens + len(rewind.forced)):
+            limit = self.request.thinking_limit
+            words = f"the hint does not fit the {limit} tokens that the thought may have and was not used"
+            self._show([Notice(words, "full")])
+            return None
+        self._show(self.track.rewind(rewind))
+        return rewind
+
+    def catch_up(self) -> FinishReason | None:
+        """Do again what another engine did to this reply; nothing is decoded. Why it ended, where it did.
+
+        Raises: EngineError where the policies would now do something else.
+        """
+        done, self.feed.done = self.feed.done, None  # its host has these
+        try:
+            for entry in self._entries:
+                action = self._again(entry)
+                if isinstance(action, Stop):
+                    return action.reason
+        finally:
+            self.feed.done = done
+        return None
+
+    def _again(self, entry: Entry) -> Rewind | Stop | None:
+        if isinstance(entry, tuple):
+            token, time_s = entry
+            forced = self.track.state.forced
+            if forced and forced[0] != token:
+                raise _unlike()
+            return self.take(token, time_s)
+        if entry is not None:
+            return self.obey(entry)
+        eager = self.track.constrain(self.sampling).eager
+        if eager is None:
+            raise _unlike()
+        return self.rewrite(eager[2])
+
+    def _note(self, entry: Entry) -> None:
+        """Before its events: who has one of those has the entry."""
+        if self.feed.done is not None:
+            self.feed.done.append(entry)
+
+    def _show(self, events: Iterable[Event]) -> None:
+        for event in events:
+            self.feed.put(event)
+
     def go_back(self) -> None:
         """A batch came to nothing: what is to be decoded follows from what the cache still holds."""
-        self.left = (self.request.prompt + self.track.tokens)[len(self.sequence.tokens) :]
+        whole = self.request.prompt + (self.track.tokens if self.prefilled is not None else [])
+        self.left = whole[len(self.sequence.tokens) :]
         if self.pending is not None and len(self.left) == 1:
             self.left = []
         else:
@@ -115,7 +200,7 @@ class ActiveReply:
             n_generated=track.n_taken,
             n_dropped=request.n_dropped,
             prefill_s=prefilled - self.started,
-            decode_s=now - prefilled,
+            decode_s=now - prefilled + self._before_s,
             n_thinking=ended.n_thinking,
             n_answer=ended.n_answer,
             n_forced=track.n_forced,
@@ -128,3 +213,7 @@ class ActiveReply:
             n_kv=len(self.sequence.tokens),
             loops=track.loops(reason),
         )
+
+
+def _unlike() -> EngineError:
+    return EngineError("the reply cannot go on in another engine: its prompt or its options mean something else there")

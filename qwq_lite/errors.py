@@ -10,6 +10,7 @@
     └── EngineError        llama.cpp: it is missing, does not load, or refused
         ├── EngineClosed   a model that was used after it was unloaded
         ├── EngineCrashed  the engine's process ended or hung; the next call starts another
+        │   └── RequestCrashed  it ended because of this request, which is not tried again
         ├── ContextFull    messages that do not fit the context
         └── CacheFull      of `backend.context`: no room in the KV cache; `sequences` makes some, callers do not see it
 
@@ -73,6 +74,13 @@ class EngineCrashed(EngineError):
     assertion = ""
     lines: tuple[str, ...] = ()
     partial = ""
+
+
+class RequestCrashed(EngineCrashed):
+    """The engine's process ended while it made this request's prompt into tokens, or twice while it made its reply.
+
+    Other requests go on in another process, and the next call finds it. This one would end that as well.
+    """
 
 
 class ContextFull(EngineError):

@@ -41,6 +41,7 @@ from qwq_lite.events import Progress
 from qwq_lite.hardware import EngineReport
 from qwq_lite.model import Options, Prompt, check_running, plain_prompt
 from qwq_lite.model import options as model_options
+from qwq_lite.orders import Course
 from qwq_lite.plan import RunPlan, Wishes
 from qwq_lite.prompt import ChatTemplate, Message
 from qwq_lite.scheduler import PREFILL_CHUNK, Scheduler
@@ -187,8 +188,14 @@ class LocalModel(Model):
         """As `generate`; the prompt is made on another thread, and the stream is read with `async for`."""
         return await in_thread(functools.partial(self.generate, prompt, session=session, **options))
 
-    def _submit(self, given: Prompt, session: Hashable, options: Options) -> Stream:
-        asked = time.monotonic()
+    def go_on(self, prompt: Prompt, course: Course, *, session: Hashable = None, **options: Any) -> Stream:
+        """As `generate`, for a host that keeps what was done to the reply: from where another engine left it."""
+        with self._inside():
+            return self._submit(prompt, session, model_options(options), course)
+
+    def _submit(self, given: Prompt, session: Hashable, options: Options, course: Course | None = None) -> Stream:
+        asked = time.monotonic() - (course.elapsed_s if course else 0.0)
+        drawn = secrets.randbits(32) if course is None else course.seed
         tokens, n_dropped, templated = self._tokens(given, options)
         answered = any(isinstance(part, Mapping) and part.get("role") == "assistant" for part in given)
         thoughts = self._thoughts(options)
@@ -217,7 +224,7 @@ class LocalModel(Model):
                 tokens,
                 rules.policies,
                 thought_sampling,
-                secrets.randbits(32) if options.seed is None else options.seed,
+                drawn if options.seed is None else options.seed,
                 rules.begin,
                 session,
                 n_dropped=n_dropped,
@@ -229,6 +236,7 @@ class LocalModel(Model):
                 within_s=options.within,
                 asked=asked,
                 notices=tuple(notices),
+                course=course,
             )
         )
 

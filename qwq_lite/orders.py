@@ -1,4 +1,4 @@
-"""What a reader may ask of a reply that is being made, between two of its tokens. Data only."""
+"""What a reader may ask of a reply that is being made, between two of its tokens; and what was done to one so far. Data only."""
 
 from __future__ import annotations
 
@@ -40,3 +40,20 @@ class Steer:
 
 
 Order = Conclude | Steer
+# A token that was taken in and its time, in seconds since the reply was asked for; an order that was carried out; None for a
+# text that was rewritten because the tag that ends the thought was nearly the likeliest token.
+Entry = tuple[int, float] | Conclude | Steer | None
+
+
+@dataclass(frozen=True)
+class Course:
+    """What was done to a reply, for another engine to do it again and go on.
+
+    seed: of its draws. elapsed_s: seconds since it was asked for. entries: in their order; they lead to the same state, for
+    policies are folds. n_seen: texts and notices that its reader has already, the first ones of those that follow from them.
+    """
+
+    seed: int
+    elapsed_s: float = 0.0
+    entries: tuple[Entry, ...] = ()
+    n_seen: int = 0

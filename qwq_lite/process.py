@@ -16,24 +16,22 @@ import subprocess
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, wait
-from concurrent.futures import TimeoutError as FutureTimeout
 from pathlib import Path
 from typing import Any
 
 import psutil
 
 from qwq_lite import child, engines, process_limits, wire
+from qwq_lite.blame import ANOTHER, Verdict, verdict
 from qwq_lite.errors import EngineClosed, EngineCrashed, QwqError
-from qwq_lite.events import Answer, Done, Thinking
-from qwq_lite.orders import Order
+from qwq_lite.events import Done
 from qwq_lite.plan import GIB
-from qwq_lite.stream import MOST_UNREAD, Feed
+from qwq_lite.remote_feed import RemoteFeed
 from qwq_lite.wire import Pipe
 
 _LINES_KEPT = 20
-_ACK_EVERY = 64
 _TICK_S = 0.1
 _LOOK_S = 0.1
 _ASLEEP_S = 1.0  # a tick that takes so long: the host itself was stopped or the laptop slept
@@ -44,22 +42,42 @@ _GOODBYE_S = 5.0
 # From a cancel to the end of its reply, or so many times the longest step: a batch on a GPU is not cut.
 _OBEY_S, _OBEY_TIMES = 60.0, 3
 _ON_DISK = ("save", "restore")  # as long as the disk takes, and without a step
+_TOKENIZE_S = 60.0  # for a call for tokens; other calls wait for it, and a million characters take a second
+_AGAIN = (
+    "generate",
+    "tokenize",
+)  # what another worker can be asked for in the place of one that died of something else
 _REAP_S = 2.0
+
+
+class Retired(Exception):
+    """The worker is gone, and not because of this call: another request ended it. Another worker must be started."""
 
 
 class WorkerProcess:
     """One child process, the calls that wait for it, and what it died of.
 
     It is held by who starts it: until the last holder lets go it does not retire, however long a call takes to be sent.
+
+    on_orphans: called with the replies that were not to blame for its death, in their order; another worker is to go on with
+    them. blamed: whether it died while it made a prompt or a reply.
     """
 
-    def __init__(self, file: Path, python: str | None, idle_s: float = math.inf) -> None:
-        self._file, self._idle_s = file, idle_s
+    def __init__(
+        self,
+        file: Path,
+        python: str | None,
+        idle_s: float,
+        on_orphans: Callable[[list[RemoteFeed], EngineCrashed], None],
+    ) -> None:
+        self._file, self._idle_s, self._on_orphans = file, idle_s, on_orphans
         self._progress: queue.SimpleQueue[float] = queue.SimpleQueue()
         self.gone: EngineCrashed | None = None
         self.retired = False  # gone, or going: nobody asked anything for idle_s
         self._numbers = itertools.count(1)
-        self._waiting: dict[int, Future[Any]] = {}
+        self._waiting: dict[int, tuple[Future[Any], str]] = {}  # and what was asked for
+        self._tokenizing: int | None = None  # the request whose prompt is being made, since _began
+        self._began, self._overdue, self.blamed = math.inf, False, False
         self._feeds: dict[int, RemoteFeed] = {}
         self._lock = threading.Lock()
         self._lines: deque[str] = deque(maxlen=_LINES_KEPT)
@@ -71,7 +89,7 @@ class WorkerProcess:
         self._n_steps, self._longest_s, self._n_on_disk = 0, 0.0, 0
         self._n_holders = 1
         self.gone_at = math.inf
-        self._n_killed_before = _n_killed_for_memory()
+        self._n_killed_before = process_limits.n_killed_for_memory()
         started = child.start("qwq_lite.worker:main", python)
         self.process, self._results = started.process, started.results
         assert self.process.stdin
@@ -111,29 +129,17 @@ class WorkerProcess:
         verb: str,
         *,
         feed: RemoteFeed | None = None,
-        timeout_s: float = math.inf,
         meanwhile: Callable[[], None] = lambda: None,
         **fields: Any,
     ) -> Any:
         """Send a request and wait for its answer. The caller holds the worker. meanwhile: called on this thread again and again.
 
-        Raises: what the worker raised; UsageError for what is no JSON; EngineCrashed; FutureTimeout.
+        Raises: what the worker raised; UsageError for what is no JSON; EngineCrashed; Retired.
         """
         future: Future[Any] = Future()
-        number = next(self._numbers)
-        data = wire.encoded({"id": number, "do": verb, **fields})
-        with self._lock:
-            if self.gone is not None:
-                raise self._epitaph("")
-            self._waiting[number] = future
-            self._used = time.monotonic()
-            self._n_on_disk += verb in _ON_DISK
-            if feed is not None:
-                feed.number = number
-                self._feeds[number] = feed
-        self._outbox.put(data)
+        number = self._request(verb, feed, future, fields)
         try:
-            return _result(future, time.monotonic() + timeout_s, meanwhile)
+            return _result(future, meanwhile)
         except BaseException:
             with self._lock:
                 left = self._feeds.pop(number, None)
@@ -143,6 +149,27 @@ class WorkerProcess:
         finally:
             with self._lock:
                 self._n_on_disk -= verb in _ON_DISK
+
+    def go_on(self, feed: RemoteFeed) -> None:
+        """Go on with a reply that another worker had. What becomes of it is told to its reader. Raises: Retired."""
+        self._request("generate", feed, None, {})
+        feed.repeat()
+
+    def _request(self, verb: str, feed: RemoteFeed | None, future: Future[Any] | None, fields: dict[str, Any]) -> int:
+        number = next(self._numbers)
+        data = wire.encoded({"id": number, "do": verb, **fields, **(feed.message() if feed else {})})
+        with self._lock:
+            if self.gone is not None:
+                raise self._epitaph() if self._closing or verb not in _AGAIN else Retired
+            self._used = time.monotonic()
+            self._n_on_disk += verb in _ON_DISK
+            if future is not None:
+                self._waiting[number] = future, verb
+            if feed is not None:
+                feed.bind(number, self)
+                self._feeds[number] = feed
+        self._outbox.put(data)
+        return number
 
     def progress(self) -> Iterator[float]:
         """Shares of the load that were said since the last call."""
@@ -206,6 +233,8 @@ class WorkerProcess:
             self._progress.put(float(message["load"]))
         elif "abort" in message:
             self._assertion = str(message["abort"]).strip()
+        elif "began" in message:
+            self._tokenizing, self._began = int(message["id"]), self._seen
         elif "event" in message:
             event = wire.event_from_json(message["event"])
             feed = self._feeds.get(message["id"])
@@ -213,13 +242,15 @@ class WorkerProcess:
                 if isinstance(event, Done):
                     with self._lock:
                         self._feeds.pop(message["id"], None)
-                feed.put(event)
+                feed.take(event, message["entries"])
         else:
             self._settle(message)
 
     def _settle(self, message: dict[str, Any]) -> None:
+        if self._tokenizing == message["id"]:
+            self._tokenizing = None
         with self._lock:
-            future = self._waiting.pop(message["id"], None)
+            future, _ = self._waiting.pop(message["id"], (None, ""))
             feed = self._feeds.pop(message["id"], None) if "error" in message else None
         if future is not None:
             self._answered = self._seen  # what was asked before may have been waiting for this
@@ -246,7 +277,7 @@ class WorkerProcess:
             time.sleep(_TICK_S)
             now = time.monotonic()
             if now - before > _ASLEEP_S:
-                self._seen = self._stepped = self._answered = now
+                self._seen = self._stepped = self._answered = self._began = now
             before = self._looked = now
             if self._n_on_disk or any(feed.unread for feed in list(self._feeds.values())):
                 self._stepped = self._answered = now  # it waits for the disk, or for a reader
@@ -255,6 +286,11 @@ class WorkerProcess:
                 self.kill(f"it did not answer for {silent:.0f} s")
             elif self._busy() and idle > max(_LEAST_HUNG_S, _HUNG_TIMES * self._longest_s):
                 self.kill(f"its work made no step for {idle:.0f} s")
+            elif self._is_overdue(now):
+                self._overdue = True
+                self.kill(
+                    f"its chat template (tokenizer.chat_template) or its tokenizer did not end within {now - self._began:.0f} s"
+                )
             elif self._disobeys(now):
                 self.kill("it did not stop when it was asked to")
             elif self._is_idle(now):
@@ -265,6 +301,14 @@ class WorkerProcess:
         limit = max(_OBEY_S, _OBEY_TIMES * self._longest_s)
         begun = [feed for feed in list(self._feeds.values()) if feed.begun]
         return any(now - max(feed.cancelled_at, self._answered) > limit for feed in begun)
+
+    def _is_overdue(self, now: float) -> bool:
+        """Whether a prompt is being made for too long: only the end of the process ends that."""
+        number = self._tokenizing
+        if number is None:
+            return False
+        feed = self._feeds.get(number)
+        return now - self._began > (_TOKENIZE_S if feed is None else feed.begin_s)
 
     def _is_idle(self, now: float) -> bool:
         """Whether nobody asked anything for so long that the memory is given back. Then nobody can any more."""
@@ -288,14 +332,15 @@ class WorkerProcess:
         code = self.process.wait()
         self._lines_read.wait(_REAP_S)
         with self._lock:
-            self.gone, self.gone_at = self._post_mortem(code), time.monotonic()
-            waiting, feeds = list(self._waiting.values()), list(self._feeds.values())
+            crash, found = self._post_mortem(code), None
+            waiting, feeds = dict(self._waiting), dict(self._feeds)
+            if not self._closing:
+                found = verdict(crash, self._tokenizing, self._overdue, waiting.keys(), feeds)
+                self.blamed = found.known  # before it is known to be gone: then it is asked for
+            self.gone, self.gone_at = crash, time.monotonic()
             self._waiting.clear()
             self._feeds.clear()
-        for future in waiting:
-            future.set_exception(self._epitaph(""))
-        for feed in feeds:
-            feed.put(self._epitaph("".join(feed.texts)))
+        orphans = self._tell_all(found, waiting, feeds)
         self._outbox.put(None)
         self._threads[1].join()
         for stream in (self.process.stdin, self.process.stdout):
@@ -303,6 +348,26 @@ class WorkerProcess:
                 with contextlib.suppress(OSError):
                     stream.close()
         os.close(self._results)
+        if orphans:
+            self._on_orphans(orphans, crash)
+
+    def _tell_all(
+        self, found: Verdict | None, waiting: Mapping[int, tuple[Future[Any], str]], feeds: Mapping[int, RemoteFeed]
+    ) -> list[RemoteFeed]:
+        """Tell those who waited what happened. The replies that another worker is to go on with, in their order."""
+        culprit = found.culprit if found else None
+        for number, (future, verb) in waiting.items():
+            if found and number == culprit:
+                future.set_exception(found.error)
+            else:
+                future.set_exception(Retired() if found and verb in _AGAIN else self._epitaph())
+        orphans = []
+        for number, feed in feeds.items():
+            if found is None or number == culprit:
+                feed.put(found.error if found else self._epitaph())
+            elif number not in waiting:  # else its caller asks again
+                orphans.append(feed)
+        return orphans
 
     def _post_mortem(self, code: int) -> EngineCrashed:
         name = ""
@@ -313,88 +378,30 @@ class WorkerProcess:
             f"it was killed ({name or -code})" if code < 0 else f"it ended with exit status {code}"
         )
         lost = engines.forget(self.process.pid)
-        if name == "SIGKILL" and not self._reason and _n_killed_for_memory() > self._n_killed_before:
+        if name == "SIGKILL" and not self._reason and process_limits.n_killed_for_memory() > self._n_killed_before:
             ended += ", out of memory"
             if lost is not None:
                 free = process_limits.available_memory_bytes()
                 ended += f" (it needs {lost.n_bytes / GIB:.1f} GiB, {free / GIB:.1f} are free without it)"
         said = self._assertion or next((line for line in reversed(self._lines) if line), "")
         # Another would die of it too: its kernels were built for another CPU, or wrongly.
-        advice = "run: qwq-lite doctor" if code in child.ILLEGAL_INSTRUCTION else "the next call starts another"
+        advice = "; run: qwq-lite doctor" if code in child.ILLEGAL_INSTRUCTION else ANOTHER
         crash = EngineCrashed(
-            f"{self._file}: the engine's process is gone: {ended}{f': {said}' if said else ''}; {advice}"
+            f"{self._file}: the engine's process is gone: {ended}{f': {said}' if said else ''}{advice}"
         )
         crash.signal, crash.assertion, crash.lines = name, self._assertion, tuple(self._lines)
         return crash
 
-    def _epitaph(self, partial: str) -> QwqError:
-        crash = self.gone
-        if self._closing or crash is None:
+    def _epitaph(self) -> QwqError:
+        if self._closing or self.gone is None:
             return EngineClosed(f"{self._file}: the model is unloaded; load it again")
-        error = copy.copy(crash)  # each caller's own: a traceback is added to it
-        error.partial = partial
-        return error
+        return copy.copy(self.gone)  # each caller's own: a traceback is added to it
 
 
-class RemoteFeed(Feed):
-    """The host's end of a reply: keeps its text for a crash, and tells the worker how much was read."""
-
-    def __init__(self, worker: WorkerProcess) -> None:
-        super().__init__(lambda feed: worker.tell({"id": self.number, "do": "cancel"}))
-        self.number = 0
-        self.texts: list[str] = []
-        self.begun = False
-        self.cancelled_at = math.inf
-        self._worker, self._n_taken = worker, 0
-
-    def cancel(self) -> None:
-        self.cancelled_at = min(self.cancelled_at, time.monotonic())
-        super().cancel()
-
-    def order(self, order: Order) -> None:
-        self._worker.tell({"id": self.number, "do": "order", "order": wire.order_to_json(order)})
-
-    @property
-    def unread(self) -> bool:
-        """Whether its reader is so far behind that the engine waits."""
-        return self.events.qsize() > MOST_UNREAD - _ACK_EVERY
-
-    def put(self, event: Any) -> None:
-        self.begun = True
-        if isinstance(event, Thinking | Answer):
-            self.texts.append(event.text)
-        super().put(event)
-
-    def taken(self) -> None:
-        self._n_taken += 1
-        if self._n_taken == _ACK_EVERY:
-            self._worker.tell({"id": self.number, "do": "read", "n": self._n_taken})
-            self._n_taken = 0
-
-
-def _n_killed_for_memory(counters: Path = Path("/proc/vmstat")) -> int:
-    """Processes that the kernel has killed for lack of memory since it started, containers' too; 0 where it does not count.
-
-    Source: Linux, mm/oom_kill.c (OOM_KILL), from 4.13 on
-    """
-    with contextlib.suppress(OSError, ValueError):
-        for line in counters.read_text().splitlines():
-            if line.startswith("oom_kill "):
-                return int(line.split()[1])
-    return 0
-
-
-def _result(future: Future[Any], deadline: float, meanwhile: Callable[[], None]) -> Any:
-    """A future's result. In short waits, for on Windows a long one cannot be interrupted; a sleep of the host does not count."""
-    while True:
+def _result(future: Future[Any], meanwhile: Callable[[], None]) -> Any:
+    """A future's result. In short waits, for on Windows a long one cannot be interrupted."""
+    while not future.done():
         meanwhile()
-        before = time.monotonic()
-        wait([future], max(0.0, min(_LOOK_S, deadline - before)))
-        if future.done():
-            meanwhile()  # what came before the result, and after the last look
-            return future.result()
-        now = time.monotonic()
-        if now - before > _ASLEEP_S:
-            deadline += now - before
-        elif now >= deadline:
-            raise FutureTimeout
+        wait([future], _LOOK_S)
+    meanwhile()  # what came before the result, and after the last look
+    return future.result()

@@ -146,3 +146,15 @@ def _text(path: Path) -> str:
 def _number(path: Path) -> int | None:
     text = _text(path)
     return int(text) if text.isdecimal() else None
+
+
+def n_killed_for_memory(counters: Path = Path("/proc/vmstat")) -> int:
+    """Processes that the kernel has killed for lack of memory since it started, containers' too; 0 where it does not count.
+
+    Source: Linux, mm/oom_kill.c (OOM_KILL), from 4.13 on
+    """
+    with contextlib.suppress(OSError, ValueError):
+        for line in counters.read_text().splitlines():
+            if line.startswith("oom_kill "):
+                return int(line.split()[1])
+    return 0

@@ -14,20 +14,22 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Callable, Hashable, Iterator
-from concurrent.futures import TimeoutError as FutureTimeout
+from collections import deque
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from qwq_lite import gguf_header, wire
+from qwq_lite.blame import ANOTHER, with_partial
 from qwq_lite.chat import Model
-from qwq_lite.errors import EngineClosed, EngineCrashed, EngineError, TemplateError
-from qwq_lite.events import Progress
+from qwq_lite.errors import EngineClosed, EngineCrashed, EngineError, QwqError
+from qwq_lite.events import Notice, Progress
 from qwq_lite.hardware import report_from_json
 from qwq_lite.model import Prompt, check_running, plain_prompt
 from qwq_lite.model import options as model_options
 from qwq_lite.plan import RunPlan
-from qwq_lite.process import RemoteFeed, WorkerProcess
+from qwq_lite.process import Retired, WorkerProcess
+from qwq_lite.remote_feed import RemoteFeed
 from qwq_lite.stream import Stream, in_thread
 
 _BEGIN_S = 60.0  # for messages to become a prompt; a template has 2 s by its own clock
@@ -61,7 +63,7 @@ class RemoteModel(Model):
         self._held: list[WorkerProcess] = []
         weakref.finalize(self, _drop, self._held, self._owner)
         self._header: gguf_header.Header | None = None
-        self._start().let_go()
+        self._start(on_progress).let_go()
 
     @property
     def pid(self) -> int | None:
@@ -74,19 +76,18 @@ class RemoteModel(Model):
         check_running(self._file)
         checked = model_options(options)  # refused here, before anything is sent
         given = plain_prompt(prompt)
-        fields: dict[str, Any] = {
+        request: dict[str, Any] = {
             "prompt": given,
             "session": _name(session),
             "options": {name: _plain(getattr(checked, name)) for name in options},
         }
-        asked = time.monotonic()
-        with self._alive() as worker:
-            if checked.within is not None:  # it may have taken long to start another engine
-                fields["options"]["within"] = max(1e-3, checked.within - (time.monotonic() - asked))
-            feed = RemoteFeed(worker)
-            with _as_template_error(worker, self._file):
-                worker.ask("generate", feed=feed, timeout_s=_BEGIN_S if _is_templated(given) else math.inf, **fields)
-            return Stream(feed)
+        feed = RemoteFeed(request, _BEGIN_S, is_templated=_is_templated(given))
+        while True:
+            feed.wait()
+            with contextlib.suppress(Retired), self._alive() as worker:
+                feed.n_ctx = self.n_ctx
+                worker.ask("generate", feed=feed)
+                return Stream(feed)
 
     async def agenerate(self, prompt: Prompt, *, session: Hashable = None, **options: Any) -> Stream:
         """As `generate`, without holding up the event loop."""
@@ -120,12 +121,14 @@ class RemoteModel(Model):
 
     def _call(self, verb: str, *arguments: Any) -> Any:
         check_running(self._file)
-        with self._alive() as worker:
-            return worker.ask(verb, args=list(arguments))
+        while True:
+            with contextlib.suppress(Retired), self._alive() as worker:
+                return worker.ask(verb, args=list(arguments))
 
     @contextlib.contextmanager
-    def _alive(self) -> Iterator[WorkerProcess]:
-        """The worker, which does not retire meanwhile; a new one where the last has died or retired."""
+    def _alive(self, on_progress: Callable[[Progress], None] | None = None) -> Iterator[WorkerProcess]:
+        """The worker, which does not retire meanwhile; a new one where the last has died or retired, whose load on_progress is
+        told of."""
         if os.getpid() != self._owner:
             raise EngineError("the model was loaded in another process, of which this one is a copy; load it here")
         with self._changing:
@@ -136,7 +139,7 @@ class RemoteModel(Model):
                 self._count(worker, worker.crash)
             if not worker.hold():
                 worker.wait()  # never two models at once
-                worker = self._start()
+                worker = self._start(self._on_progress if on_progress is None else on_progress)
         try:
             yield worker
         finally:
@@ -146,6 +149,8 @@ class RemoteModel(Model):
         """Raises: EngineCrashed after too many, until a minute has passed."""
         if worker is not self._counted:
             self._counted = worker
+            if worker.blamed:  # not the engine's own fault, so far as is known
+                return
             soon = worker.gone_at - min(self._loaded_at, worker.gone_at) < _WITHIN_S
             self._n_crashes = self._n_crashes + 1 if soon else 1
         if self._n_crashes >= _CRASHES:
@@ -159,21 +164,30 @@ class RemoteModel(Model):
             )
             raise error
 
-    def _start(self) -> WorkerProcess:
+    def _start(self, on_progress: Callable[[Progress], None] | None) -> WorkerProcess:
         """A worker that has loaded the model; the caller holds it."""
         try:
-            worker = WorkerProcess(self._file, self._python, self._idle_s)
+            worker = WorkerProcess(
+                self._file, self._python, self._idle_s, functools.partial(_rescue, weakref.ref(self))
+            )
         except (OSError, RuntimeError) as error:  # no such interpreter, no memory, too many processes
             raise EngineError(f"{self._file}: the engine's process cannot be started: {error}") from error
         self._held[:], self._loaded_at = [worker], math.inf
         if self._closed:  # meanwhile, by another thread, which ended the one before
             worker.kill()
             raise EngineClosed(f"{self._file}: the model is unloaded; load it again")
+
+        def show() -> None:
+            """Load progress, on the thread that loads."""
+            for share in worker.progress():
+                if on_progress is not None:
+                    on_progress(Progress("load", share, 1.0))
+
         try:
             if self._header is None:  # while the child starts
                 self._header = gguf_header.read(self._file)
             plan = None if self._given_plan is None else wire.plan_to_json(self._given_plan)
-            found = worker.ask("load", meanwhile=self._show, model=str(self._file), options=self._options, plan=plan)
+            found = worker.ask("load", meanwhile=show, model=str(self._file), options=self._options, plan=plan)
         except BaseException:
             worker.kill()
             raise
@@ -183,29 +197,53 @@ class RemoteModel(Model):
         self._loaded_at = time.monotonic()
         return worker
 
-    def _show(self) -> None:
-        """Load progress, on the thread that loads."""
-        for share in self._held[0].progress():
-            if self._on_progress is not None:
-                self._on_progress(Progress("load", share, 1.0))
-
 
 def _drop(held: list[WorkerProcess], owner: int) -> None:
     if held and os.getpid() == owner:  # not from a forked copy of the host
         held[0].kill()
 
 
-@contextlib.contextmanager
-def _as_template_error(worker: WorkerProcess, file: Path) -> Iterator[None]:
-    """A prompt that takes for ever is the template's doing: the worker is ended, for nothing else stops it."""
+def _rescue(model: weakref.ref[RemoteModel], orphans: list[RemoteFeed], crash: EngineCrashed) -> None:
+    """Let replies go on in another worker, on a thread of its own: their callers only read."""
+    work = threading.Thread(target=_go_on, args=(model, deque(orphans), crash), name="qwq-lite rescue", daemon=True)
     try:
-        yield
-    except FutureTimeout as error:
-        worker.kill(f"the chat template did not end within {_BEGIN_S:.0f} s")
-        raise TemplateError(
-            f"{file}: its chat template (tokenizer.chat_template) did not end within {_BEGIN_S:.0f} s; the next call starts the"
-            " engine anew"
-        ) from error
+        work.start()
+    except RuntimeError:  # the interpreter is ending, or the system has no thread more
+        _tell(orphans, crash)
+
+
+def _go_on(model: weakref.ref[RemoteModel], orphans: deque[RemoteFeed], crash: EngineCrashed) -> None:
+    """Each in its turn, those last who wait for another. The first error is told to all who are left."""
+    orphans = deque(sorted(orphans, key=lambda feed: feed.after is not None))
+    try:
+        while orphans:
+            owner = model()
+            if owner is None or owner._closed:
+                raise EngineClosed("the model was unloaded before the reply was done; load it again")
+            with contextlib.suppress(Retired), owner._alive(_tell_nobody) as worker:  # this one may be gone too
+                while orphans:
+                    feed = orphans[0]
+                    feed.wait()
+                    if feed.is_shown and feed.n_ctx != owner.n_ctx:  # its rules were made for the other
+                        feed.put(with_partial(crash, feed))
+                    else:
+                        worker.go_on(feed)
+                        if feed.n_deaths:
+                            words = str(crash).removesuffix(ANOTHER)
+                            feed.put(Notice(f"{words}; another goes on with this reply", "resumed"))
+                    orphans.popleft()
+            del owner  # a model that is dropped ends
+    except Exception as error:
+        _tell(orphans, error if isinstance(error, QwqError) else EngineError(f"{type(error).__name__}: {error}"))
+
+
+def _tell(orphans: Iterable[RemoteFeed], error: QwqError) -> None:
+    for feed in orphans:
+        feed.put(with_partial(error, feed) if isinstance(error, EngineCrashed) else copy.copy(error))
+
+
+def _tell_nobody(_progress: Progress) -> None:
+    """The caller's function is for a thread that the caller knows."""
 
 
 def _is_templated(prompt: str | list[Any]) -> bool:

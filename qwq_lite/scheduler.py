@@ -25,7 +25,6 @@ from qwq_lite.drawing import draw
 from qwq_lite.errors import ContextFull, EngineClosed, EngineError, QwqError, UsageError
 from qwq_lite.events import Done, FinishReason, Notice, Progress, Reply, Stats
 from qwq_lite.generation import Rewind, Rewrite
-from qwq_lite.orders import Conclude
 from qwq_lite.respelling import Tokenize
 from qwq_lite.sequences import Part, Sequences
 from qwq_lite.stream import Feed, Stream
@@ -79,6 +78,8 @@ class Scheduler:
                 " shorten it, start a new chat, or choose a larger n_ctx (--ctx)"
             )
         feed = Feed(self._interrupt)
+        if request.course is not None:
+            feed.done, feed.n_seen = deque(), request.course.n_seen
         self._send(_Waiting(feed, request))
         return Stream(feed)
 
@@ -133,7 +134,7 @@ class Scheduler:
 
     def _serve(self) -> None:
         while self._receive():
-            for item in [item for item in self._waiting if item.feed.cancelled]:
+            for item in [item for item in self._waiting if item.feed.cancelled and not item.is_begun]:
                 self._waiting.remove(item)
                 item.feed.put(Done(Reply("", "", "cancelled", Stats(n_prompt=len(item.request.prompt)))))
             while self._waiting and len(self._active) < self._n_active:
@@ -192,6 +193,17 @@ class Scheduler:
                 )
             )
         feed.put(Progress("prefill", reply.n_reused, len(request.prompt)))
+        if item.is_begun:
+            self._guarded(self._catch_up, [reply])
+
+    def _catch_up(self, replies: list[ActiveReply]) -> None:
+        """Go on where another engine ended: its tokens are decoded once the prompt is."""
+        (reply,) = replies
+        reason = reply.catch_up()
+        if reason is None and len(reply.request.prompt) + len(reply.track.tokens) > self._n_ctx:
+            reason = "context"
+        if reason is not None:
+            self._finish(reply, reason)
 
     def _round(self) -> None:
         """One chunk of a prompt, and one token of every reply whose prompt is done."""
@@ -242,7 +254,9 @@ class Scheduler:
             if reply.prefilled is None:
                 reply.prefilled = time.monotonic()
                 self._sequences.mark(reply.sequence)
-            self._choose(replies)
+                reply.left = list(reply.track.tokens)  # of another engine
+            if not reply.left:
+                self._choose(replies)
 
     def _decode(self, replies: list[ActiveReply]) -> None:
         """A token of each; as long as nothing else is to be done, the next one at once."""
@@ -261,10 +275,7 @@ class Scheduler:
         for reply in replies:
             drawn = draw(self._sampler, reply)
             if isinstance(drawn, Rewrite):
-                events, rewind = reply.track.rewrite(drawn)
-                for event in events:
-                    reply.feed.put(event)
-                self._go_back(reply, rewind)
+                self._go_back(reply, reply.rewrite(drawn))
             else:
                 self._take(reply, drawn)
 
@@ -272,13 +283,8 @@ class Scheduler:
         """Take in a token and those that are forced after it: they are decoded together, as a prompt is."""
         track = reply.track
         while True:
-            events, action = track.take(token, reply.elapsed_s)
-            for event in events:
-                reply.feed.put(event)
+            action = reply.take(token)
             if isinstance(action, Rewind):
-                notice = track.resampled(reply.sampling) if action.loop else None
-                if notice is not None:
-                    reply.feed.put(notice)
                 self._go_back(reply, action)
                 return
             if action is not None:
@@ -306,26 +312,11 @@ class Scheduler:
             reply.left, reply.pending = self._sequences.rewind(reply.sequence, n_kept), None
 
     def _obey(self, replies: list[ActiveReply]) -> None:
-        """Carry out what the reader asked for next; a Notice tells where that came too late."""
+        """Carry out what the reader asked for next."""
         (reply,) = replies
-        order = reply.feed.orders.popleft()
-        if isinstance(order, Conclude):
-            if not reply.track.conclude():
-                reply.feed.put(Notice("the answer has begun already, there is no thought to end", "late"))
-            return
-        rewind = reply.track.steer(order)
-        if rewind is None:
-            reply.feed.put(Notice("the thought has ended already, the hint was not used", "late"))
-            return
-        if not reply.hint_fits(rewind.n_tokens + len(rewind.forced)):
-            limit = reply.request.thinking_limit
-            reply.feed.put(
-                Notice(f"the hint does not fit the {limit} tokens that the thought may have and was not used", "full")
-            )
-            return
-        for event in reply.track.rewind(rewind):
-            reply.feed.put(event)
-        self._go_back(reply, rewind)
+        rewind = reply.obey(reply.feed.orders.popleft())
+        if rewind is not None:
+            self._go_back(reply, rewind)
 
     def _finish(self, reply: ActiveReply, reason: FinishReason) -> None:
         if reason in ("context", "cancelled"):
@@ -364,6 +355,11 @@ class Scheduler:
 class _Waiting(NamedTuple):
     feed: Feed
     request: Request
+
+    @property
+    def is_begun(self) -> bool:
+        """Whether another engine began it."""
+        return self.request.course is not None and bool(self.request.course.entries)
 
 
 class _Job:

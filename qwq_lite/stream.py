@@ -13,27 +13,37 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from qwq_lite.errors import QwqError
-from qwq_lite.events import Done, Event
-from qwq_lite.orders import Conclude, Drop, Order, Steer
+from qwq_lite.events import Answer, Done, Event, Notice, Thinking
+from qwq_lite.orders import Conclude, Drop, Entry, Order, Steer
 
 if TYPE_CHECKING:
     import asyncio
 
 MOST_UNREAD = 512  # events that wait for a reader; the engine then waits too
+SHOWN = (Thinking, Answer, Notice)  # events that follow from what was done to a reply; Progress is the engine's own
 _WAIT_S = 0.25  # Windows does not wake a waiting main thread for Ctrl-C
 
 
 class Feed:
-    """The engine's end. on_cancel: called once `cancelled` is set, on the thread that cancels, a signal handler's too."""
+    """The engine's end. on_cancel: called once `cancelled` is set, on the thread that cancels, a signal handler's too.
+
+    done: what was done to the reply and not yet fetched, each before its events; None where nobody wants to know. n_seen: the
+    next so many texts and notices are not put, for the reader has them from another engine.
+    """
 
     def __init__(self, on_cancel: Callable[[Feed], None]) -> None:
         self.cancelled = False
         self.events: queue.SimpleQueue[Event | QwqError] = queue.SimpleQueue()
         self.orders: deque[Order] = deque()  # of the reader, for the engine to carry out between two tokens
+        self.done: deque[Entry] | None = None
+        self.n_seen = 0
         self.wake: Callable[[], None] = _nobody_waits
         self._on_cancel = on_cancel
 
     def put(self, event: Event | QwqError) -> None:
+        if self.n_seen and isinstance(event, SHOWN):
+            self.n_seen -= 1
+            return
         self.events.put(event)
         self.wake()
 

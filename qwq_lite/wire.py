@@ -18,7 +18,7 @@ from qwq_lite.errors import EngineError, QwqError, UsageError
 from qwq_lite.events import Answer, Done, Event, Notice, Progress, Reply, Stats, Thinking
 from qwq_lite.gguf_header import Header
 from qwq_lite.memory import Buffers, Footprint
-from qwq_lite.orders import Conclude, Order, Steer
+from qwq_lite.orders import Conclude, Course, Entry, Order, Steer
 from qwq_lite.plan import Candidate, Gpu, Room, RunPlan, Wishes
 
 _LENGTH = struct.Struct("<I")
@@ -129,6 +129,37 @@ def order_from_json(data: list[Any]) -> Order:
         return order
     except (KeyError, TypeError, ValueError) as error:
         raise EngineError(f"the host sent no order: {error!r}") from error
+
+
+def entry_to_json(entry: Entry) -> list[Any] | None:
+    """A token as its number and time, an order as its name and fields."""
+    if entry is None or isinstance(entry, tuple):
+        return None if entry is None else [*entry]
+    return order_to_json(entry)
+
+
+def entry_from_json(data: Any) -> Entry:
+    """Raises: EngineError for what is none."""
+    if data is None:
+        return None
+    if isinstance(data, list) and [*map(type, data)] == [int, float]:
+        return data[0], data[1]
+    if isinstance(data, list):
+        return order_from_json(data)
+    raise EngineError(f"the host sent nothing that is done to a reply: {data!r:.100}")
+
+
+def course_to_json(course: Course) -> list[Any]:
+    return [course.seed, course.elapsed_s, [*map(entry_to_json, course.entries)], course.n_seen]
+
+
+def course_from_json(data: list[Any]) -> Course:
+    """Raises: EngineError for what is no course of a reply."""
+    try:
+        seed, elapsed_s, entries, n_seen = data
+        return Course(int(seed), float(elapsed_s), tuple(map(entry_from_json, entries)), int(n_seen))
+    except (TypeError, ValueError) as error:
+        raise EngineError(f"the host sent no course of a reply: {error!r}") from error
 
 
 def error_to_json(error: BaseException) -> list[str]:

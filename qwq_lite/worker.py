@@ -13,7 +13,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from qwq_lite import child, gguf_header, local, wire
 from qwq_lite.backend import native
 from qwq_lite.errors import EngineError
 from qwq_lite.events import Done, Progress
-from qwq_lite.orders import Order
+from qwq_lite.orders import Entry, Order
 from qwq_lite.stream import MOST_UNREAD, Stream
 from qwq_lite.wire import Pipe
 
@@ -54,6 +54,7 @@ class _Worker:
         self._replies: dict[int, _Reply] = {}
         self._n_steps = 0
         self._abort_callback: Any = None
+        self._preparing = threading.Lock()
 
     def beat(self) -> None:
         """Say that this process runs, and how far its work has come."""
@@ -77,7 +78,11 @@ class _Worker:
             if verb == "generate":
                 self._generate(number, message)
                 return
-            result = self._load(message) if verb == "load" else self._call(verb, message)
+            if verb == "tokenize":
+                with self._blamed(number):
+                    result = self._call(verb, message)
+            else:
+                result = self._load(message) if verb == "load" else self._call(verb, message)
             self._send({"id": number, "result": result})
         except BaseException as error:
             self._send({"id": number, "error": wire.error_to_json(error)})
@@ -126,16 +131,28 @@ class _Worker:
     def _generate(self, number: int, message: dict[str, Any]) -> None:
         reply = self._replies[number]
         try:
-            stream = self._loaded().generate(message["prompt"], session=message["session"], **message["options"])
+            course = wire.course_from_json(message["course"])
+            with self._blamed(number):
+                stream = self._loaded().go_on(
+                    message["prompt"], course, session=message["session"], **message["options"]
+                )
+                self._send({"id": number, "result": None})
             reply.begin(stream)
-            self._send({"id": number, "result": None})
             for event in stream:
                 self._n_steps += 1
-                self._send({"id": number, "event": wire.event_to_json(event)})
+                entries = [wire.entry_to_json(entry) for entry in _fetched(stream)]
+                self._send({"id": number, "event": wire.event_to_json(event), "entries": entries})
                 if not isinstance(event, Done):
                     reply.wait()
         finally:
             del self._replies[number]
+
+    @contextlib.contextmanager
+    def _blamed(self, number: int) -> Iterator[None]:
+        """While a text is made into tokens, one at a time: a death meanwhile is that request's, until its answer is sent."""
+        with self._preparing:
+            self._send({"id": number, "began": True})
+            yield
 
     def _loaded(self) -> local.LocalModel:
         if self._model is None:
@@ -145,6 +162,13 @@ class _Worker:
     def _send(self, message: dict[str, Any]) -> None:
         with contextlib.suppress(OSError):  # the host is gone, and so is this process in a moment
             self._pipe.send(message)
+
+
+def _fetched(stream: Stream) -> Iterator[Entry]:
+    """What was done to a reply since it was last asked: all that the events read so far follow from, and perhaps more."""
+    done = stream.feed.done
+    while done:
+        yield done.popleft()
 
 
 class _Reply:

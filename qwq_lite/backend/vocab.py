@@ -12,7 +12,7 @@ from typing import Any
 
 from gguf.constants import TokenType
 
-from qwq_lite.backend import native
+from qwq_lite.backend import native, pretokenizer
 from qwq_lite.errors import EngineError
 
 _SPELLED = 1 << 3 | 1 << 4  # LLAMA_TOKEN_ATTR_CONTROL | LLAMA_TOKEN_ATTR_USER_DEFINED
@@ -43,6 +43,8 @@ class Vocab:
             self._api.llama_vocab_fim_sep(self._vocab),
         }
         self._pieces: list[bytes | None] = [None] * self.n_tokens  # None until it is asked for
+        self._pre = self._text_of_key("tokenizer.ggml.pre")
+        self._recurses = pretokenizer.recurses(self._text_of_key("tokenizer.ggml.model"), self._pre)
 
     def _ends(self, token: int) -> bool:
         if not self._api.llama_vocab_is_eog(self._vocab, token):
@@ -75,15 +77,25 @@ class Vocab:
     def tokenize(self, text: str, parse_special: bool) -> list[int]:
         """Ids of `text`, nothing added before or after. With parse_special, spellings of control tokens become those.
 
-        Raises: EngineError for a text that no token list can hold.
+        Raises: EngineError for a text that no token list can hold; UsageError for one with a run of characters for which the
+        model's tokenizer has no room.
         """
         raw = text.encode("utf-8", "surrogatepass" if _has_surrogates(text) else "strict")
+        ids = functools.partial(self._ids, raw, parse_special)
+        return pretokenizer.call(ids, text, self._pre, bounded=self._recurses)
+
+    def _ids(self, raw: bytes, parse_special: bool) -> list[int]:
         room = len(raw) + 8
         ids = (ctypes.c_int32 * room)()
         count = self._api.llama_tokenize(self._vocab, raw, len(raw), ids, room, False, parse_special)
         if count < 0:
             raise EngineError(f"a text of {len(raw)} bytes cannot be tokenized: llama_tokenize returned {count}")
         return list(ids[:count])
+
+    def _text_of_key(self, key: str) -> str:
+        buffer = ctypes.create_string_buffer(256)
+        count = self._api.llama_model_meta_val_str(self._model, key.encode(), buffer, len(buffer))
+        return buffer.value.decode("utf-8", "replace") if count >= 0 else ""
 
     def piece(self, token: int) -> bytes:
         """The bytes that a token adds to a text; none for control tokens, which are not text."""

@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 import qwq_lite
-from qwq_lite import process
+from qwq_lite import process_limits
 from qwq_lite.remote import RemoteModel
 
 WAIT_S = 300
@@ -225,7 +225,7 @@ def test_out_of_memory_is_said_where_the_kernel_counted_it(
     tiny_gguf: Path, monkeypatch: pytest.MonkeyPatch, n_killed: int
 ) -> None:
     counts = [0]
-    monkeypatch.setattr(process, "_n_killed_for_memory", lambda: counts[0])
+    monkeypatch.setattr(process_limits, "n_killed_for_memory", lambda: counts[0])
     with qwq_lite.load(tiny_gguf, n_ctx=256) as model:
         assert isinstance(model, RemoteModel)
         assert model.pid is not None
@@ -239,7 +239,7 @@ def test_out_of_memory_is_said_where_the_kernel_counted_it(
 def test_the_kernels_count_of_such_kills(tmp_path: Path) -> None:
     counters = tmp_path / "vmstat"
     counters.write_text("nr_free_pages 5\noom_kill 7\ndrop_slab 0\n")
-    assert process._n_killed_for_memory(counters) == 7
-    assert process._n_killed_for_memory(tmp_path / "none") == 0
+    assert process_limits.n_killed_for_memory(counters) == 7
+    assert process_limits.n_killed_for_memory(tmp_path / "none") == 0
     counters.write_text("nr_free_pages 5\n")
-    assert process._n_killed_for_memory(counters) == 0
+    assert process_limits.n_killed_for_memory(counters) == 0

@@ -146,6 +146,7 @@ def test_public_names_are_pinned_and_all_there() -> None:
         "Progress",
         "QwqError",
         "Reply",
+        "RequestCrashed",
         "RunPlan",
         "Stats",
         "Stream",

@@ -21,7 +21,7 @@ import psutil
 import pytest
 
 import qwq_lite
-from qwq_lite import child, process, remote, wire
+from qwq_lite import child, process, remote, remote_feed, wire
 from qwq_lite.loading import load
 from qwq_lite.remote import RemoteModel
 from qwq_lite.stream import MOST_UNREAD
@@ -223,11 +223,22 @@ def test_a_conversation_survives_its_engine(fragile: RemoteModel) -> None:
 
 @posix
 def test_a_crash_loop_is_given_up(fragile: RemoteModel) -> None:
-    for _ in range(remote._CRASHES - 1):
-        struck(fragile, signal.SIGKILL, after=1)
-    struck(fragile, signal.SIGKILL, after=1)
+    for n in range(remote._CRASHES):
+        if n:
+            assert fragile.ask("Hi", max_tokens=2).stats.n_generated
+        os.kill(pid_of(fragile), signal.SIGKILL)  # nobody asks for anything: it is nobody's fault
+        deadline = time.monotonic() + WAIT_S
+        while fragile.pid is not None and time.monotonic() < deadline:
+            time.sleep(0.01)
     with pytest.raises(qwq_lite.EngineCrashed, match=f"{remote._CRASHES} times"):
         fragile.ask("Hi")
+
+
+@posix
+def test_deaths_that_are_a_replys_bar_nobody(fragile: RemoteModel) -> None:
+    for _ in range(remote._CRASHES + 1):
+        assert not isinstance(struck(fragile, signal.SIGKILL, after=3), qwq_lite.RequestCrashed)
+    assert fragile.ask("Hi", max_tokens=2).stats.n_generated
 
 
 @posix
@@ -398,12 +409,10 @@ def test_what_is_no_json_is_refused(model: RemoteModel) -> None:
 
 @pytest.mark.parametrize("said", [b"\x05\0\0\0hello", b"", b"Traceback"])
 def test_a_child_that_speaks_nonsense_is_a_crash(demo_gguf: Path, monkeypatch: pytest.MonkeyPatch, said: bytes) -> None:
-    def started(_target: str, _python: str | None) -> subprocess.Popen[bytes]:
-        code = f"import sys, os; os.write(1, {said!r}); print('last words', file=sys.stderr)"
-        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        return subprocess.Popen([sys.executable, "-c", code], bufsize=0, **pipes)
-
-    monkeypatch.setattr(child, "start", started)
+    code = (
+        f"import sys, os; os.write(int(os.environ['QWQ_LITE_RESULTS']), {said!r}); print('last words', file=sys.stderr)"
+    )
+    monkeypatch.setattr(child, "_command", lambda _target, _python: [sys.executable, "-c", code])
     with pytest.raises(qwq_lite.EngineCrashed, match="last words") as caught:
         load(demo_gguf)
     assert caught.value.lines == ("last words",)
@@ -497,7 +506,7 @@ def test_a_reader_that_waits_is_no_hang(fragile: RemoteModel, monkeypatch: pytes
 
 def test_work_without_a_step_is_a_hang(fragile: RemoteModel, monkeypatch: pytest.MonkeyPatch) -> None:
     hasten_hangs(monkeypatch)
-    monkeypatch.setattr(process.RemoteFeed, "unread", False)  # so that nothing says why it waits
+    monkeypatch.setattr(remote_feed.RemoteFeed, "unread", False)  # so that nothing says why it waits
     clock, stream = Clock(monkeypatch), fragile.generate(LONG, max_tokens=2 * MOST_UNREAD)
     wait_until(lambda: stream.feed.events.qsize() >= MOST_UNREAD)
     clock.pass_(20, fragile)
