@@ -5,7 +5,8 @@
 Engines: SIGKILL, SIGSEGV, SIGABRT and SIGSTOP by chance, while it loads, reads a prompt, decodes or saves a conversation. Each
 must end in EngineCrashed, or, where it hit before a prompt was begun, in a call that is asked again; the next call must work, and
 no process and no descriptor may be left. The default context is 2 GiB of the demo model's memory, which a core dump or a
-debugger would take seconds to go through. Hosts: SIGKILL, half of them with a forked copy alive. Not on Windows. Ends with one JSON line.
+debugger would take seconds to go through. Hosts: SIGKILL, half of them with a forked copy alive. Not on Windows. Ends with one
+JSON line.
 """
 
 from __future__ import annotations
