@@ -25,7 +25,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "convert")]
 
-from qwq_lite.errors import QwqError, RequestCrashed  # noqa: E402
+from qwq_lite.errors import EngineCrashed, QwqError, RequestCrashed  # noqa: E402
 from qwq_lite.events import Answer, Done, Notice  # noqa: E402
 from qwq_lite.loading import load  # noqa: E402
 from qwq_lite.remote import RemoteModel  # noqa: E402
@@ -54,6 +54,8 @@ def outcome(model: RemoteModel, text: str, seed: int) -> str:
                 return "whole, gone on with" if resumed else "whole"
     except RequestCrashed:
         return "culprit"
+    except EngineCrashed as error:
+        return "culprit, alone by then" if "SIGSEGV" in str(error) else str(error)
     except QwqError as error:
         return f"{type(error).__name__}: {error}"
     return "no end"
@@ -105,7 +107,7 @@ def main() -> None:
         "seed": arguments.seed,
         "whole": n_whole,
         "of": arguments.runs * (N_CALLERS - 1),
-        "culprits": total["poison: culprit"],
+        "culprits": total["poison: culprit"] + total["poison: culprit, alone by then"],
         "found": dict(total),
         "run_s_median": round(sorted(times)[len(times) // 2], 2),
     }

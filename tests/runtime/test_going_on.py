@@ -218,9 +218,11 @@ def test_one_of_eight_callers_ends_the_engine(tiny_gguf: Path, tmp_path: Path, k
             asked.insert(place, POISONS[kind])
             found = outcomes([functools.partial(ask, *words) for words in asked])
             culprit = found.pop(place)
-            assert isinstance(culprit, qwq_lite.RequestCrashed)
+            assert isinstance(culprit, qwq_lite.EngineCrashed)
             assert culprit.signal == "SIGSEGV"
-            assert "not tried again" in str(culprit)
+            # A reply that was the last in line was alone, and then one death is enough.
+            assert kind == "token" or isinstance(culprit, qwq_lite.RequestCrashed)
+            assert not isinstance(culprit, qwq_lite.RequestCrashed) or "not tried again" in str(culprit)
             for events in found:
                 assert isinstance(events, list), events
                 done = events[-1]

@@ -254,7 +254,7 @@ def test_kills_at_random_moments_leave_nothing(demo_gguf: Path, monkeypatch: pyt
         for _ in range(8):
             pid = pid_of(model)
             threading.Timer(rng.random(), os.kill, (pid, rng.choice((signal.SIGKILL, signal.SIGSEGV)))).start()
-            with contextlib.suppress(qwq_lite.EngineCrashed):
+            with contextlib.suppress(qwq_lite.EngineCrashed):  # none where it hit before a prompt: that is asked again
                 while model.pid == pid:
                     model.ask(LONG, max_tokens=100)
             assert gone(pid)
