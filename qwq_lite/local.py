@@ -137,6 +137,7 @@ class LocalModel(Model):
         self._template = ChatTemplate(source) if source is not None else None
         self._form = normalization.normalizer(header.keys)
         self._plain = functools.partial(prompt.tokenize, self._vocab, form=self._form)
+        self._more = functools.partial(self._plain, follows=True)
         self._known = catalog.find(header.text("general.name"), header.text("general.basename"), header.path.name)
         self.n_ctx = context.n_ctx
         self._fingerprint = _fingerprint(header, context.settings)
@@ -146,7 +147,7 @@ class LocalModel(Model):
             context,
             prefill_chunk=_GPU_PREFILL_CHUNK if on_gpu else PREFILL_CHUNK,
             remark=pace.Pace(plan, context.settings.n_threads),
-            tokenize=self._plain,
+            tokenize=self._more,
         )
         self._callers: list[int] = []  # threads that are inside, for nobody may tokenize while the model is freed
         self._changed = threading.Condition()
@@ -187,7 +188,7 @@ class LocalModel(Model):
             self.n_ctx,
             self._vocab.end_tokens,
             self._vocab.piece,
-            self._plain,
+            self._more,
             templated=templated,
             scripts=self._scripts(given, options, thoughts),
         )

@@ -53,28 +53,37 @@ class Vocabulary(Protocol):
     @property
     def special(self) -> dict[str, int]: ...
 
-    def tokenize(self, text: str, parse_special: bool) -> list[int]: ...
+    @property
+    def tags(self) -> tuple[str, ...]: ...
+
+    def tokenize(self, text: str, parse_special: bool, follows: bool = False) -> list[int]: ...
 
 
-def tokenize(vocab: Vocabulary, text: str, form: str) -> list[int]:
-    """Ids of a text as plain text: nothing added, and no spelling becomes a control or user-defined token.
+def tokenize(vocab: Vocabulary, text: str, form: str, follows: bool = False) -> list[int]:
+    """Ids of a text as plain text: nothing added, and no spelling becomes a control token or a tag.
 
-    `form` is `normalization.normalizer()` of the model. Equal to Hugging Face's tokenizer with
-    add_special_tokens off on text without such spellings.
+    `form` is `normalization.normalizer()` of the model; follows: other text stands before it. Equal to llama_tokenize of the
+    normalised text with parse_special off, but for tags, which llama.cpp makes tokens of even then.
     """
-    text = normalized(text, form)
-    spellings = _spellings(tuple(vocab.special)).pattern
-    if not spellings.search(text):
-        return vocab.tokenize(text, False) if text else []
-    pieces, start = [], 0
-    for match in spellings.finditer(text):
-        # llama.cpp replaces a user-defined spelling even with parse_special off: cut it where a word begins, which is
-        # where the pre-tokenizer cuts too.
-        letter = re.search(r"(?<=\W)\w|(?<=\w)\W", match[0])
-        cut = match.start() + (letter.start() if letter else 1)
+    pieces = _untagged(vocab.tags, normalized(text, form))
+    return [
+        token
+        for n, piece in enumerate(pieces)
+        if piece
+        for token in vocab.tokenize(piece, False, follows=follows or n > 0)
+    ]
+
+
+def _untagged(tags: tuple[str, ...], text: str) -> list[str]:
+    """A text in pieces, none of which holds a tag. Each is cut where its first word ends: there every pre-tokenizer cuts."""
+    pattern = _spellings(tags).pattern
+    pieces, start, match = list[str](), 0, pattern.search(text)
+    while match:
+        end_of_word = re.search(r"(?<=[^\W_])[\W_]", match[0])
+        cut = match.start() + (end_of_word.start() if end_of_word else 1)
         pieces.append(text[start:cut])
-        start = cut
-    return [token for piece in [*pieces, text[start:]] if piece for token in vocab.tokenize(piece, False)]
+        start, match = cut, pattern.search(text, cut)
+    return [*pieces, text[start:]]
 
 
 @dataclass(frozen=True)
@@ -180,8 +189,8 @@ def _encoded(
         if not own:
             text.append(piece)
             continue
-        for part in spellings.split("".join(text)):
-            yield from tokenize(vocab, part, form)
+        for n, part in enumerate(filter(None, spellings.split("".join(text)))):
+            yield from tokenize(vocab, part, form, follows=n > 0)
         text.clear()
         if piece:
             yield special[piece]
