@@ -28,6 +28,7 @@ from qwq_lite.errors import EngineError, PlanError
 from qwq_lite.memory import Buffers, Footprint
 
 _BREAKDOWN = "_Z26llama_get_memory_breakdownPK13llama_context"
+_REFUSED = 1  # the child's exit status: llama.cpp said why, and it is not the file's fault alone
 _NOT_HERE = 3  # the child's exit status: this build cannot be asked, and nothing is wrong
 
 
@@ -47,6 +48,8 @@ def measure(path: Path, choices: Sequence[Choice]) -> list[Footprint] | None:
         return None
     if done.returncode:
         said = " | ".join(done.stderr.strip().splitlines()[-3:]) or "it said nothing"
+        if done.returncode == _REFUSED:
+            raise PlanError(f"{path}: llama.cpp does not take it: {said}")
         raise PlanError(
             f"{path}: llama.cpp ended over it ({done.returncode}): {said}; the file may be damaged, or the context too long"
         )
@@ -82,7 +85,7 @@ def _answer() -> None:
         sys.exit(_NOT_HERE)
     except EngineError as error:
         print(error, "".join(lines[-8:]), file=sys.stderr)
-        sys.exit(1)
+        sys.exit(_REFUSED)
     print(json.dumps(found))
 
 
