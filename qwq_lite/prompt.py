@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from qwq_lite.budget import FIELD
 from qwq_lite.errors import TemplateError
 from qwq_lite.generation import THINK_TAGS
 from qwq_lite.normalization import normalized
@@ -116,19 +117,36 @@ def _spellings(spellings: tuple[str, ...]) -> _Spellings:
 class ChatTemplate:
     """A model's chat template, ready to render.
 
+    Args:
+        origin: what its errors begin with: the file that it comes from.
+        given: it is not the model's own; its errors then name the option.
+
     Raises: TemplateError when the source does not parse or asks for what templates may not do.
     """
 
-    def __init__(self, source: str) -> None:
-        self.source = source
-        self._template = Template(source)
+    def __init__(self, source: str, origin: str = "", *, given: bool = False) -> None:
+        self.source, self._origin, self._given = source, origin, given
+        with self._errors():
+            self._template = Template(source)
 
     def render(self, messages: Sequence[Message], **extra: Any) -> str:
         """The prompt's text, up to where the reply begins unless extra has add_generation_prompt.
 
         Raises: TemplateError with what the template objected to, or the limit that it met.
         """
-        return self._template.render({"messages": messages, "add_generation_prompt": True, **extra})
+        with self._errors():
+            return self._template.render({"messages": messages, "add_generation_prompt": True, **extra})
+
+    @contextlib.contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except TemplateError as error:
+            text = str(error)
+            if self._given:
+                text = text.replace(FIELD, "the template of --chat-template")
+                text = text.replace("convert the model again", "give another one")
+            raise TemplateError(f"{self._origin}: {text}" if self._origin else text) from error
 
     def encode(self, vocab: Vocabulary, messages: Sequence[Message], form: str, **extra: Any) -> list[int]:
         """The prompt's tokens. Raises: TemplateError."""

@@ -159,12 +159,14 @@ def write_model(path: Path, tokenizer: Path, made: Architecture, *, echo: bool =
 
 
 def _values(name: str, shape: tuple[int, ...], scale: float) -> npt.NDArray[np.float32]:
-    values = np.random.default_rng(zlib.crc32(name.encode())).standard_normal(shape[::-1], dtype=np.float32)
+    values = np.random.default_rng(zlib.crc32(name.encode())).standard_normal(shape[::-1])
     if "norm" in name:
-        return 1 + values / 50
-    if name.endswith("ssm_a"):
-        return -np.abs(values)
-    return values if name.startswith("token_embd") else values * np.float32(scale)
+        values = 1 + values / 50
+    elif name.endswith("ssm_a"):
+        values = -np.abs(values)
+    elif not name.startswith("token_embd"):
+        values *= scale
+    return values.astype(np.float32)
 
 
 def _add(writer: GGUFWriter, name: str, value: gguf_header.Value) -> None:
