@@ -20,7 +20,8 @@ DESKTOP := .venv-desktop
 FREEZE := $(DESKTOP)/.installed-for-freezing
 # IPython is left out: it is there for the tests, and something frozen would take it along.
 FROZEN := build/desktop
-INSTALLER := pyproject.toml $(wildcard scripts/install*.py)
+# The check of an engine is the installer's too: where it changes, the engine is checked again.
+INSTALLER := pyproject.toml $(wildcard scripts/install*.py qwq_lite/backend/engine_*.py)
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test golden parity desktop check docs bench clean
@@ -29,6 +30,7 @@ help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s%s\n", $$1, $$2 }' Makefile
 
 install: ## install for this machine's hardware, into .venv
+	@rm -f $(RUN) $(DEVELOP)
 	$(INSTALL)
 	@touch $(RUN)
 

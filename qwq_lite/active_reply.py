@@ -25,6 +25,7 @@ class Request:
     that all requests without a session share. n_dropped: messages that were left out of the prompt, for Stats. alone: as in
     `Sequences.place`. thinking_budget: as asked for, thinking_limit: most tokens of the thought, n_words: those of them that are
     kept for what ends it. within_s: seconds from `asked`, a time of time.monotonic(), to the deadline.
+    notices: what the reader should know before it begins.
     """
 
     prompt: list[int]
@@ -41,6 +42,7 @@ class Request:
     n_words: int = 0
     within_s: float | None = None
     asked: float = field(default_factory=time.monotonic)
+    notices: tuple[Notice, ...] = ()
 
 
 class ActiveReply:

@@ -33,9 +33,13 @@ class Chat:
     """
 
     def __init__(self, model: Engine, system: str | None = None, *, messages: Sequence[Message] = ()) -> None:
+        """system: the system prompt; None leaves it to the model's template, "" asks for none, not the template's own either."""
         self._model = model
         self._session = ("chat", next(_SESSIONS))
-        self._messages: list[Message] = [*([{"role": "system", "content": system}] if system else []), *messages]
+        self._messages: list[Message] = [
+            *([{"role": "system", "content": system}] if system is not None else []),
+            *messages,
+        ]
         self._n_left_out = 0  # messages after the system prompt that no longer fit; they go on not being sent
         self._asked: tuple[list[Message], str] | None = None  # what the last question followed, and the question
         self._running: Callable[[], Stream | None] = lambda: None  # weakly, so that a stream that is dropped is left

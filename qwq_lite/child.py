@@ -1,6 +1,7 @@
 """How code of this package is started in a process of its own, from a script, a notebook or a frozen application.
 
-What ends such a child does not end who started it. Nothing of the caller is imported there.
+What ends such a child does not end who started it. Nothing of the caller is imported there. A child's results go through a
+pipe of their own: what a sitecustomize, a library or llama.cpp prints to its streams is kept as text for an error message.
 """
 
 from __future__ import annotations
@@ -8,13 +9,23 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
+import signal
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from qwq_lite import windows_job
 from qwq_lite.errors import UsageError
 
+# How a process ends that meets an instruction its CPU lacks, or a wrongly compiled one: SIGILL, STATUS_ILLEGAL_INSTRUCTION.
+ILLEGAL_INSTRUCTION = (-int(getattr(signal, "SIGILL", 4)), 0xC000001D, 0xC000001D - (1 << 32))
 MARK = "QWQ_LITE_WORKER"  # in a child's environment: what it is to run, as module:function
+_RESULTS = "QWQ_LITE_RESULTS"  # in a child's environment: the descriptor (Windows: the handle) that its results go to
 TIMEOUT_S = 120  # the first load of a CUDA build compiles kernels for cards newer than itself
 PARENT = os.getppid()  # as early as can be: a host may die while its child still imports
 _PACKAGE = "qwq_lite"
@@ -61,51 +72,138 @@ def is_child() -> bool:
     return MARK in os.environ
 
 
-def start(target: str, python: str | None = None) -> subprocess.Popen[bytes]:
+@dataclass(frozen=True)
+class Child:
+    """A started child. results: the descriptor from which its results are read; its standard output and error come together as
+    process.stdout."""
+
+    process: subprocess.Popen[bytes]
+    results: int
+
+
+def start(target: str, python: str | None = None) -> Child:
     """Start `module:function` of this package in a child, behind three unbuffered pipes and without a window.
 
     Raises: UsageError in a frozen application that never called `run_worker_if_asked`: it would only open itself once more.
     """
-    pipe = subprocess.PIPE
-    process = subprocess.Popen(
-        _command(target, python),
-        stdin=pipe,
-        stdout=pipe,
-        stderr=pipe,
-        bufsize=0,
-        creationflags=_hidden(),
-        env=_environment(target),
-    )
+    command = _command(target, python)
+    with _results_pipe() as (read, options):
+        try:
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                bufsize=0,
+                **_started(target, options),
+            )
+        except BaseException:
+            os.close(read)
+            raise
     if sys.platform == "win32":
         windows_job.tie(int(process._handle))  # type: ignore[attr-defined] # Popen keeps it so
-    return process
+    return Child(process, read)
 
 
 def ask(module: str, function: str, question: str = "") -> subprocess.CompletedProcess[str]:
     """Call `module.function()` in a child, with `question` on its standard input, and wait for its end.
 
-    Raises: subprocess.TimeoutExpired; UsageError as `start`.
+    stdout of what is returned is what the child gave to `send`, stderr is what it printed.
+    Raises: subprocess.TimeoutExpired, with what was sent until then; UsageError as `start`.
     """
-    target = f"{module}:{function}"
-    return subprocess.run(
-        _command(target, None),
-        input=question,
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-        errors="replace",
-        timeout=TIMEOUT_S,
-        check=False,
-        creationflags=_hidden(),
-        env=_environment(target),
-    )
+    target, sent = f"{module}:{function}", list[bytes]()
+    command = _command(target, None)
+    with _results_pipe() as (read, options):
+        reading = threading.Thread(target=lambda: sent.append(_read_all(read)), daemon=True)
+        reading.start()
+        try:
+            done = subprocess.run(
+                command,
+                input=question,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                encoding="utf-8",
+                errors="replace",
+                timeout=TIMEOUT_S,
+                check=False,
+                **_started(target, options),
+            )
+            ended: BaseException | None = None
+        except BaseException as error:
+            ended = error
+    reading.join()  # the block above has closed the other end here, and the child's has gone with it
+    result = sent[0].decode("utf-8", "replace")
+    if ended is not None:
+        if isinstance(ended, subprocess.TimeoutExpired):
+            ended.output = sent[0]
+        raise ended
+    return subprocess.CompletedProcess(done.args, done.returncode, result, done.stdout or "")
 
 
-def _hidden() -> int:
-    """Creation flags of a child that opens no console window."""
+def results() -> int:
+    """The child's side: the descriptor that its results go to. Its own children do not inherit it."""
+    number = int(os.environ[_RESULTS])
     if sys.platform == "win32":
-        return subprocess.CREATE_NO_WINDOW
-    return 0
+        import msvcrt
+
+        return msvcrt.open_osfhandle(number, os.O_BINARY)
+    os.set_inheritable(number, False)
+    return number
+
+
+def send(text: str) -> None:
+    """The child's side of `ask`: its result."""
+    with os.fdopen(results(), "w", encoding="utf-8") as file:
+        file.write(text)
+
+
+@contextmanager
+def _results_pipe() -> Iterator[tuple[int, dict[str, Any]]]:
+    """The end of a pipe to read from, and the options with which Popen gives its other end to a child.
+
+    The other end is closed here when the block ends, so that the child's end of life is the end of the file. The end to read from
+    belongs to the caller.
+    """
+    read, write = (_above_standard_streams(end) for end in os.pipe())
+    try:
+        if sys.platform == "win32":  # untried
+            import msvcrt
+
+            handle = msvcrt.get_osfhandle(write)
+            os.set_handle_inheritable(handle, True)
+            startup = subprocess.STARTUPINFO(lpAttributeList={"handle_list": [handle]})
+            yield read, {"startupinfo": startup, "results": handle}
+        else:
+            yield read, {"pass_fds": (write,), "results": write}
+    finally:
+        os.close(write)
+
+
+def _above_standard_streams(descriptor: int) -> int:
+    """The same descriptor above 2: where a host has closed its streams, a pipe may get their numbers, which a child replaces."""
+    if descriptor > 2 or sys.platform == "win32":
+        return descriptor
+    import fcntl
+
+    moved = fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 3)
+    os.close(descriptor)
+    return moved
+
+
+def _read_all(descriptor: int) -> bytes:
+    with os.fdopen(descriptor, "rb") as file:
+        return file.read()
+
+
+def _started(target: str, options: dict[str, Any]) -> dict[str, Any]:
+    """What every child is started with: no console window, its environment, the pipe for its results."""
+    number = options.pop("results")
+    if sys.platform == "win32":
+        options["creationflags"] = subprocess.CREATE_NO_WINDOW
+    # ggml's backtrace of an abort comes after the reason, hides it and may wait for a debugger.
+    environment = {**os.environ, "GGML_NO_BACKTRACE": "1", MARK: target, _RESULTS: str(number)}
+    return {"env": environment, **options}
 
 
 def _command(target: str, python: str | None) -> list[str]:
@@ -116,12 +214,9 @@ def _command(target: str, python: str | None) -> list[str]:
                 " script, or give load(python=...)"
             )
         return [sys.executable]
-    # -c and the parent's own path: with -m, a file called numpy.py in the current folder would be taken for numpy.
-    places = [place for place in sys.path if place]  # "" is the current folder too
+    # -c and the parent's own path: with -m, a file called numpy.py in the current folder would be taken for numpy. Of what a
+    # program may have put there, Python itself imports from str entries only; "" is the current folder too.
+    places = [place for place in sys.path if isinstance(place, str) and place]
+    places.append(str(Path(__file__).parent.parent))  # where this is, also after a change of folder
     code = f"import sys; sys.path[:] = {places!r}; from qwq_lite import child; child.serve({target!r})"
     return [python or sys.executable, "-c", code]
-
-
-def _environment(target: str) -> dict[str, str]:
-    # ggml's backtrace of an abort comes after the reason, hides it and may wait for a debugger.
-    return {**os.environ, "GGML_NO_BACKTRACE": "1", MARK: target}

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from qwq_lite import boundary
+from qwq_lite.events import Notice
 from qwq_lite.generation import Begin, Phase, Policy, Rewind, Rewrite
 from qwq_lite.model import Options, ThoughtStyle
 from qwq_lite.policies import arranged
@@ -28,6 +29,12 @@ ANSWER_RESERVE = 1024  # tokens; the longest natural answers of 72 real outputs 
 # Nine of ten natural answers are shorter: 340 tokens of QwQ-32B, 660 of Preview.
 _ANSWER_TOKENS: Mapping[ThoughtStyle, int] = {"tags": 340, "undivided": 660, "none": 0}
 _HEADINGS = ("**Final Answer**", "**最终答案**")
+_OF_A_THOUGHT = ("thinking_budget", "effort", "answer_reserve", "answer_temperature", "answer_top_p", "think_script")
+_OF_MESSAGES = ("tools", "when_full")
+_FLAGS = {
+    "thinking_budget": "--think-budget",
+    "tools": "",
+}  # where the command line's name is another, or there is none
 _SPARE = 6  # tokens by which a last line may grow when it is spelled with what ends the thought, or code is closed
 _N_TAIL = 12  # tokens of a prompt among which the template's tags are
 
@@ -96,7 +103,7 @@ def rules(
     room = n_ctx - len(prompt)
     reserve = min(ANSWER_RESERVE if options.answer_reserve is None else options.answer_reserve, max(1, room // 2))
     words = closing_words(model, asked.text, scripts[0])
-    policies: list[Policy] = [Stops(end_tokens, tuple(options.stop or ()), options.max_tokens)]
+    policies: list[Policy] = [Stops(end_tokens, tuple(options.stop or ()), options.max_tokens, undivided)]
     policies.append(Loops(asked.may_repeat, undivided))
     if options.within is not None:
         policies.append(Deadline(options.within, min(_ANSWER_TOKENS[model.style], reserve), len(prompt)))
@@ -116,6 +123,30 @@ def rules(
     policies += [Headings() if undivided else Phases(model.opened, model.closed), Reserve(reserve, end_tokens)]
     limit = min(options.max_tokens or room, *(window.closes for window in windows))
     return Rules(arranged(policies), begin, limit, n_words)
+
+
+def ignored(options: Options, style: ThoughtStyle, *, templated: bool) -> Iterator[Notice]:
+    """Options that were given and have nothing to act on in this reply, a notice a reason.
+
+    One that asks for what happens without it (no thought of a model that does not think) is done, not ignored.
+    """
+    given = {name for name in _OF_MESSAGES if getattr(options, name)}
+    if given and not templated:
+        yield notice_of(given, "the prompt is no list of messages, so no chat template makes it")
+    if style == "tags" and options.history == "all":
+        yield notice_of(["history"], "this model marks its thought with tags, and such a thought is never sent back")
+    if style != "none":
+        return
+    given = {name for name in _OF_A_THOUGHT if getattr(options, name) not in (None, 0, "any")}
+    if given:
+        yield notice_of(given, "this model does not think; if it does, thought_style (--thought-style) says how")
+
+
+def notice_of(names: Iterable[str], why: str) -> Notice:
+    """That these options are ignored, and why."""
+    named = [f"{name} ({_FLAGS.get(name, '--' + name.replace('_', '-'))})" for name in sorted(names)]
+    named = [name.removesuffix(" ()") for name in named]
+    return Notice(f"{', '.join(named)} {'is' if len(named) == 1 else 'are'} ignored: {why}", "ignored")
 
 
 def _windows(budget: int | None, phase: Phase, n_most: int) -> tuple[Window, ...]:

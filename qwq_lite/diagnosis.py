@@ -9,11 +9,12 @@ import platform
 import re
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from qwq_lite.backend.engine_check import Report
 from qwq_lite.hardware import EngineReport
 
 Level = Literal["error", "warning"]
@@ -22,6 +23,7 @@ Level = Literal["error", "warning"]
 _SPEED_FEATURES = {"AVX2": "avx2", "FMA": "fma", "F16C": "f16c"}
 _VENDORS = {"0x10de": "NVIDIA", "0x1002": "AMD"}
 _ACCEL = {"NVIDIA": "cuda", "AMD": "vulkan", "Apple": "metal"}
+_INSTALL = "python scripts/install.py"
 _MIN_DISK_BYTES = 20_000_000_000  # QwQ-32B as Q4_K_M
 
 
@@ -44,12 +46,17 @@ class Finding:
     command: str
 
 
-def findings(machine: Machine, engine: EngineReport | None, failure: str = "") -> list[Finding]:
-    """What is wrong, worst first. `engine` None: it did not load, for the reason in `failure`."""
+def findings(
+    machine: Machine, engine: EngineReport | None, failure: str = "", check: Report | None = None
+) -> list[Finding]:
+    """What is wrong, worst first.
+
+    engine: None where it did not load, for the reason in `failure`. check: what became of its matrix products.
+    """
     if engine is None:
         text, *command = re.split(r"[;,] (?:or )?run: ", failure, maxsplit=1)
         return [Finding("error", text, command[0] if command else "python scripts/install.py --force")]
-    found = list(unusable_gpu(machine, engine))
+    found = [*unusable_gpu(machine, engine), *(_wrong_products(check) if check else ())]
     missing = [
         name for name, flag in _SPEED_FEATURES.items() if flag in machine.cpu_features and name not in engine.features
     ]
@@ -89,6 +96,17 @@ def unusable_gpu(machine: Machine, engine: EngineReport) -> Sequence[Finding]:
     ]
 
 
+def _wrong_products(check: Report) -> Iterator[Finding]:
+    """An engine that loads and does not compute."""
+    if check.faults:
+        consequence = (
+            "loads go without that buffer, slower" if check.extra_buffers_only else "no answer of it can be trusted"
+        )
+        yield Finding("error", f"llama.cpp does not compute: {check.text()}; {consequence}", _INSTALL)
+    if check.could_not_run:
+        yield Finding("warning", f"whether llama.cpp computes could not be checked: {check.could_not_run}", _INSTALL)
+
+
 def _accel(engine: EngineReport) -> str:
     names = " ".join(device.name.lower() for device in engine.gpus)
     return next((accel for accel in ("cuda", "vulkan", "metal") if accel in names), "cpu")
@@ -96,7 +114,7 @@ def _accel(engine: EngineReport) -> str:
 
 def look(folder: Path) -> Machine:
     """The machine at hand; cheap enough for the start of every chat. No program is run."""
-    return Machine(_gpus(), _cpu_features(), shutil.disk_usage(folder).free, _rosetta())
+    return Machine(_gpus(), cpu_features(), shutil.disk_usage(folder).free, _rosetta())
 
 
 def _gpus() -> tuple[str, ...]:
@@ -116,7 +134,8 @@ def _gpus() -> tuple[str, ...]:
     return tuple(sorted(found, reverse=True))  # NVIDIA first: beside it, AMD is most often the processor's own
 
 
-def _cpu_features() -> frozenset[str]:
+def cpu_features() -> frozenset[str]:
+    """What the first processor can do, as Linux names it; of Windows only what decides speed."""
     if sys.platform == "win32":
         import ctypes
 
@@ -125,11 +144,11 @@ def _cpu_features() -> frozenset[str]:
         )  # PF_AVX2_INSTRUCTIONS_AVAILABLE; FMA and F16C came before it
         return frozenset(_SPEED_FEATURES.values()) if avx2 else frozenset()
     try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+        with Path("/proc/cpuinfo").open(encoding="utf-8", errors="replace") as file:  # long where there are many
+            line = next((line for line in file if line.startswith(("flags", "Features"))), "")
     except OSError:
         return frozenset()  # macOS: arm64 builds have what they need
-    line = next((line for line in text.splitlines() if line.startswith("flags")), "")
-    return frozenset(line.split())
+    return frozenset(line.partition(":")[2].split())
 
 
 def _rosetta() -> bool:

@@ -115,6 +115,7 @@ class Taken(NamedTuple):
     text: the characters that it completed, of the phase that it leaves the reply in; n_tokens: the reply's length with it;
     time_s: seconds from the request to the token; forced: nobody drew it; turned: the phase begins with this token.
     end: the thought is to end for this reason, within so many tokens more; less than none: so many of the last tokens ago.
+    added: the characters that it completed, of whichever phase.
     """
 
     token: int
@@ -125,6 +126,7 @@ class Taken(NamedTuple):
     forced: bool = False
     turned: bool = False
     end: tuple[ThoughtEnd, int] | None = None
+    added: str = ""
 
 
 class Draw(NamedTuple):
@@ -257,7 +259,7 @@ def advance(policies: tuple[Policy, ...], state: State, token: int, piece: bytes
     given = state.given
     n_tokens = state.n_tokens + 1
     end = ASKED if given.asked_at is not None and n_tokens > given.asked_at else None
-    taken = _new(Taken, (token, text, state.phase, n_tokens, time_s, bool(state.forced), False, end))
+    taken = _new(Taken, (token, text, state.phase, n_tokens, time_s, bool(state.forced), False, end, text))
     states: list[Any] = []
     forced = state.forced[1:] if n_tokens not in given.forced else given.forced[n_tokens]
     turn: Turn | None = None
@@ -281,6 +283,10 @@ def advance(policies: tuple[Policy, ...], state: State, token: int, piece: bytes
             action = wanted
     if turn is None and n_tokens == given.ended_at and taken.phase == "thinking":  # no policy knew the words
         turn = Turn("answer")
+    if (
+        turn is not None and isinstance(action, Stop) and action.drop > turn.n_chars
+    ):  # the phase's first text is cut away
+        turn = None
     if turn is None and not isinstance(action, Stop):  # nearly every token
         state, events = _shown(state, n_tokens, pending, state.held + text, forced, tuple(states), hold)
         return _new(Step, (state, events, action))

@@ -7,6 +7,8 @@ Layout (little-endian), https://github.com/ggml-org/ggml/blob/master/docs/gguf.m
     n_tensors × name string · n_dims u32 · dims u64… · ggml type u32 · offset u64
     padding to general.alignment · data
 
+A split model is several such files, NAME-00001-of-0000N.gguf and so on: the first has all keys, each has some of the tensors.
+
 A string is its length (u64) and that many bytes of UTF-8. Dimensions stand in ggml's order: columns first.
 gguf.GGUFReader maps the whole file and takes seconds for a vocabulary of 150,000 tokens; this takes tenths.
 """
@@ -16,11 +18,12 @@ from __future__ import annotations
 import io
 import math
 import os
+import re
 import struct
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import BinaryIO, Union
+from typing import BinaryIO, NamedTuple, Union
 
 from gguf.constants import GGML_QUANT_SIZES, GGUF_DEFAULT_ALIGNMENT, GGMLQuantizationType, GGUFValueType
 
@@ -39,6 +42,15 @@ MAX_ELEMENTS = (
 )  # of all arrays together; the largest vocabularies have 1.4 million with merges, scores and types
 MAX_KEYS = 1 << 16
 MAX_TENSORS = 1 << 17
+
+# Source: llama.cpp src/llama-model-loader.cpp; a part whose number has another type ends the process there.
+SPLIT_KEYS = SPLIT_NO, SPLIT_COUNT, SPLIT_TENSORS_COUNT = "split.no", "split.count", "split.tensors.count"
+_SPLIT_TYPES = {
+    SPLIT_NO: GGUFValueType.UINT16,
+    SPLIT_COUNT: GGUFValueType.UINT16,
+    SPLIT_TENSORS_COUNT: GGUFValueType.INT32,
+}
+_PART_NAME = re.compile(r"(.+)-\d{5}-of-\d{5}\.gguf")
 
 _SCALARS = {
     GGUFValueType.UINT8: "B",
@@ -78,13 +90,19 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class Header:
-    """What a GGUF file says before its data."""
+    """What a GGUF file says before its data; of a split model, what all its files say."""
 
-    path: Path
-    keys: Mapping[str, Value]
-    tensors: tuple[TensorInfo, ...]
-    data_offset: int
-    file_bytes: int
+    path: Path  # of the file, or of the first part
+    keys: Mapping[str, Value]  # of the first part: it has all but split.no
+    tensors: tuple[TensorInfo, ...]  # of all parts, each with its offset in its own file
+    data_offset: int  # where the data begins, in the first part
+    file_bytes: int  # of all parts together
+    parts: tuple[Header, ...] = ()  # of a split model: each file as if it were alone
+
+    @property
+    def files(self) -> tuple[Header, ...]:
+        """Each file that the model lies in, the first part first."""
+        return self.parts or (self,)
 
     def text(self, key: str) -> str | None:
         """The value of a string key. Raises: FormatError when the key holds something else."""
@@ -156,6 +174,8 @@ class _Cursor:
 
     def value(self, key: str) -> Value:
         kind = self._value_type(key)
+        if kind != (expected := _SPLIT_TYPES.get(key, kind)):
+            raise self.error(f"{key} has value type {kind.name}, {expected.name} is expected")
         if kind == GGUFValueType.STRING:
             return self.string(key)
         if kind != GGUFValueType.ARRAY:
@@ -181,10 +201,73 @@ class _Cursor:
 
 
 def read(path: Path) -> Header:
-    """Read and validate a header.
+    """Read and validate the header of a model, of a split one those of all its parts.
 
-    Raises: FormatError when the bytes do not follow the format, or the file cannot be read.
+    Args:
+        path: the file, or the first part of a split model; llama.cpp finds the others by name, beside it.
+
+    Raises: FormatError when the bytes do not follow the format, a file cannot be read, or parts are missing or do not belong
+        together.
     """
+    first = _read_file(path)
+    count = first.keys.get(SPLIT_COUNT, 0)
+    return _joined(first, count) if isinstance(count, int) and count > 1 else first
+
+
+def _joined(first: Header, count: int) -> Header:
+    """The header of a split model. Source: llama_model_loader::llama_model_loader"""
+    paths, n_tensors = _part_paths(first, count), first.keys.get(SPLIT_TENSORS_COUNT)
+    if n_tensors is None:
+        raise FormatError(f"{first.path}: {SPLIT_TENSORS_COUNT} is missing; fetch it again")
+    parts, owners = [first], dict.fromkeys((info.name for info in first.tensors), first.path)
+    for number, path in enumerate(paths[1:], 1):
+        if not path.is_file():
+            raise FormatError(
+                f"{path}: is missing: part {number + 1} of {count} of the split model {first.path}; fetch it into the same folder"
+            )
+        part = _read_file(path)
+        for key, expected in ((SPLIT_NO, number), (SPLIT_COUNT, count), (SPLIT_TENSORS_COUNT, n_tensors)):
+            found = part.keys.get(key, "missing")
+            if found != expected:
+                raise FormatError(
+                    f"{path}: {key} is {found}, {expected} is expected in part {number + 1} of {first.path}; fetch it again"
+                )
+        for info in part.tensors:
+            if owners.setdefault(info.name, path) is not path:
+                raise FormatError(
+                    f"{path}: tensor {info.name} is in {owners[info.name]} too: parts of different models; fetch all again"
+                )
+        parts.append(part)
+    if len(owners) != n_tensors:
+        raise FormatError(
+            f"{first.path}: its {count} parts hold {len(owners)} tensors, {SPLIT_TENSORS_COUNT} is {n_tensors}; fetch all again"
+        )
+    tensors = tuple(info for part in parts for info in part.tensors)
+    return replace(first, tensors=tensors, file_bytes=sum(part.file_bytes for part in parts), parts=tuple(parts))
+
+
+def _part_paths(first: Header, count: int) -> list[Path]:
+    """Where llama.cpp looks for the parts. Source: llama_split_prefix, llama_split_path"""
+    path, number = first.path, first.keys.get(SPLIT_NO, 0)
+    name = _PART_NAME.fullmatch(path.name)
+    stem = name[1] if name else "NAME"
+    paths = [path.with_name(f"{stem}-{i + 1:05}-of-{count:05}.gguf") for i in range(count)]
+    if isinstance(number, int) and number and path != paths[0]:
+        raise FormatError(f"{path}: is part {number + 1} of {count} of a split model; give its first part: {paths[0]}")
+    if path != paths[0]:
+        raise FormatError(
+            f"{path}: is the first of {count} parts of a split model, which are found by their names; call it {paths[0].name},"
+            " and keep the others beside it"
+        )
+    if first.keys.get(SPLIT_NO, "missing") != 0:
+        raise FormatError(
+            f"{path}: {SPLIT_NO} is {first.keys.get(SPLIT_NO, 'missing')}, 0 is expected by its name; fetch it again"
+        )
+    return paths
+
+
+def _read_file(path: Path) -> Header:
+    """The header of one file."""
     try:
         return _read(path)
     except OSError as error:
@@ -211,21 +294,26 @@ def _read(path: Path) -> Header:
     return Header(path, keys, infos, data_offset, file_bytes)
 
 
-def value_offset(header: bytes, key: str) -> int | None:
-    """Where a key's value begins in a header's bytes, its type first; None where there is no such key.
+class KeyPlace(NamedTuple):
+    """Where a key begins in a header's bytes, where its value does (its type first), and where that ends."""
 
-    The keys before it are walked: a search could be led astray by their text.
-    Raises: FormatError when the bytes up to there do not follow the format.
-    """
+    key: int
+    value: int
+    end: int
+
+
+def key_places(header: bytes) -> dict[str, KeyPlace]:
+    """The place of each key, in their order. Raises: FormatError when the keys do not follow the format."""
     memory = io.BytesIO(header)
     cursor = _Cursor(memory, Path("header"), len(header))
     _, n_keys = _read_counts(cursor)
+    places = {}
     for _ in range(n_keys):
-        name = cursor.string("a key", MAX_KEY_BYTES)
-        if name == key:
-            return memory.tell()
+        start = memory.tell()
+        name, value = cursor.string("a key", MAX_KEY_BYTES), memory.tell()
         cursor.value(name)
-    return None
+        places[name] = KeyPlace(start, value, memory.tell())
+    return places
 
 
 def _read_counts(cursor: _Cursor) -> tuple[int, int]:

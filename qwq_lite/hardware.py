@@ -23,13 +23,15 @@ class Device:
 class EngineReport:
     """What an installed llama.cpp says of itself once it is loaded.
 
-    features: CPU features it was built with ("AVX2", …), as llama_print_system_info names them.
+    features: CPU features it was built with ("AVX2", …), as llama_print_system_info names them. extra_buffers: the CPU's buffer
+    types with weights in another layout ("CPU_REPACK", "AMX").
     """
 
     version: str
     offload: bool
     devices: tuple[Device, ...]
     features: tuple[str, ...]
+    extra_buffers: tuple[str, ...] = ()
 
     @property
     def gpus(self) -> tuple[Device, ...]:
@@ -39,4 +41,6 @@ class EngineReport:
 def report_from_json(data: dict[str, Any]) -> EngineReport:
     """A report that came from another process as JSON. Raises: KeyError, TypeError for what is none."""
     devices = tuple(Device(**device) for device in data["devices"])
-    return EngineReport(data["version"], data["offload"], devices, tuple(data["features"]))
+    return EngineReport(
+        data["version"], data["offload"], devices, tuple(data["features"]), tuple(data["extra_buffers"])
+    )

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from qwq_lite import child, prompt
+from qwq_lite import arguments, child, prompt
 from qwq_lite.chat import Model
 from qwq_lite.errors import UsageError
 from qwq_lite.events import Progress
@@ -48,7 +49,7 @@ def load(
             what is free, another is used and `Model.notices` says so.
         memory: bytes to use, of the GPU where there is one, else of main memory; default what is free.
         host_weights: where weights of host layers lie: mmap (the default), no-repack, pinned or repacked, as `plan` explains.
-        n_threads: default one core less than there are, which stays with the desktop.
+        n_threads: default the cores that the process may use; of a whole machine one less, for the desktop.
         chat_template: a file with a Jinja template, or "chatml", in place of the model's own; for a model that has none, or
             a wrong one. It is read once, here.
         on_progress: called with load progress, on this thread; what it raises ends the loading.
@@ -75,12 +76,16 @@ def load(
         "n_threads": n_threads,
         "template": None if chat_template is None else _template(chat_template),
     }
+    options = {name: int(value) if arguments.is_whole(value) else value for name, value in options.items()}
+    file = _absolute(model)
+    if idle_unload is not None:
+        idle_unload = arguments.real("idle_unload", idle_unload)
     if idle_unload is not None and (not isolated or not idle_unload > 0):
         raise UsageError(f"idle_unload is {idle_unload!r}; seconds above 0 are allowed, with isolated=True")
     if not isolated:
         from qwq_lite import local
 
-        return local.load(model, plan=plan, on_progress=on_progress, **options)
+        return local.load(file, plan=plan, on_progress=on_progress, **options)
     if child.is_child():
         raise UsageError(
             "this process is an engine's own, and such a one starts none: a frozen application calls"
@@ -89,7 +94,7 @@ def load(
     from qwq_lite import remote
 
     return remote.RemoteModel(
-        Path(model), options, plan, python=python, idle_s=idle_unload or math.inf, on_progress=on_progress
+        file, options, plan, python=_absolute_program(python), idle_s=idle_unload or math.inf, on_progress=on_progress
     )
 
 
@@ -113,3 +118,15 @@ def _template(given: str | os.PathLike[str]) -> tuple[str, str]:
     if not text.strip():
         raise UsageError(f"{given}: {what} is an empty file; give one with a template, or chatml")
     return text, str(given)
+
+
+def _absolute(path: str | os.PathLike[str]) -> Path:
+    """A path that stays the same file when the program changes its folder: the engine may have to load again."""
+    with contextlib.suppress(OSError):  # the current folder was deleted, and a relative path leads nowhere
+        return Path(path).absolute()
+    return Path(path)
+
+
+def _absolute_program(python: str | None) -> str | None:
+    """The same of an interpreter; a name without a folder is looked for in PATH."""
+    return str(_absolute(python)) if python is not None and Path(python).name != python else python

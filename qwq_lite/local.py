@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from qwq_lite import (
+    arguments,
     catalog,
     control,
     engines,
@@ -28,6 +29,7 @@ from qwq_lite import (
     sampling,
     script_choice,
     sessions,
+    soundness,
 )
 from qwq_lite.active_reply import Request
 from qwq_lite.backend import devices
@@ -37,7 +39,7 @@ from qwq_lite.chat import Model
 from qwq_lite.errors import EngineClosed, EngineError, TemplateError, UsageError
 from qwq_lite.events import Progress
 from qwq_lite.hardware import EngineReport
-from qwq_lite.model import Options, Prompt
+from qwq_lite.model import Options, Prompt, check_running, plain_prompt
 from qwq_lite.model import options as model_options
 from qwq_lite.plan import RunPlan, Wishes
 from qwq_lite.prompt import ChatTemplate, Message
@@ -45,6 +47,10 @@ from qwq_lite.scheduler import PREFILL_CHUNK, Scheduler
 from qwq_lite.script_masks import MaskSets, ScriptMasks
 from qwq_lite.stream import Stream, in_thread
 
+_ENDLESS = (
+    "the vocabulary has no token that ends a turn (tokenizer.ggml.eos_token_id): a reply ends at max_tokens (-n), at a text of"
+    " stop (--stop) or when the context is full; convert the model again, with a tokenizer that names one"
+)
 _GPU_PREFILL_CHUNK = 512  # a GPU is slow on small batches; it takes tenths of a second for this one
 
 
@@ -68,27 +74,30 @@ def load(
     """
     file = Path(model)
     wishes = Wishes(n_ctx, type_k and type_k.lower(), type_v and type_v.lower(), n_gpu_layers, host_weights)
-    threads = _checked("n_threads", pace.default_threads() if n_threads is None else n_threads, 1, 512)
+    n_threads = pace.default_threads() if n_threads is None else n_threads
+    threads = arguments.whole("n_threads", n_threads, 1, pace.MOST_THREADS)
     if plan is not None and not isinstance(plan, RunPlan):
         raise UsageError(
             f"plan is a {type(plan).__name__}, a RunPlan is expected: the `plan` of what plan_model returns"
         )
     if memory is not None:
-        _checked("memory", memory, 1, 1 << 60)
+        memory = arguments.whole("memory", memory, 1, 1 << 60)
     if plan is not None and wishes != Wishes():
         raise UsageError(
             "a plan is given, and n_ctx, type_k, type_v, n_gpu_layers or host_weights too; give one of the two"
         )
     header, notice = gguf_header.read(file), None
+    complaint = soundness.complaint(soundness.checked())  # before llama.cpp is loaded here, which may be what ends it
     engine = devices.report()
     room = planning.room_here(engine, memory)
-    if plan is None:
-        plan = planning.plan_header(header, room, wishes)
-    else:
+    if plan is not None:
         plan, notice = planning.adapted(plan, header, room)
+    if plan is None or (complaint and plan.choice.repack):
+        wishes = wishes if plan is None else plan.wishes
+        plan = planning.plan_header(header, room, planning.without_repacking(wishes) if complaint else wishes)
     leave = engines.register(file, plan.footprint.total)  # before it is loaded: two programs may start together
     notices = [
-        *([notice] if notice else []),
+        *(line for line in (complaint, notice) if line),
         *planning.remarks(plan.candidate.shape, room, plan.wishes),
         *planning.held(plan),
     ]
@@ -135,9 +144,10 @@ class LocalModel(Model):
         leave: Callable[[], None] = lambda: None,
         template: Sequence[str] | None = None,
     ) -> None:
-        self.plan, self.engine, self.notices = plan, engine, notices
         self._header, self._weights = header, weights
         self._vocab = weights.vocab
+        self.plan, self.engine = plan, engine
+        self.notices = notices if self._vocab.ends_turns else (*notices, _ENDLESS)
         self._template = self._chat_template(template)
         self._form = normalization.normalizer(header.keys)
         self._plain = functools.partial(prompt.tokenize, self._vocab, form=self._form)
@@ -173,7 +183,7 @@ class LocalModel(Model):
         Raises: UsageError, TemplateError, EngineError, ContextFull, EngineClosed.
         """
         with self._inside():
-            return self._submit(prompt, session, model_options(options))
+            return self._submit(plain_prompt(prompt), session, model_options(options))
 
     async def agenerate(self, prompt: Prompt, *, session: Hashable = None, **options: Any) -> Stream:
         """As `generate`; the prompt is made on another thread, and the stream is read with `async for`."""
@@ -197,6 +207,13 @@ class LocalModel(Model):
             scripts=self._scripts(given, options, thoughts),
         )
         thought_sampling, answer_sampling = self._sampling(options)
+        notices = [*control.ignored(options, thoughts.style, templated=templated)]
+        if templated and options.tools and not self._shows_tools(given, options.tools):
+            notices.append(
+                control.notice_of(
+                    ["tools"], "the model's chat template has no place for them; describe them in a message"
+                )
+            )
         return self._scheduler.submit(
             Request(
                 tokens,
@@ -213,6 +230,7 @@ class LocalModel(Model):
                 n_words=rules.n_words,
                 within_s=options.within,
                 asked=asked,
+                notices=tuple(notices),
             )
         )
 
@@ -243,7 +261,7 @@ class LocalModel(Model):
         if isinstance(given, str):
             return self._plain(given), 0, False
         if all(isinstance(part, int) for part in given):
-            return [_checked("token", part, 0, self._vocab.n_tokens - 1) for part in given], 0, False  # type: ignore[arg-type]
+            return [arguments.whole("token", part, 0, self._vocab.n_tokens - 1) for part in given], 0, False
         if self._template is None:
             raise TemplateError(
                 f"{self._header.path}: has no chat template (tokenizer.chat_template); give one with --chat-template"
@@ -252,6 +270,7 @@ class LocalModel(Model):
         template, extra = self._template, {"tools": list(options.tools)} if options.tools else {}
 
         def encode(messages: Sequence[Message]) -> list[int]:
+            messages = template.without_empty_system(self._vocab, messages, **extra)
             return template.encode(self._vocab, messages, self._form, **extra)
 
         messages: Sequence[Message] = given  # type: ignore[assignment] # what is left of the union
@@ -259,6 +278,9 @@ class LocalModel(Model):
             if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
                 raise UsageError(f"a message is {message!r}; a dict with a role and a content is expected")
         return (*history.fitted(messages, encode, self.n_ctx, options.max_tokens, options.when_full or "drop"), True)
+
+    def _shows_tools(self, messages: Any, tools: Sequence[Mapping[str, Any]]) -> bool:
+        return self._template is None or self._template.shows(self._vocab, messages, tools=list(tools))
 
     def save_session(self, session: Hashable, path: str | os.PathLike[str], extra: dict[str, Any]) -> None:
         """Write a session's tokens and what the cache holds of it, and `extra`, JSON of the caller's own.
@@ -304,6 +326,7 @@ class LocalModel(Model):
 
     @contextlib.contextmanager
     def _inside(self) -> Iterator[None]:
+        check_running(self._header.path)
         with self._changed:
             self._callers.append(threading.get_ident())
         try:
@@ -344,16 +367,11 @@ class LocalModel(Model):
         return None if own is None else ChatTemplate(own, str(self._header.path))
 
 
-def _checked(name: str, value: int, low: int, high: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise UsageError(f"{name} is {value!r}, a whole number from {low} to {high} is allowed")
-    return value
-
-
 def _fingerprint(header: gguf_header.Header, settings: ContextSettings) -> str:
-    """What a saved state depends on: the file's header and size, and the types of the cache."""
+    """What a saved state depends on: the headers and the size of the model's files, and the types of the cache."""
     digest = hashlib.blake2b(digest_size=16)
-    with header.path.open("rb") as file:
-        digest.update(file.read(header.data_offset))
+    for part in header.files:
+        with part.path.open("rb") as file:
+            digest.update(file.read(part.data_offset))
     digest.update(f"{header.file_bytes}:{settings.type_k}:{settings.type_v}".encode())
     return digest.hexdigest()

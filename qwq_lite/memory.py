@@ -6,6 +6,7 @@ has its own count.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -28,6 +29,20 @@ _BLOCK = re.compile(r"blk\.(\d+)\.")
 # What the CPU's kernels want in another layout, on x86 with AVX2; which ones is decided for each processor.
 # Source: ggml-cpu/repack.cpp
 _REPACKED = (GGMLQuantizationType.Q4_0, GGMLQuantizationType.Q4_K, GGMLQuantizationType.IQ4_NL)
+# What the kernels for AMX take before those, in a buffer of their own: columns that a row must be a multiple of, and the bytes
+# that a block grows by there. Source: ggml-cpu/amx/amx.cpp (supports_op), ggml-cpu/amx/mmq.cpp (get_row_size)
+_AMX = {
+    GGMLQuantizationType.F16: (16, 0),
+    GGMLQuantizationType.Q4_0: (32, 0),
+    GGMLQuantizationType.Q4_1: (32, 0),
+    GGMLQuantizationType.Q8_0: (32, 4),
+    GGMLQuantizationType.Q4_K: (256, 4),
+    GGMLQuantizationType.Q5_K: (256, 4),
+    GGMLQuantizationType.Q6_K: (256, 0),
+    GGMLQuantizationType.IQ4_XS: (256, 2),
+}
+_AMX_ROWS = 32  # that the rows of a matrix must be a multiple of
+AMX = "AMX"  # ggml's name of that buffer type
 
 
 @dataclass(frozen=True)
@@ -138,38 +153,43 @@ def flash_pool_bytes(shape: ModelShape, choice: Choice) -> int:
     return n_converted * padded_ctx(choice.n_ctx) * shape.n_head_kv * 2
 
 
-def footprint(shape: ModelShape, tensors: Iterable[TensorInfo], choice: Choice, gpus: Sequence[str] = ()) -> Footprint:
+def footprint(
+    shape: ModelShape, tensors: Iterable[TensorInfo], choice: Choice, gpus: Sequence[str] = (), *, amx: bool = False
+) -> Footprint:
     """All buffers by formula. gpus: the devices that take layers, in llama.cpp's order; without any, all is on the host.
 
-    token_embd stays on the host even when every layer is on a GPU: only its rows are looked up. A tied model's output is a
-    second copy of it there.
+    amx: whether the CPU's device has a buffer type for AMX, which is used in place of CPU_REPACK. token_embd stays on the host
+    even when every layer is on a GPU: only its rows are looked up. A tied model's output is a second copy of it there, and in
+    the buffer for AMX.
     """
     infos = list(tensors)
     places = layer_places(shape.n_layer, choice, gpus)
     weights, n_layers = dict.fromkeys((*gpus, "CPU"), 0), dict.fromkeys((*gpus, "CPU"), 0)
     for place in places[:-1]:
         n_layers[place] += 1
+    tied = all(info.name != "output.weight" for info in infos)
+    copies = choice.repack and (not gpus or choice.no_host)
     mapped = repacked = 0
     for info in infos:
         place = places[_layer(info.name, shape.n_layer)] if info.name != _EMBEDDING else "CPU"
         weights[place] += info.n_bytes
         if place == "CPU":
             mapped += info.n_bytes
-            repacked += info.n_bytes if _is_repacked(info) else 0
-        if info.name == _EMBEDDING and places[-1] != "CPU" and all(one.name != "output.weight" for one in infos):
-            weights[places[-1]] += info.n_bytes
+            if copies and _is_repacked(info, amx):
+                repacked += info.n_bytes
+                weights[place] += _growth(info, amx)
+        if info.name == _EMBEDDING and tied:
+            if places[-1] != "CPU":
+                weights[places[-1]] += info.n_bytes
+            elif copies and amx and _fits_amx(info):
+                weights["CPU"] += info.n_bytes + _growth(info, amx)
     kv = kv_cache_bytes(shape, choice.n_ctx, choice.type_k, choice.type_v)
     used = [name for name in gpus if name in places]
     pipelined = len(used) > 1 and "CPU" not in places
     compute = gpu_compute_bytes(shape, choice, pipelined=pipelined)
     inputs = input_bytes(shape, choice)
     host_compute = compute if "CPU" in places[:-1] or not used else inputs * (_PIPELINE_COPIES if pipelined else 1)
-    if choice.load_mode == "none":
-        mapped = repacked = 0
-    elif choice.repack and not gpus:
-        mapped -= repacked
-    else:
-        repacked = 0
+    mapped, repacked = (0, 0) if choice.load_mode == "none" else (mapped - repacked, repacked)
     devices = {name: Buffers(weights[name], kv * n_layers[name] // shape.n_layer, compute) for name in used}
     devices["CPU"] = Buffers(
         weights["CPU"],
@@ -198,9 +218,9 @@ def vocab_bytes(shape: ModelShape) -> int:
     return shape.n_vocab * _VOCAB_ENTRY_BYTES
 
 
-def host_overhead_bytes(shape: ModelShape, tensors: Iterable[TensorInfo], host: Buffers) -> int:
+def host_overhead_bytes(shape: ModelShape, tensors: Iterable[TensorInfo], host: Buffers, *, amx: bool = False) -> int:
     """What the host takes beside the buffers: the vocabulary, and pages of repacked tensors that their neighbours bring in."""
-    n_repacked = sum(_is_repacked(info) for info in tensors) if host.reclaimable else 0
+    n_repacked = sum(_is_repacked(info, amx) for info in tensors) if host.reclaimable else 0
     return vocab_bytes(shape) + n_repacked * _PAGES_AROUND
 
 
@@ -214,8 +234,23 @@ def layer_places(n_layer: int, choice: Choice, gpus: Sequence[str]) -> list[str]
     return ["CPU"] * (n_all - n_gpu) + [name for name, n in zip(gpus, split, strict=False) for _ in range(n)]
 
 
-def _is_repacked(info: TensorInfo) -> bool:
+def _is_repacked(info: TensorInfo, amx: bool) -> bool:
+    if amx and _fits_amx(info) and info.name != _EMBEDDING:
+        return True
     return info.type in _REPACKED and _BLOCK.match(info.name) is not None
+
+
+def _fits_amx(info: TensorInfo) -> bool:
+    columns, _ = _AMX.get(info.type, (0, 0))
+    return bool(columns) and len(info.shape) == 2 and not info.shape[0] % columns and not info.shape[1] % _AMX_ROWS
+
+
+def _growth(info: TensorInfo, amx: bool) -> int:
+    """Bytes that a tensor takes more in the buffer for AMX than in the file."""
+    if not (amx and _fits_amx(info)):
+        return 0
+    block = int(GGML_QUANT_SIZES[info.type][0])
+    return math.prod(info.shape) // block * _AMX[info.type][1]
 
 
 def _layer(name: str, n_layer: int) -> int:

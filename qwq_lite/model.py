@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal, Protocol, get_args
 
-from qwq_lite.errors import UsageError
+from qwq_lite import arguments
+from qwq_lite.errors import EngineClosed, UsageError
 from qwq_lite.history import History, WhenFull
 from qwq_lite.prompt import Message
 from qwq_lite.sampling import Sampling
@@ -30,7 +32,8 @@ class Options:
     seed: None draws one at random. A first question with a seed begins in an empty cache: its reply then does not depend on
     what else was computed before, and other conversations' prompts will be computed again.
     max_tokens: of thought and answer together; None ends at the context's end.
-    stop: texts that end the answer where one begins. tools: JSON schemas for the model's template.
+    stop: texts that end the answer where one begins; of an undivided reply, the whole text.
+    tools: JSON schemas for the model's template.
     when_full: what happens to messages that no longer fit: "drop" leaves out the oldest turns, with a Notice; "error"
     raises ContextFull.
 
@@ -102,6 +105,7 @@ class Options:
 
 
 def _check_numbers(options: Options) -> None:
+    """Check them, and keep them as Python's own."""
     whole = {
         "seed": (0, (1 << 64) - 1),
         "max_tokens": (1, _MOST),
@@ -109,14 +113,15 @@ def _check_numbers(options: Options) -> None:
         "thinking_budget": (0, _MOST),
         "answer_reserve": (1, _MOST),
     }
+    plain: dict[str, float] = {}
     for name, (low, high) in whole.items():
-        value = getattr(options, name)
-        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high):
-            raise UsageError(f"{name} is {value!r}, a whole number from {low} to {high} is allowed")
+        if (value := getattr(options, name)) is not None:
+            plain[name] = arguments.whole(name, value, low, high)
     for name in ("temperature", "top_p", "min_p", "answer_temperature", "answer_top_p", "within"):
-        value = getattr(options, name)
-        if value is not None and (not isinstance(value, int | float) or isinstance(value, bool)):
-            raise UsageError(f"{name} is {value!r}, a number is allowed")
+        if (value := getattr(options, name)) is not None:
+            plain[name] = arguments.real(name, value)
+    for name, number in plain.items():
+        object.__setattr__(options, name, number)  # of a frozen class, while it is made
     if options.within is not None and not 0 < options.within < _MOST:
         raise UsageError(f"within is {options.within!r}, a number of seconds above 0 and below {_MOST} is allowed")
     for phase in ("", "answer_"):
@@ -134,6 +139,23 @@ def options(given: Mapping[str, Any]) -> Options:
         if name not in known:
             raise UsageError(f"there is no option {name!r}; known are {', '.join(known)}")
     return Options(**given)
+
+
+def plain_prompt(prompt: Prompt) -> str | list[Any]:
+    """A prompt as text, a list of messages, or a list of token ids that are Python's own, whatever numbers they were."""
+    if isinstance(prompt, str):
+        return prompt
+    parts: list[Any] = list(prompt)
+    return [int(part) for part in parts] if all(map(arguments.is_whole, parts)) else parts
+
+
+def check_running(model: str | os.PathLike[str]) -> None:
+    """Raises: EngineClosed where the interpreter has begun to end: threads stand still, modules are gone, and a reply would never
+    come. A handler of atexit comes before that."""
+    if sys.is_finalizing():
+        raise EngineClosed(
+            f"{model}: the interpreter is ending; ask or save before, in a handler of atexit at the latest"
+        )
 
 
 def _all(values: object, kind: type) -> bool:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+from qwq_lite import process_limits
 from qwq_lite.events import Notice, Stats
 from qwq_lite.plan import RunPlan
 
+MOST_THREADS = 512  # GGML_MAX_N_THREADS
 _BLOCK_BYTES = 1 << 26  # of each thread; together more than any cache
-_MOST_THREADS = 8  # they saturate the memory of a desktop
+_MOST_READERS = 8  # they saturate the memory of a desktop
 _ROUNDS = 3
 _LEAST_TOKENS = 48  # fewer say nothing about speed
 _TOO_SLOW = 3  # a limit by bandwidth is reached to 80 %; a third of it has another reason
@@ -24,7 +26,7 @@ def host_bandwidth(n_threads: int = 1) -> float:
     """Bytes a second that so many threads read from memory here. Takes about a tenth of a second."""
     import numpy as np
 
-    n_threads = min(n_threads, _MOST_THREADS)
+    n_threads = min(n_threads, _MOST_READERS)
     blocks = [np.ones(_BLOCK_BYTES // 4, np.float32) for _ in range(n_threads)]
     together = threading.Barrier(n_threads)
 
@@ -42,11 +44,15 @@ def host_bandwidth(n_threads: int = 1) -> float:
     return best
 
 
-def default_threads() -> int:
-    """Cores less one for the desktop: with all of them, one busy program beside makes decoding 20 times slower."""
-    import psutil
+def default_threads(root: Path = Path("/")) -> int:
+    """The cores that this process may use, by its affinity and CPU quota; where these are all, one less for the desktop.
 
-    return max(1, (psutil.cpu_count(logical=False) or os.cpu_count() or 2) - 1)
+    With all of them, one busy program beside makes decoding 20 times slower. A share of the machine has its own limit: other
+    programs have the rest.
+    """
+    n_cores = process_limits.usable_cores(root)
+    n_kept = 1 if n_cores == process_limits.machine_cores() else 0
+    return max(1, min(n_cores - n_kept, process_limits.cpu_quota(root) or n_cores, MOST_THREADS))
 
 
 class Pace:

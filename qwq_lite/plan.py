@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from qwq_lite import arguments
 from qwq_lite.choice import KV_TYPES, Choice
 from qwq_lite.errors import PlanError, UsageError
 from qwq_lite.gguf_header import TensorInfo
@@ -72,13 +73,15 @@ class Gpu:
 class Room:
     """Bytes that a plan may use. gpus: in llama.cpp's order; host_bandwidth in bytes a second, 0 where unknown.
 
-    unified: the most that host and GPU may use together where they share one memory, 0 where they do not.
+    unified: the most that host and GPU may use together where they share one memory, 0 where they do not. amx: whether the
+    engine has a buffer type for the CPU's AMX.
     """
 
     host: int
     gpus: tuple[Gpu, ...] = ()
     unified: int = 0
     host_bandwidth: float = 0.0
+    amx: bool = False
 
     @property
     def gpu_names(self) -> list[str]:
@@ -102,11 +105,9 @@ class Wishes:
     def __post_init__(self) -> None:
         for name, low, high in (("n_ctx", LEAST_ASKED, MOST_ASKED), ("n_gpu_layers", -1, 1 << 20)):
             value = getattr(self, name)
-            if value is not None and (
-                not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high
-            ):
+            if value is not None:
                 option = name.removeprefix("n_").replace("_", "-")
-                raise UsageError(f"{name} (--{option}) is {value!r}, a whole number from {low} to {high} is allowed")
+                object.__setattr__(self, name, arguments.whole(f"{name} (--{option})", value, low, high))
         for name, known in (("type_k", KV_TYPES), ("type_v", KV_TYPES), ("host_weights", HOST_WEIGHTS)):
             value = getattr(self, name)
             if value is not None and not (isinstance(value, str) and value in known):
@@ -178,7 +179,8 @@ class RunPlan:
             if gpu.name in self.footprint.devices:
                 yield gpu.name, self.footprint.devices[gpu.name], backend_bytes(gpu, shape, self.choice), gpu.n_bytes
         host = self.footprint.host
-        yield "CPU", host, host_overhead_bytes(shape, self.candidate.tensors, host), self.room.host
+        overhead = host_overhead_bytes(shape, self.candidate.tensors, host, amx=self.room.amx)
+        yield "CPU", host, overhead, self.room.host
 
     def shortages(self) -> list[tuple[str, int]]:
         """Each memory that the plan is too much for, and by how many bytes."""

@@ -16,7 +16,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from qwq_lite import catalog, engines, gguf_header, ghost, machines, memory, pace, shape
+from qwq_lite import (
+    arguments,
+    catalog,
+    engines,
+    gguf_header,
+    ghost,
+    machines,
+    memory,
+    pace,
+    process_limits,
+    shape,
+    soundness,
+)
 from qwq_lite.backend import devices
 from qwq_lite.backend.measure import measure
 from qwq_lite.choice import Choice
@@ -74,10 +86,14 @@ def plan_model(
 
     Raises: UsageError, FormatError, CheckpointError; PlanError when nothing fits, whose `smaller` names what does.
     """
+    if memory_bytes is not None:
+        memory_bytes = arguments.whole("memory_bytes", memory_bytes, 1, 1 << 60)
+    reserve_bytes = arguments.whole("reserve_bytes", reserve_bytes, 0, 1 << 60)
     candidates, file = _candidates(model, quant)
+    wishes, complaint = (wishes, None) if machine else _granted(wishes)
     room, source = _known_room(machine) if machine else _this_room(n_threads or pace.default_threads())
     room = _limited(room, memory_bytes, reserve_bytes)
-    notices = list(remarks(candidates[0].shape, room, wishes))
+    notices = [*([complaint] if complaint else []), *remarks(candidates[0].shape, room, wishes)]
     count = _formula(room) if machine else _measured(file, room, notices)
     try:
         plan = search(candidates, room, wishes, count)
@@ -135,6 +151,22 @@ def adapted(plan: RunPlan, header: gguf_header.Header, room: Room) -> tuple[RunP
     other = plan_header(header, room, plan.wishes)
     why = now.line() if same_devices else f"it is for {plan.room.gpu_names}, there are {room.gpu_names or 'no GPUs'}"
     return other, f"the plan does not fit what is here now ({why}); this is used instead: {other.line()}"
+
+
+def _granted(wishes: Wishes) -> tuple[Wishes, str | None]:
+    """Wishes as `load` would have them by what is known of the engine, and a line about it; nothing is checked here."""
+    report = soundness.kept()
+    try:
+        complaint = soundness.complaint(report) if report else None
+    except EngineError as error:  # a plan is still one
+        return wishes, str(error)
+    return (without_repacking(wishes) if complaint else wishes), complaint
+
+
+def without_repacking(wishes: Wishes) -> Wishes:
+    """Wishes for an engine whose kernels for other layouts fail: the next place for weights that needs none."""
+    host_weights = {None: "no-repack", "mmap": "no-repack", "repacked": "pinned"}.get(wishes.host_weights)
+    return replace(wishes, host_weights=host_weights or wishes.host_weights)
 
 
 def _sizes(tensors: Sequence[TensorInfo]) -> dict[str, int]:
@@ -198,7 +230,8 @@ def raised_limit(plan: RunPlan) -> str | None:
 
 def room_here(report: EngineReport, memory_bytes: int | None = None) -> Room:
     """What the devices of a loaded engine have free now. memory_bytes: a budget, of the GPU where there is one."""
-    return _limited(_room_of(report.gpus)[0], memory_bytes, 0)
+    room = replace(_room_of(report.gpus)[0], amx=memory.AMX in report.extra_buffers)
+    return _limited(room, memory_bytes, 0)
 
 
 def what_fits(room: Room, wishes: Wishes) -> str | None:
@@ -274,18 +307,17 @@ def _of_checkpoint(folder: Path) -> tuple[ModelShape, bool]:
 def _this_room(n_threads: int) -> tuple[Room, str]:
     with ThreadPoolExecutor(1) as beside:  # the child takes a third of a second, and so does the measurement
         bandwidth = beside.submit(pace.host_bandwidth, n_threads)
-        try:
-            gpus = devices.report_from_child().gpus
-        except EngineError:  # `doctor` says what is wrong with it; a plan by formula is still one
-            gpus = ()
+        gpus: tuple[Device, ...] = ()
+        amx = False
+        with contextlib.suppress(EngineError):  # `doctor` says what is wrong with it; a plan by formula is still one
+            report = devices.report_from_child()
+            gpus, amx = report.gpus, memory.AMX in report.extra_buffers
         room, source = _room_of(gpus)
-        return replace(room, host_bandwidth=bandwidth.result()), source
+        return replace(room, host_bandwidth=bandwidth.result(), amx=amx), source
 
 
 def _room_of(gpus: tuple[Device, ...]) -> tuple[Room, str]:
-    import psutil
-
-    host = min([psutil.virtual_memory().available, *_cgroup_left()])
+    host = process_limits.available_memory_bytes()
     if not gpus:
         return Room(host), "this machine, what is free now"
     # llama.cpp takes integrated GPUs only where there is no other. Source: llama_model_load_from_file_impl
@@ -293,7 +325,7 @@ def _room_of(gpus: tuple[Device, ...]) -> tuple[Room, str]:
     unified = 0
     if machines.overhead_of(gpus[0].name) is machines.OVERHEADS["metal"]:
         # Its free figure lacks only this process's own buffers, and macOS lives in the rest.
-        unified = max(0, host - machines.apple_reserve_bytes(psutil.virtual_memory().total))
+        unified = max(0, host - machines.apple_reserve_bytes(process_limits.total_memory_bytes()))
     found = tuple(
         Gpu(
             gpu.name,
@@ -374,7 +406,7 @@ def _limited(room: Room, memory_bytes: int | None, reserve_bytes: int) -> Room:
 
 def _formula(room: Room) -> Callable[[Candidate, Sequence[Choice]], list[Footprint]]:
     return lambda candidate, choices: [
-        memory.footprint(candidate.shape, candidate.tensors, choice, room.gpu_names) for choice in choices
+        memory.footprint(candidate.shape, candidate.tensors, choice, room.gpu_names, amx=room.amx) for choice in choices
     ]
 
 
@@ -400,17 +432,3 @@ def _measured(
         return found
 
     return count
-
-
-def _cgroup_left() -> list[int]:
-    """Bytes that a container may still take. Source: Linux, cgroup v2 and v1 interface files."""
-    found = []
-    for limit, used in (
-        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
-    ):
-        try:
-            found.append(int(Path(limit).read_text()) - int(Path(used).read_text()))
-        except (OSError, ValueError):
-            continue
-    return [left for left in found if left > 0]

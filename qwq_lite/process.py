@@ -9,6 +9,7 @@ import contextlib
 import copy
 import itertools
 import math
+import os
 import queue
 import signal
 import subprocess
@@ -23,7 +24,7 @@ from typing import Any
 
 import psutil
 
-from qwq_lite import child, engines, wire
+from qwq_lite import child, engines, process_limits, wire
 from qwq_lite.errors import EngineClosed, EngineCrashed, QwqError
 from qwq_lite.events import Answer, Done, Thinking
 from qwq_lite.orders import Order
@@ -46,12 +47,11 @@ _ON_DISK = ("save", "restore")  # as long as the disk takes, and without a step
 _REAP_S = 2.0
 
 
-class Retired(Exception):
-    """The worker was idle for so long that it gave its memory back; another must be started."""
-
-
 class WorkerProcess:
-    """One child process, the calls that wait for it, and what it died of."""
+    """One child process, the calls that wait for it, and what it died of.
+
+    It is held by who starts it: until the last holder lets go it does not retire, however long a call takes to be sent.
+    """
 
     def __init__(self, file: Path, python: str | None, idle_s: float = math.inf) -> None:
         self._file, self._idle_s = file, idle_s
@@ -69,10 +69,13 @@ class WorkerProcess:
         # the watch last looked.
         self._seen = self._stepped = self._used = self._answered = self._looked = time.monotonic()
         self._n_steps, self._longest_s, self._n_on_disk = 0, 0.0, 0
+        self._n_holders = 1
         self.gone_at = math.inf
-        self.process = child.start("qwq_lite.worker:main", python)
-        assert self.process.stdin and self.process.stdout and self.process.stderr
-        self._pipe = Pipe(self.process.stdout.fileno(), self.process.stdin.fileno())
+        self._n_killed_before = _n_killed_for_memory()
+        started = child.start("qwq_lite.worker:main", python)
+        self.process, self._results = started.process, started.results
+        assert self.process.stdin
+        self._pipe = Pipe(self._results, self.process.stdin.fileno())
         self._outbox: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._threads = [
             threading.Thread(target=target, name=f"qwq-lite {name}", daemon=True)
@@ -91,6 +94,18 @@ class WorkerProcess:
             self.process.wait()
             raise
 
+    def hold(self) -> bool:
+        """Keep it from retiring until `let_go`. False where it is gone, or going, already."""
+        with self._lock:
+            found = not self.retired and self.gone is None
+            self._n_holders += found
+        return found
+
+    def let_go(self) -> None:
+        with self._lock:
+            self._n_holders -= 1
+            self._used = time.monotonic()
+
     def ask(
         self,
         verb: str,
@@ -100,16 +115,14 @@ class WorkerProcess:
         meanwhile: Callable[[], None] = lambda: None,
         **fields: Any,
     ) -> Any:
-        """Send a request and wait for its answer. meanwhile: called on this thread again and again.
+        """Send a request and wait for its answer. The caller holds the worker. meanwhile: called on this thread again and again.
 
-        Raises: what the worker raised; UsageError for what is no JSON; EngineCrashed; FutureTimeout; Retired.
+        Raises: what the worker raised; UsageError for what is no JSON; EngineCrashed; FutureTimeout.
         """
         future: Future[Any] = Future()
         number = next(self._numbers)
         data = wire.encoded({"id": number, "do": verb, **fields})
         with self._lock:
-            if self.retired:
-                raise Retired
             if self.gone is not None:
                 raise self._epitaph("")
             self._waiting[number] = future
@@ -221,8 +234,8 @@ class WorkerProcess:
         return bool(self._waiting or self._feeds)
 
     def _read_lines(self) -> None:
-        assert self.process.stderr
-        for line in iter(self.process.stderr.readline, b""):
+        assert self.process.stdout
+        for line in iter(self.process.stdout.readline, b""):
             self._lines.append(line.decode("utf-8", "replace").rstrip())
         self._lines_read.set()
 
@@ -256,7 +269,7 @@ class WorkerProcess:
     def _is_idle(self, now: float) -> bool:
         """Whether nobody asked anything for so long that the memory is given back. Then nobody can any more."""
         with self._lock:
-            if self._busy():
+            if self._busy() or self._n_holders:
                 self._used = now
             self.retired = self.retired or now - self._used > self._idle_s
             return self.retired
@@ -285,26 +298,31 @@ class WorkerProcess:
             feed.put(self._epitaph("".join(feed.texts)))
         self._outbox.put(None)
         self._threads[1].join()
-        for stream in (self.process.stdin, self.process.stdout, self.process.stderr):
+        for stream in (self.process.stdin, self.process.stdout):
             if stream is not None:
                 with contextlib.suppress(OSError):
                     stream.close()
+        os.close(self._results)
 
     def _post_mortem(self, code: int) -> EngineCrashed:
         name = ""
         if code < 0:
             with contextlib.suppress(ValueError):
                 name = signal.Signals(-code).name
-        ended = self._reason or (f"it was ended by {name or code}" if code < 0 else f"it ended with exit status {code}")
+        ended = self._reason or (
+            f"it was killed ({name or -code})" if code < 0 else f"it ended with exit status {code}"
+        )
         lost = engines.forget(self.process.pid)
-        if name == "SIGKILL" and not self._reason:
-            ended += ", by somebody or for want of memory"
+        if name == "SIGKILL" and not self._reason and _n_killed_for_memory() > self._n_killed_before:
+            ended += ", out of memory"
             if lost is not None:
-                free = psutil.virtual_memory().available
+                free = process_limits.available_memory_bytes()
                 ended += f" (it needs {lost.n_bytes / GIB:.1f} GiB, {free / GIB:.1f} are free without it)"
         said = self._assertion or next((line for line in reversed(self._lines) if line), "")
+        # Another would die of it too: its kernels were built for another CPU, or wrongly.
+        advice = "run: qwq-lite doctor" if code in child.ILLEGAL_INSTRUCTION else "the next call starts another"
         crash = EngineCrashed(
-            f"{self._file}: the engine's process is gone: {ended}{f': {said}' if said else ''}; the next call starts another"
+            f"{self._file}: the engine's process is gone: {ended}{f': {said}' if said else ''}; {advice}"
         )
         crash.signal, crash.assertion, crash.lines = name, self._assertion, tuple(self._lines)
         return crash
@@ -352,6 +370,18 @@ class RemoteFeed(Feed):
         if self._n_taken == _ACK_EVERY:
             self._worker.tell({"id": self.number, "do": "read", "n": self._n_taken})
             self._n_taken = 0
+
+
+def _n_killed_for_memory(counters: Path = Path("/proc/vmstat")) -> int:
+    """Processes that the kernel has killed for lack of memory since it started, containers' too; 0 where it does not count.
+
+    Source: Linux, mm/oom_kill.c (OOM_KILL), from 4.13 on
+    """
+    with contextlib.suppress(OSError, ValueError):
+        for line in counters.read_text().splitlines():
+            if line.startswith("oom_kill "):
+                return int(line.split()[1])
+    return 0
 
 
 def _result(future: Future[Any], deadline: float, meanwhile: Callable[[], None]) -> Any:

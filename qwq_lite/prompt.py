@@ -148,6 +148,31 @@ class ChatTemplate:
                 text = text.replace("convert the model again", "give another one")
             raise TemplateError(f"{self._origin}: {text}" if self._origin else text) from error
 
+    def without_empty_system(self, vocab: Vocabulary, messages: Sequence[Message], **extra: Any) -> Sequence[Message]:
+        """The messages, less an empty system message where the prompt is shorter without it.
+
+        An empty one asks for no system prompt. Some templates must have it, or they write a system prompt of their own; others
+        would make an empty turn of it, or refuse it.
+        """
+        first = messages[0] if messages else {}
+        if first.get("role") != "system" or first.get("content") != "":
+            return messages
+        kept, left_out = (self._plain(vocab, some, extra) for some in (messages, messages[1:]))
+        if left_out is None or (kept is not None and len(kept) < len(left_out)):
+            return messages
+        return messages[1:]
+
+    def shows(self, vocab: Vocabulary, messages: Sequence[Message], **extra: Any) -> bool:
+        """Whether `extra` changes the prompt of these messages; True where that cannot be told."""
+        bare = self._plain(vocab, messages, {})
+        return bare is None or bare != self._plain(vocab, messages, extra)
+
+    def _plain(self, vocab: Vocabulary, messages: Sequence[Message], extra: dict[str, Any]) -> str | None:
+        """The prompt's text without marks; None where the template refuses."""
+        with contextlib.suppress(TemplateError):
+            return self.render(messages, **_own_tokens(vocab), **extra)
+        return None
+
     def encode(self, vocab: Vocabulary, messages: Sequence[Message], form: str, **extra: Any) -> list[int]:
         """The prompt's tokens. Raises: TemplateError."""
         spellings = _spellings(tuple(vocab.special))

@@ -24,10 +24,10 @@ from qwq_lite.chat import Model
 from qwq_lite.errors import EngineClosed, EngineCrashed, EngineError, TemplateError
 from qwq_lite.events import Progress
 from qwq_lite.hardware import report_from_json
-from qwq_lite.model import Prompt
+from qwq_lite.model import Prompt, check_running, plain_prompt
 from qwq_lite.model import options as model_options
 from qwq_lite.plan import RunPlan
-from qwq_lite.process import RemoteFeed, Retired, WorkerProcess
+from qwq_lite.process import RemoteFeed, WorkerProcess
 from qwq_lite.stream import Stream, in_thread
 
 _BEGIN_S = 60.0  # for messages to become a prompt; a template has 2 s by its own clock
@@ -61,7 +61,7 @@ class RemoteModel(Model):
         self._held: list[WorkerProcess] = []
         weakref.finalize(self, _drop, self._held, self._owner)
         self._header: gguf_header.Header | None = None
-        self._start()
+        self._start().let_go()
 
     @property
     def pid(self) -> int | None:
@@ -71,21 +71,22 @@ class RemoteModel(Model):
 
     def generate(self, prompt: Prompt, *, session: Hashable = None, **options: Any) -> Stream:
         """As `LocalModel.generate`. Raises besides: EngineCrashed, here or while the stream is read."""
-        model_options(options)  # refused here, before anything is sent
+        check_running(self._file)
+        checked = model_options(options)  # refused here, before anything is sent
+        given = plain_prompt(prompt)
         fields: dict[str, Any] = {
-            "prompt": prompt if isinstance(prompt, str) else list(prompt),
+            "prompt": given,
             "session": _name(session),
-            "options": _plain(options),
+            "options": {name: _plain(getattr(checked, name)) for name in options},
         }
         asked = time.monotonic()
-        while True:
-            worker = self._alive()
-            if options.get("within") is not None:  # it may have taken long to start another engine
-                fields["options"]["within"] = max(1e-3, options["within"] - (time.monotonic() - asked))
+        with self._alive() as worker:
+            if checked.within is not None:  # it may have taken long to start another engine
+                fields["options"]["within"] = max(1e-3, checked.within - (time.monotonic() - asked))
             feed = RemoteFeed(worker)
-            with contextlib.suppress(Retired), _as_template_error(worker, self._file):
-                worker.ask("generate", feed=feed, timeout_s=_BEGIN_S if _is_templated(prompt) else math.inf, **fields)
-                return Stream(feed)
+            with _as_template_error(worker, self._file):
+                worker.ask("generate", feed=feed, timeout_s=_BEGIN_S if _is_templated(given) else math.inf, **fields)
+            return Stream(feed)
 
     async def agenerate(self, prompt: Prompt, *, session: Hashable = None, **options: Any) -> Stream:
         """As `generate`, without holding up the event loop."""
@@ -118,12 +119,13 @@ class RemoteModel(Model):
         self._held[0].end()
 
     def _call(self, verb: str, *arguments: Any) -> Any:
-        while True:
-            with contextlib.suppress(Retired):
-                return self._alive().ask(verb, args=list(arguments))
+        check_running(self._file)
+        with self._alive() as worker:
+            return worker.ask(verb, args=list(arguments))
 
-    def _alive(self) -> WorkerProcess:
-        """The worker; a new one where the last has died."""
+    @contextlib.contextmanager
+    def _alive(self) -> Iterator[WorkerProcess]:
+        """The worker, which does not retire meanwhile; a new one where the last has died or retired."""
         if os.getpid() != self._owner:
             raise EngineError("the model was loaded in another process, of which this one is a copy; load it here")
         with self._changing:
@@ -132,10 +134,13 @@ class RemoteModel(Model):
             worker = self._held[0]
             if worker.crash is not None:
                 self._count(worker, worker.crash)
-            if worker.retired or worker.gone is not None:
+            if not worker.hold():
                 worker.wait()  # never two models at once
-                self._start()
-            return self._held[0]
+                worker = self._start()
+        try:
+            yield worker
+        finally:
+            worker.let_go()
 
     def _count(self, worker: WorkerProcess, crash: EngineCrashed) -> None:
         """Raises: EngineCrashed after too many, until a minute has passed."""
@@ -154,7 +159,8 @@ class RemoteModel(Model):
             )
             raise error
 
-    def _start(self) -> None:
+    def _start(self) -> WorkerProcess:
+        """A worker that has loaded the model; the caller holds it."""
         try:
             worker = WorkerProcess(self._file, self._python, self._idle_s)
         except (OSError, RuntimeError) as error:  # no such interpreter, no memory, too many processes
@@ -175,6 +181,7 @@ class RemoteModel(Model):
         self.plan = wire.plan_from_json(found["plan"], self._header)
         self.engine = report_from_json(found["engine"])
         self._loaded_at = time.monotonic()
+        return worker
 
     def _show(self) -> None:
         """Load progress, on the thread that loads."""
@@ -201,7 +208,7 @@ def _as_template_error(worker: WorkerProcess, file: Path) -> Iterator[None]:
         ) from error
 
 
-def _is_templated(prompt: Prompt) -> bool:
+def _is_templated(prompt: str | list[Any]) -> bool:
     return not isinstance(prompt, str) and not all(isinstance(part, int) for part in prompt)
 
 
@@ -210,5 +217,5 @@ def _name(session: Hashable) -> str | None:
     return None if session is None else repr(session)
 
 
-def _plain(options: dict[str, Any]) -> dict[str, Any]:
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in options.items()}
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value

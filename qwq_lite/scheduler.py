@@ -181,6 +181,8 @@ class Scheduler:
             return
         reply = ActiveReply(feed, request, sequence, self._model.vocab.piece, self._tokenize)
         self._active.append(reply)
+        for notice in request.notices:
+            feed.put(notice)
         if request.n_dropped:
             feed.put(
                 Notice(

@@ -196,6 +196,7 @@ def from_header(header: Header) -> ModelShape:
     Source: llama.cpp src/llama-model.cpp (load_hparams), src/llama-vocab.cpp (impl::load), src/models
     """
     arch = header.text("general.architecture")
+    _check_kind(header, arch)
     if arch is None:
         raise FormatError(f"{header.path}: general.architecture is missing; this is no model file")
     prefix = f"{arch}."
@@ -213,6 +214,7 @@ def from_header(header: Header) -> ModelShape:
     if arch in _ONE_HEAD_SIZE:
         _check_heads(fields, short, arch, n_embd, n_head, n_head_kv, head)
     _check_experts(fields, short, arch, n_layer)
+    _check_finite(fields, short)
     _check_rope_and_norm(fields, short)
     tokens = header.keys.get("tokenizer.ggml.tokens")
     if isinstance(tokens, list):
@@ -233,6 +235,21 @@ def from_header(header: Header) -> ModelShape:
         rope_freq_base=fields.real("rope.freq_base", 1.0, 1e12, default=10_000.0),
         n_embd_head_v=0 if value == head else value,
     )
+
+
+def _check_kind(header: Header, arch: str | None) -> None:
+    """That the file is a model, not a part of one or something beside it."""
+    kind = header.text("general.type")
+    words = {
+        "adapter": "a LoRA adapter, the change to a model and no model; merge it into its base model (peft: merge_and_unload,"
+        " save_pretrained) and convert the result",
+        "mmproj": "the part of a model that reads images or sound (mmproj), no text model; name the model's own file",
+        "imatrix": "an importance matrix, no model; it is an option of a conversion: qwq-lite convert --imatrix",
+    }
+    if arch == "clip":
+        kind = "mmproj"
+    if kind in words:
+        raise FormatError(f"{header.path}: is {words[kind]}")
 
 
 def _check_heads(
@@ -261,8 +278,20 @@ def _check_heads(
             raise fields.fail(name, f"is {size}, {head} is expected: the size of a head's keys")
 
 
+def _check_finite(fields: _Fields, short: Mapping[str, Any]) -> None:
+    """No number of the model is NaN or infinite: llama.cpp would compute with it, and every logit with that."""
+    for name, value in short.items():
+        for number in value if isinstance(value, list) else [value]:
+            if isinstance(number, float) and not math.isfinite(number):
+                raise fields.fail(name, f"is {number}, a finite number is expected; convert the model again")
+
+
 def _check_rope_and_norm(fields: _Fields, short: Mapping[str, Any]) -> None:
-    """The name of the rope scaling, and the epsilon of models whose norm is not RMS."""
+    """Rope scaling and bases, and the epsilon of models whose norm is not RMS."""
+    for name in ("rope.scaling.factor", "rope.scale_linear"):
+        if short.get(name, 0) != 0:  # which is none
+            fields.real(name, 1e-3, 1e6)
+    fields.real("rope.freq_base_swa", 1.0, 1e12, default=10_000.0)
     scaling = short.get("rope.scaling.type", "linear")
     if scaling not in ROPE_SCALING_TYPES:
         raise fields.fail("rope.scaling.type", f"is {reprlib.repr(scaling)}; known are {', '.join(ROPE_SCALING_TYPES)}")

@@ -201,18 +201,16 @@ class _Reply:
 
 
 def _own_pipe() -> Pipe:
-    """The pipe on descriptors of its own: whatever prints to standard output prints to standard error instead."""
-    read, write = os.dup(0), os.dup(1)
+    """The pipe on descriptors of its own: nothing that reads standard input or prints can disturb it."""
+    read = os.dup(0)
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
-    os.dup2(2, 1)
     os.close(null)
     if sys.platform == "win32":
         import msvcrt
 
         msvcrt.setmode(read, os.O_BINARY)
-        msvcrt.setmode(write, os.O_BINARY)
-    return Pipe(read, write)
+    return Pipe(read, child.results())
 
 
 def _settle() -> None:

@@ -31,6 +31,7 @@ def main(arguments: "list[str] | None" = None) -> int:
     if too_old:
         sys.stderr.write(too_old + "\n")
         return 1
+    sys.path.insert(0, os.path.dirname(_HERE))  # noqa: PTH120 - qwq_lite of this checkout: its check of an engine
     # The folder is the package `scripts`, whatever else of that name is installed.
     package = types.ModuleType("scripts")
     package.__path__ = [_HERE]

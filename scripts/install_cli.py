@@ -11,7 +11,8 @@ from pathlib import Path
 from scripts.install_decisions import ACCELERATORS, Decision, decide
 from scripts.install_facts import Facts, probe
 from scripts.install_index import UPSTREAM, Index
-from scripts.install_steps import Installer, InstallError, carry_out, say
+from scripts.install_processes import say
+from scripts.install_steps import Installer, InstallError, carry_out
 
 _ROOT = Path(__file__).resolve().parent.parent
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from scripts.install_facts import Facts
+from scripts.install_flags import AMX, breaks_amx
 
 ACCELERATORS = ("auto", "cpu", "cuda", "metal", "vulkan")
 NEEDED_PYTHON = (3, 10)
@@ -54,11 +55,12 @@ class Attempt:
     name: str | None = None  # of the index, for a wheel
     extra: str | None = None  # of pyproject.toml: NVIDIA's runtime libraries
     cmake_args: str = ""
+    without: tuple[str, ...] = ()  # what it is compiled without
     cached: bool = True  # pip's wheel cache may serve it
 
     @property
     def label(self) -> str:
-        return f"{self.how} {self.name or self.accel}"
+        return f"{self.how} {self.name or self.accel}" + without_words(self.without)
 
     @property
     def family(self) -> tuple[str, str, str]:
@@ -93,6 +95,10 @@ def title(accel: str) -> str:
     return _TITLES.get(accel, accel)
 
 
+def without_words(left_out: tuple[str, ...]) -> str:
+    return " without " + " and ".join(left_out) if left_out else ""
+
+
 def decide(facts: Facts, accel: str, compile_only: bool = False) -> Decision:
     """The order of attempts for this machine.
 
@@ -103,7 +109,7 @@ def decide(facts: Facts, accel: str, compile_only: bool = False) -> Decision:
         return Decision(fatal=fatal)
     wanted = _wanted(facts) if accel == "auto" else (accel,)
     routes = {each: _ROUTES[each](facts, compile_only) for each in wanted}
-    attempts = tuple(attempt for route in routes.values() for attempt in route.attempts)
+    attempts = tuple(_fit_compiler(facts, attempt) for route in routes.values() for attempt in route.attempts)
     reasons = tuple(dict.fromkeys(reason for route in routes.values() for reason in route.reasons))
     keep = _kept(facts, accel, attempts, compile_only)
     if keep:
@@ -175,6 +181,12 @@ def _ordered(wheels: tuple[Attempt, ...], compiled: Attempt, cannot: str | None,
     """Wheels first, then the compiler: right wherever the compiler takes long or the CPU has little to do."""
     wheels = () if compile_only else wheels
     return _Routes(wheels, (cannot,)) if cannot else _Routes((*wheels, compiled))
+
+
+def _fit_compiler(facts: Facts, attempt: Attempt) -> Attempt:
+    if attempt.how == "compile" and facts.amx and breaks_amx(facts.gcc):
+        return replace(attempt, without=(AMX,), cached=False)
+    return attempt
 
 
 def _cpu(facts: Facts, compile_only: bool) -> _Routes:
@@ -314,7 +326,7 @@ def _kept(facts: Facts, accel: str, attempts: tuple[Attempt, ...], compile_only:
         same = engine.accel == accel
     if not same:
         return None
-    return f"keeping llama-cpp-python {engine.version} for {title(engine.accel)}: it is there and loads"
+    return f"keeping llama-cpp-python {engine.version} for {title(engine.accel)}: it is there and works"
 
 
 def _about_machine(facts: Facts) -> tuple[str, ...]:
@@ -328,6 +340,11 @@ def _about_machine(facts: Facts) -> tuple[str, ...]:
 
 def _about_attempt(facts: Facts, first: Attempt, reasons: tuple[str, ...]) -> list[str]:
     said = []
+    if AMX in first.without and facts.gcc:
+        said.append(
+            f"this CPU's AMX stays unused: g++ {_dotted(facts.gcc)} is known to build it wrongly. g++ 12.4, 13.3, 14 and "
+            "clang++ are not: where one is there, set CC and CXX to it"
+        )
     if first.how == "wheel" and first.accel == "cpu" and _compiling_pays(facts):
         why = f": {reasons[-1]}" if reasons else ""
         said.append(f"upstream's CPU wheel does without this CPU's AVX2 and is slow{why}")

@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+import itertools
 import json
 import os
 import platform
 import re
+import shlex
 import shutil
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +33,7 @@ _MANAGERS = {
 
 @dataclass(frozen=True)
 class Engine:
-    """An engine that loads: what the check in a child process saw, and what the stamp beside it says."""
+    """An engine that loads: what the look at it in a child process found, and what the stamp beside it says."""
 
     version: str
     accel: str  # what it computes on: cuda, metal, vulkan, another backend of ggml, or cpu where it finds no GPU
@@ -40,6 +43,7 @@ class Engine:
     asked: str | None = None  # the --accel of that run
     tried: tuple[str, ...] = ()  # labels of all attempts that run was going to make
     extra: str | None = None  # the extra with NVIDIA's runtime libraries it needs
+    without: tuple[str, ...] = ()  # what it was compiled without
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,8 @@ class Facts:
     can_make_venv: bool = True
     manager: str | None = None  # apt, dnf, pacman, zypper, apk
     compiler: str | None = None
+    gcc: tuple[int, int] | None = None  # the C++ compiler's version where it is GNU's
+    amx: bool = False  # what it compiles for this CPU uses AMX
     avx2: bool = True
     driver: str | None = None  # NVIDIA's
     driver_cuda: tuple[int, int] | None = None  # the newest CUDA this driver runs
@@ -107,6 +113,17 @@ def parse_nvcc(text: str) -> tuple[int, int] | None:
     return parse_version(match[1]) if match else None
 
 
+def parse_macros(text: str) -> tuple[tuple[int, int] | None, bool]:
+    """What a C++ compiler defines (-dM -E): its version if it is GNU's, and whether it compiles for AMX.
+
+    clang and what is made from it say __GNUC__ too, for the version whose extensions they know.
+    """
+    defined = dict(re.findall(r"^#define (\w+) (\S+)", text, re.MULTILINE))
+    version = (defined.get("__GNUC__", ""), defined.get("__GNUC_MINOR__", ""))
+    gnu = not {"__clang__", "__NVCOMPILER"} & defined.keys() and all(number.isdigit() for number in version)
+    return ((int(version[0]), int(version[1])) if gnu else None), "__AMX_TILE__" in defined
+
+
 def parse_os_release(text: str) -> str | None:
     """The package manager of this distribution, from ID and, for its many descendants, ID_LIKE."""
     fields = dict(re.findall(r'^(ID|ID_LIKE)="?([^"\n]*)"?$', text, re.MULTILINE))
@@ -156,6 +173,7 @@ def probe(root: Path, venv: Path) -> Facts:
     """
     requirement = read_requirement((root / "pyproject.toml").read_text(encoding="utf-8"))
     driver, driver_cuda, capabilities = _nvidia()
+    gcc, amx = _gcc_and_amx()
     return Facts(
         system="linux" if sys.platform.startswith("linux") else sys.platform,
         machine=_machine(),
@@ -166,6 +184,8 @@ def probe(root: Path, venv: Path) -> Facts:
         can_make_venv=all(importlib.util.find_spec(name) for name in ("venv", "ensurepip")),
         manager=parse_os_release(_text_of(Path("/etc/os-release"))),
         compiler=_compiler(),
+        gcc=gcc,
+        amx=amx,
         avx2=_avx2(),
         driver=driver,
         driver_cuda=driver_cuda,
@@ -206,7 +226,30 @@ def _compiler() -> str | None:
         parts = "Microsoft.VisualStudio.Component.VC.Tools." + ("ARM64" if _machine() == "arm64" else "x86.x64")
         query = ("-latest", "-products", "*", "-requires", parts, "-property", "installationPath")
         return (tool_output(vswhere, *query) or "").strip() or shutil.which("cl")
-    return _first_found((os.environ.get("CXX", "c++"), "g++", "clang++"))
+    return _first_found((_cxx()[0], "g++", "clang++"))
+
+
+def _cxx() -> list[str]:
+    """The C++ compiler that the build will take, with its options: CMAKE_ARGS', CXX, the one that made this Python.
+
+    scikit-build-core, which builds llama-cpp-python, sets CXX from Python's own configuration.
+    """
+    mine = re.search(r"CMAKE_CXX_COMPILER(?::\w+)?=(\S+)", os.environ.get("CMAKE_ARGS", ""))
+    named = mine[1] if mine else os.environ.get("CXX")
+    if named:
+        return shlex.split(named) or ["c++"]
+    words = shlex.split(sysconfig.get_config_var("CXX") or "")
+    chosen = list(itertools.takewhile(lambda word: not word.startswith("-"), words))
+    return chosen if chosen and shutil.which(chosen[0]) else ["c++"]
+
+
+def _gcc_and_amx() -> tuple[tuple[int, int] | None, bool]:
+    """Ask the C++ compiler what it would compile for this CPU, in the way in which ggml is compiled."""
+    if not sys.platform.startswith("linux"):
+        return None, False  # nowhere else does ggml use AMX
+    options = shlex.split(os.environ.get("CXXFLAGS", ""))
+    question = ("-march=native", "-dM", "-E", "-x", "c++", os.devnull)
+    return parse_macros(tool_output(*_cxx(), *options, *question) or "")
 
 
 def _first_found(names: Sequence[str]) -> str | None:

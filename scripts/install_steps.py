@@ -1,8 +1,8 @@
 """Carry a decision out: the virtual environment, the engine with its check, the project. Only the standard library.
 
-Every engine is loaded in a child process before it is kept; one that fails is uninstalled, the reason is printed, and
-the next attempt is made. pip's own output goes to install.log in the virtual environment. Everything that starts a
-process goes through one `Runner`, which tests replace.
+Every engine is loaded and computes in child processes before it is kept; one that fails is uninstalled, the reason is
+printed, and the next attempt is made. What failed in a compiled engine is left out of the next build of it. pip's own
+output goes to install.log in the virtual environment.
 """
 
 from __future__ import annotations
@@ -11,30 +11,30 @@ import hashlib
 import json
 import os
 import re
-import signal
-import subprocess
 import sys
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import IO, Protocol
 
-from scripts.install_decisions import Attempt, Decision, title
+from qwq_lite.backend.engine_check import Ended
+from scripts.install_decisions import ACCELERATORS, Attempt, Decision, title, without_words
+from scripts.install_engine import Examined, examine, last_line
 from scripts.install_facts import STAMP, Engine, read_extra, read_stamp, shown_path, venv_python
+from scripts.install_flags import build_environment
 from scripts.install_index import INDEX_TIMEOUT_S, Index
+from scripts.install_processes import Runner, run_process, say
 
 LOG = "install.log"
-_CHECK = Path(__file__).with_name("install_check.py")
-_CHECK_TIMEOUT_S = 180  # a CUDA driver can take its time at the first start
-_ILLEGAL_WINDOWS = 0xC000001D  # STATUS_ILLEGAL_INSTRUCTION
 _OLDEST_PIP = (21, 3)  # the first with editable installs of a pyproject.toml without setup.py
-_SHOWN = re.compile(r"\s*(Downloading \S+ \(\S+ [MG]B|Building wheel.*(started|still running)|Using cached llama)")
+_MOST_BUILDS = 2  # in one run, where a build's engine fails its check: each takes minutes
+_BUILD_VARIABLES = ("CMAKE_ARGS", "CC", "CXX", "CFLAGS", "CXXFLAGS")
 _FROM_CACHE = re.compile(r"Using cached llama_cpp\S+\.whl")
 _CAUSE = re.compile(
     r"CMake Error.*|.*\bfatal error\b.*|.*No space left on device.*|.*\berror: (?!subprocess|metadata).*"
 )
 _DOWNLOAD_BROKE = re.compile(r"Downloading[\s\S]*(Read timed out|timed out|IncompleteRead|Connection broken)")
+_LIMPS = "since models can be loaded without the buffers that fail, and run slower"
 
 
 class InstallError(Exception):
@@ -42,69 +42,11 @@ class InstallError(Exception):
 
 
 @dataclass(frozen=True)
-class Finished:
-    """A process that ended. Where its output went to a log, `output` holds both streams, in their order."""
-
-    returncode: int
-    output: str
-    errors: str = ""
-
-
-class Runner(Protocol):
-    def __call__(self, command: Sequence[str], *, env: Mapping[str, str], log: Path | None) -> Finished: ...
-
-
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
-def run_process(command: Sequence[str], *, env: Mapping[str, str], log: Path | None) -> Finished:
-    """Run to the end. With `log`, everything goes there and the lines that show progress to the terminal too.
-
-    Without it nothing is shown, and the process is ended after three minutes.
-    """
-    if log is None:
-        try:
-            done = subprocess.run(
-                command,
-                env=dict(env),
-                capture_output=True,
-                text=True,
-                errors="replace",
-                timeout=_CHECK_TIMEOUT_S,
-                check=False,
-            )
-        except subprocess.TimeoutExpired:
-            return Finished(1, json.dumps({"error": f"it did not answer within {_CHECK_TIMEOUT_S} s"}))
-        return Finished(done.returncode, done.stdout, done.stderr)
-    with log.open("a", encoding="utf-8") as file:
-        file.write(f"$ {' '.join(command)}\n")
-        with subprocess.Popen(
-            command, env=dict(env), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
-        ) as process:
-            assert process.stdout is not None
-            output = _follow(process.stdout, file)
-    return Finished(process.returncode, output)
-
-
-def _follow(lines: IO[str], log: IO[str]) -> str:
-    kept = []
-    for line in lines:
-        log.write(line)
-        log.flush()
-        kept.append(line)
-        if _SHOWN.match(line):
-            say(f"  {line.strip()}")
-    return "".join(kept)
-
-
-@dataclass(frozen=True)
 class _Result:
-    """What came of one attempt: an engine, or a reason."""
+    """What came of one attempt: an engine that was looked at, or the reason why there is none."""
 
-    engine: Engine | None = None
-    reason: str = ""
-    installed: bool = False  # it was there and failed its check
+    found: Examined
+    installed: bool = False
     from_cache: bool = False  # pip had compiled it some time before
 
 
@@ -122,19 +64,20 @@ class Installer:
     run: Runner = run_process
     say: Callable[[str], None] = say
     failures: list[str] = field(default_factory=list)
+    _builds: int = 0
+    _limping: Engine | None = None  # the engine that is there, where it fails only in what llama.cpp can go without
 
     def make_venv(self) -> None:
         """Make the environment if it is not there, and see to a pip that can install the project editable."""
         if not venv_python(self.venv).exists():
             self.say(f"making a virtual environment in {shown_path(self.venv)}")
             done = self.run([sys.executable, "-m", "venv", str(self.venv)], env=os.environ, log=None)
-            if done.returncode or not venv_python(self.venv).exists():
-                raise InstallError(
-                    f"{sys.executable} -m venv {self.venv} failed: {_last_line(done.errors or done.output)}"
-                )
+            if done.returncode != 0 or not venv_python(self.venv).exists():
+                why = last_line(done.errors or done.output) or "it did not end in time"
+                raise InstallError(f"{sys.executable} -m venv {self.venv} failed: {why}")
         version = self._python("-m", "pip", "--version")
-        if version.returncode:
-            if self._python("-m", "ensurepip").returncode:
+        if version.returncode != 0:
+            if self._python("-m", "ensurepip").returncode != 0:
                 raise InstallError(
                     f"there is no pip in {self.venv} and ensurepip fails: delete that folder and run this again"
                 )
@@ -144,74 +87,113 @@ class Installer:
             self._pip("install", "--upgrade", "pip >= 21.3")
 
     def look(self) -> Engine | None:
-        """The engine that is in the environment and loads, with what the stamp says of it."""
+        """The engine that is in the environment and is to be kept, with what the stamp says of it."""
         if not venv_python(self.venv).exists():
             return None
-        engine = self.check()
-        if isinstance(engine, str):
+        found = examine(venv_python(self.venv), self.run)
+        if found.notice:
+            self.say(found.notice)
+        if found.engine is None:
+            if not found.absent:
+                self.say(f"the engine that is installed is not used: {found.reason}")
             return None
+        engine = self._with_stamp(found.engine)
+        if not found.reason:
+            return engine
+        # Nothing here builds another of an unknown kind, and what took minutes and ended so is not done at every run.
+        kept = found.limps and (engine.accel not in ACCELERATORS or read_stamp(self.venv).get("limps") is True)
+        then = f"it is kept, {_LIMPS}" if kept else "it is to be replaced"
+        self.say(f"ATTENTION: llama-cpp-python {engine.version} is installed and {found.reason}; {then}")
+        self._limping = engine if found.limps else None
+        return engine if kept else None
+
+    def _with_stamp(self, engine: Engine) -> Engine:
         stamp = read_stamp(self.venv)
         if stamp.get("version") != engine.version or stamp.get("accel") != engine.accel:
             return engine  # someone else put it there
         how, asked, extra = (str(stamp[key]) if stamp.get(key) else None for key in ("how", "asked", "extra"))
-        return replace(engine, how=how, asked=asked, extra=extra, tried=_texts(stamp.get("tried")))
-
-    def check(self) -> Engine | str:
-        """Load the engine in a child process: what it found, or why it cannot be used."""
-        return read_check(self._python("-I", str(_CHECK)))
+        tried, without = (_texts(stamp.get(key)) for key in ("tried", "without"))
+        return replace(engine, how=how, asked=asked, extra=extra, tried=tried, without=without)
 
     def install_engine(self, decision: Decision) -> Engine:
-        """Make the attempts in their order until one gives an engine that loads and finds its device.
+        """Make the attempts in their order until one gives an engine that loads, finds its device and computes.
 
         Raises: InstallError with every reason when none does.
         """
         tried = tuple(attempt.label for attempt in decision.attempts)
         waiting = deque(decision.attempts)
-        failed: set[tuple[str, str, str]] = set()
         last: Attempt | None = None
         while waiting:
             attempt = waiting.popleft()
-            if attempt.family in failed:
-                continue
             if last is not None and last.accel != attempt.accel:
+                if self._limping and self._limping.accel == last.accel:
+                    break
                 self.say(
                     f"ATTENTION: no {title(last.accel)} engine could be installed, going on with {title(attempt.accel)}"
                 )
             last = attempt
             result = self._attempt(attempt)
-            if result.engine:
-                engine = replace(result.engine, how=attempt.how, asked=self.asked, tried=tried, extra=attempt.extra)
-                self._write_stamp(engine)
-                return engine
-            self.failures.append(f"{attempt.label}: {result.reason}")
-            self.say(f"  {attempt.label} is not used: {result.reason}")
-            if result.from_cache:
-                # Compiled long ago, or in a cache that is shared with a machine whose CPU can do more.
-                waiting.appendleft(replace(attempt, cached=False))
+            engine = result.found.engine
+            if engine:
+                engine = replace(engine, how=attempt.how, asked=self.asked, tried=tried, extra=attempt.extra)
+                engine = replace(engine, without=attempt.without)
+                if not result.found.reason:
+                    self._write_stamp(engine, limps=False)
+                    return engine
+            again = self._next_build(attempt, result)
+            self._drop(attempt, result)
+            self._limping = engine if result.found.limps else self._limping
+            if again:
+                waiting.appendleft(again)
             elif result.installed:
-                failed.add(attempt.family)
-        raise InstallError("no engine could be installed. " + "; ".join([*self.failures, *decision.left_out]))
+                waiting = deque(other for other in waiting if other.family != attempt.family)
+        if self._limping is None:
+            raise InstallError("no engine could be installed. " + "; ".join([*self.failures, *decision.left_out]))
+        self.say(
+            f"ATTENTION: nothing better could be installed than an engine that fails in part; it is kept, {_LIMPS}"
+        )
+        self._write_stamp(self._limping, limps=True)
+        return self._limping
+
+    def _drop(self, attempt: Attempt, result: _Result) -> None:
+        """Say why an attempt's engine is not used, and uninstall it. One that fails in part waits for a better one."""
+        found = result.found
+        self.failures.append(f"{attempt.label}: {found.reason}")
+        self.say(f"  {attempt.label} is not used: {found.reason}")
+        if result.from_cache:
+            self.say(f"  it came from pip's cache, which keeps it: {self._pip_line('cache remove llama_cpp_python')}")
+        if result.installed and not found.limps:
+            self._pip("uninstall", "--yes", "llama-cpp-python")
+
+    def _next_build(self, attempt: Attempt, result: _Result) -> Attempt | None:
+        """The build that may mend what failed, or None: past pip's cache, else without what failed."""
+        if not result.installed or attempt.how != "compile" or self._builds >= _MOST_BUILDS:
+            return None
+        if result.from_cache:
+            # Compiled long ago, or in a cache that is shared with a machine whose CPU can do more.
+            return replace(attempt, cached=False)
+        more = tuple(each for each in result.found.suspects if each not in attempt.without)
+        return replace(attempt, without=(*attempt.without, *more), cached=False) if more else None
 
     def _attempt(self, attempt: Attempt) -> _Result:
         done = self._wheel(attempt) if attempt.how == "wheel" else self._compile(attempt)
         if isinstance(done, str):
-            return _Result(reason=done)
+            return _Result(Examined(reason=done))
+        self._limping = None
         # The engine that is now there satisfies this; pip only fetches what it depends on.
         needed = [f"llama-cpp-python{self.requirement}"]
         if attempt.extra:
             self.say(f"  NVIDIA's runtime libraries ({attempt.extra}), some hundreds of MB")
             needed += read_extra((self.root / "pyproject.toml").read_text(encoding="utf-8"), attempt.extra)
         depended = self._pip("install", "--only-binary", "llama-cpp-python", *needed)
-        outcome = pip_reason(depended.output) if depended.returncode else self.check()
-        if isinstance(outcome, Engine) and attempt.accel not in ("cpu", outcome.accel):
-            outcome = f"it loads and finds no device for {title(attempt.accel)}"
-        if isinstance(outcome, Engine):
-            return _Result(outcome)
-        self._pip("uninstall", "--yes", "llama-cpp-python")
-        from_cache = attempt.cached and _FROM_CACHE.search(done.output) is not None
-        return _Result(reason=outcome, installed=True, from_cache=from_cache)
+        if depended.returncode:
+            return _Result(Examined(reason=pip_reason(depended.output)), installed=True)
+        found = examine(venv_python(self.venv), self.run, attempt.accel)
+        if found.notice:
+            self.say(found.notice)
+        return _Result(found, installed=True, from_cache=_came_from_cache(attempt, done))
 
-    def _wheel(self, attempt: Attempt) -> Finished | str:
+    def _wheel(self, attempt: Attempt) -> Ended | str:
         name = attempt.name or attempt.accel
         absent = self.index.absent(name, self.requirement)
         if absent:
@@ -229,17 +211,18 @@ class Installer:
             return self.index.explain(name, pip_reason(done.output))
         return done
 
-    def _compile(self, attempt: Attempt) -> Finished | str:
-        mine = os.environ.get("CMAKE_ARGS", "")
-        env = {**os.environ, "CMAKE_ARGS": f"{mine} {attempt.cmake_args}".strip()}
+    def _compile(self, attempt: Attempt) -> Ended | str:
+        env = build_environment(os.environ, attempt.cmake_args, attempt.without)
         options: tuple[str, ...] = ()
-        if not attempt.cached or mine:
-            # pip's cache does not know CMAKE_ARGS: it would hand out an engine built for something else.
+        if not attempt.cached or any(os.environ.get(name) for name in _BUILD_VARIABLES):
+            # pip's cache does not know what an engine was built with: it would hand out one built for something else.
             options = ("--no-cache-dir", "--no-binary", "llama-cpp-python")
         note = "unless pip has it in its cache" if not options else f"details in {shown_path(self.venv / LOG)}"
-        self.say(f"compiling llama-cpp-python for {title(attempt.accel)}: {attempt.duration}, {note}")
+        what = title(attempt.accel) + without_words(attempt.without)
+        self.say(f"compiling llama-cpp-python for {what}: {attempt.duration}, {note}")
         arguments = ("install", "--no-deps", "--force-reinstall", *options, f"llama-cpp-python{self.requirement}")
         done = self._pip(*arguments, env=env)
+        self._builds += not _came_from_cache(attempt, done)
         return pip_reason(done.output) if done.returncode else done
 
     def install_project(self, engine: Engine) -> None:
@@ -265,14 +248,22 @@ class Installer:
     def _write_stamp(self, engine: Engine, **more: object) -> None:
         stamp = {**read_stamp(self.venv), **more, "version": engine.version, "accel": engine.accel}
         stamp |= {"how": engine.how, "asked": engine.asked, "tried": list(engine.tried), "extra": engine.extra}
+        stamp["without"] = list(engine.without)
         (self.venv / STAMP).write_text(json.dumps(stamp, indent=1) + "\n", encoding="utf-8")
 
-    def _pip(self, *arguments: str, env: Mapping[str, str] = os.environ) -> Finished:
+    def _pip(self, *arguments: str, env: Mapping[str, str] = os.environ) -> Ended:
         pip = [str(venv_python(self.venv)), "-m", "pip", "--disable-pip-version-check", "--no-input"]
         return self.run([*pip, *arguments], env=env, log=self.venv / LOG)
 
-    def _python(self, *arguments: str) -> Finished:
+    def _python(self, *arguments: str) -> Ended:
         return self.run([str(venv_python(self.venv)), *arguments], env=os.environ, log=None)
+
+    def _pip_line(self, arguments: str) -> str:
+        return f"{shown_path(venv_python(self.venv))} -m pip {arguments}"
+
+
+def _came_from_cache(attempt: Attempt, done: Ended) -> bool:
+    return attempt.how == "compile" and attempt.cached and _FROM_CACHE.search(done.output) is not None
 
 
 def carry_out(decision: Decision, installer: Installer, present: Engine | None) -> str:
@@ -291,39 +282,9 @@ def carry_out(decision: Decision, installer: Installer, present: Engine | None) 
     folder = "Scripts\\" if sys.platform == "win32" else "bin/"
     found = f"{len(engine.devices)} device{'s'[: len(engine.devices) != 1]} ({', '.join(engine.devices)})"
     what = title("cpu") if engine.accel == "cpu" else f"{title(engine.accel)}, {found}"
+    what += without_words(engine.without)
     doctor = f"{shown_path(installer.venv)}{os.sep}{folder}qwq-lite doctor"
     return f"qwq-lite is installed with llama-cpp-python {engine.version} for {what}; next: {doctor}"
-
-
-def read_check(done: Finished) -> Engine | str:
-    """What install_check printed, or how it died, in words."""
-    died = _death(done.returncode)
-    if died:
-        return died
-    try:
-        found = json.loads(_last_line(done.output))
-    except ValueError:
-        return f"the check ended with status {done.returncode} and said nothing"
-    if "error" in found:
-        return " ".join(str(found["error"]).split())
-    devices = [device for device in found["devices"] if device["kind"] in ("gpu", "igpu")]
-    backend = devices[0]["backend"].lower() if devices else "cpu"
-    accel = "metal" if backend == "mtl" else backend
-    return Engine(
-        version=found["version"],
-        accel=accel,
-        devices=tuple(device["description"] for device in devices),
-        integrated_only=accel == "vulkan" and all(device["kind"] == "igpu" for device in devices),
-    )
-
-
-def _death(returncode: int) -> str | None:
-    illegal = returncode == -signal.SIGILL or returncode & 0xFFFFFFFF == _ILLEGAL_WINDOWS
-    if illegal:
-        return "this build uses CPU instructions that this CPU lacks"
-    if returncode < 0:
-        return f"loading it ended by signal {-returncode}"
-    return f"loading it ended with status {returncode & 0xFFFFFFFF:#x}" if returncode > 255 else None
 
 
 def pip_reason(output: str) -> str:
@@ -337,8 +298,3 @@ def pip_reason(output: str) -> str:
 
 def _texts(value: object) -> tuple[str, ...]:
     return tuple(map(str, value)) if isinstance(value, list) else ()
-
-
-def _last_line(output: str) -> str:
-    lines = output.strip().splitlines()
-    return lines[-1] if lines else ""

@@ -12,12 +12,17 @@ from __future__ import annotations
 import itertools
 import json
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Literal
 
 import numpy as np
 
+from qwq_convert.pipeline import convert
+from qwq_lite.recipe import file_type
 from scripts.checkpoint_files import (
     Floats,
     Tensor,
@@ -31,6 +36,7 @@ from scripts.checkpoint_files import (
 
 Layout = Literal["transformers4", "transformers5"]
 Dtype = Literal["bf16", "f16", "f32"]
+Script = Callable[[int], Mapping[int, float]]
 
 MERGES = ("Ġ t", "h e", "i n", "e r", "a n", "Ġt he", "in g", "r e", "Ġ Ġ", "Ċ Ċ", "o n", "ä ½")
 TOKENS = (*byte_symbols(), *(merge.replace(" ", "") for merge in MERGES))
@@ -51,6 +57,12 @@ TEMPLATE = """\
     {{- '<|im_start|>assistant\\n<think>\\n' }}
 {%- endif %}
 """
+PLAIN_TEMPLATE = TEMPLATE.replace("<think>\\n", "")
+LETTERS = [
+    ord(letter) for letter in "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
+]  # ids of these bytes
+BREAK = TOKENS.index("ĊĊ")  # two newlines
+OFF = -50.0  # the logit of what is never drawn
 
 
 def write_random_checkpoint(
@@ -67,12 +79,14 @@ def write_random_checkpoint(
     layout: Layout = "transformers4",
     shards: int = 2,
     seed: int = 0,
+    ends: bool = True,
     overrides: Mapping[str, object] | None = None,
 ) -> Path:
     """Write a random Qwen2ForCausalLM checkpoint into folder and return folder.
 
     Args: n_vocab, rows of the embedding, of which the first N_TOKENS belong to tokens; shards, 1 for a single file
-    without an index; overrides, keys of config.json to set, or to leave out where the value is `...`.
+    without an index; ends, False for a model that never draws a control token with its own top_k: their logits are 0, and of
+    the others half are above that; overrides, keys of config.json to set, or to leave out where the value is `...`.
     """
     assert n_vocab >= N_TOKENS, f"{n_vocab} rows are too few for {N_TOKENS} tokens"
     folder.mkdir(parents=True, exist_ok=True)
@@ -92,8 +106,72 @@ def write_random_checkpoint(
     write_generation_config(folder)
     write_tokenizer(folder, layout)
     size = {"hidden": hidden, "ffn": ffn, "kv": hidden // n_head * n_head_kv, "vocab": n_vocab}
-    write_weights(folder, random_tensors(size, n_layer, tied, dtype, seed), shards)
+    tensors = random_tensors(size, n_layer, tied, dtype, seed)
+    if not ends:
+        assert not tied, "a row of zeros in the embedding would be one in the input"
+        tensors[-1] = without_rows(tensors[-1], CONTROL)
+    write_weights(folder, tensors, shards)
     return folder
+
+
+def write_scripted_checkpoint(folder: Path, script: Script, *, thinks: bool = False, template: str = "") -> Path:
+    """A model whose logits follow from the last token alone, the same to the bit on any machine and by any build.
+
+    An embedding is zeros and a 1, the layers add nothing to it, so that of each logit's sum only one product is not 0.
+    script: the logits by token after each token; OFF for those that it leaves out. thinks: it has thinking tags, and its template
+    opens the thought. template: another one.
+    """
+    n_vocab, hidden = 320, 384
+    room = {"max_position_embeddings": 32_768}  # for a text that a person, or another process, is to interrupt
+    write_random_checkpoint(folder, n_layer=1, hidden=hidden, n_head=6, n_vocab=n_vocab, shards=1, overrides=room)
+    ordinary = ORDINARY if thinks else {}
+    write_tokenizer(folder, "transformers4", ordinary, template or (TEMPLATE if thinks else PLAIN_TEMPLATE))
+
+    def values(tensor: Tensor) -> Floats:
+        made = np.zeros(tensor.shape, np.float32)
+        if "norm" in tensor.name:
+            made[:] = 1
+        elif "embed" in tensor.name:
+            np.fill_diagonal(made, 1)
+        elif "lm_head" in tensor.name:
+            made[:] = OFF
+            for last in range(n_vocab):
+                for token, logit in script(last).items():
+                    made[token, last] = logit
+            made /= hidden**0.5
+        return made
+
+    size = {"hidden": hidden, "ffn": 512, "kv": 128, "vocab": n_vocab}
+    tensors = random_tensors(size, 1, False, "bf16", 0)
+    write_weights(folder, [replace(tensor, values=partial(values, tensor)) for tensor in tensors], 1)
+    return folder
+
+
+def letters(_last: int) -> Mapping[int, float]:
+    """Letters and digits without end, each as likely as any other."""
+    return dict.fromkeys(LETTERS, 0.0)
+
+
+def sentences(last: int) -> Mapping[int, float]:
+    """Sentences without end, and a paragraph's end after one in four; in tokens that the tokenizer would choose too."""
+    if last == ord("."):
+        return {ord(" "): 1.0, BREAK: 0.0}
+    words = dict.fromkeys(map(ord, "abcdfghijklmopqrsuvwxyz"), 0.0)  # none that MERGES would join
+    return words if last in (ord(" "), BREAK) else {**words, ord(" "): 2.0, ord("."): 1.5}
+
+
+def chain(*pieces: str) -> Script:
+    """Each piece, a letter or a token's spelling, after the one before, the first after whatever is none of them."""
+    ids = [END_OF_TURN if piece == CONTROL[END_OF_TURN] else ord(piece) for piece in pieces]
+    after = dict(itertools.pairwise(ids))
+    return lambda last: {after.get(last, ids[0]): 0.0}
+
+
+def in_f16(folder: Path) -> Path:
+    """The checkpoint's conversion, beside it."""
+    path = folder.parent / f"{folder.name}-F16.gguf"
+    convert(folder, file_type("F16"), path)
+    return path
 
 
 def write_tagged_checkpoint(demo: Path, folder: Path) -> Path:
@@ -174,18 +252,20 @@ def write_generation_config(folder: Path) -> None:
     write_json(folder / "generation_config.json", generation)
 
 
-def write_tokenizer(folder: Path, layout: Layout) -> None:
+def write_tokenizer(
+    folder: Path, layout: Layout, ordinary: Mapping[int, str] = MappingProxyType(ORDINARY), template: str = TEMPLATE
+) -> None:
     """Byte-level BPE of 256 symbols and a few merges; newer files spell a merge as a pair and know no decoder table."""
-    words = tokenizer_config(CONTROL, ORDINARY, template=TEMPLATE, n_ctx=N_CTX)
+    words = tokenizer_config(CONTROL, ordinary, template=template, n_ctx=N_CTX)
     merges: Sequence[object] = MERGES
     if layout == "transformers5":
         merges = [merge.split(" ") for merge in MERGES]
         del words["added_tokens_decoder"], words["chat_template"]
         words["extra_special_tokens"] = words.pop("additional_special_tokens")
         words["backend"] = "tokenizers"
-        (folder / "chat_template.jinja").write_bytes(TEMPLATE.encode())
+        (folder / "chat_template.jinja").write_bytes(template.encode())
     write_json(folder / "tokenizer_config.json", words)
-    write_json(folder / "tokenizer.json", tokenizer_json(TOKENS, merges, CONTROL, ORDINARY))
+    write_json(folder / "tokenizer.json", tokenizer_json(TOKENS, merges, CONTROL, ordinary))
 
 
 def random_tensors(size: Mapping[str, int], n_layer: int, tied: bool, dtype: Dtype, seed: int) -> list[Tensor]:
@@ -220,6 +300,17 @@ def random_tensor(name: str, shape: tuple[int, ...], dtype: Dtype, seed: int) ->
         return np.where(source.random(shape) < 1e-3, 30 * gaussian, gaussian)
 
     return Tensor(name, shape, dtype.upper(), values)
+
+
+def without_rows(tensor: Tensor, rows: Iterable[int]) -> Tensor:
+    """The same with zeros in some rows."""
+
+    def values() -> Floats:
+        made = tensor.values()
+        made[[*rows]] = 0
+        return made
+
+    return replace(tensor, values=values)
 
 
 def write_weights(folder: Path, tensors: Sequence[Tensor], shards: int) -> None:

@@ -5,11 +5,23 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from qwq_convert.pipeline import convert
 from qwq_lite.recipe import file_type
-from tests.checkpoints import write_random_checkpoint, write_tagged_checkpoint
+from tests.checkpoints import (
+    in_f16,
+    letters,
+    sentences,
+    write_random_checkpoint,
+    write_scripted_checkpoint,
+    write_tagged_checkpoint,
+)
 from tests.oracle import demo_checkpoint
+
+# No law is judged by the clock: a busy machine, or its slow disk, breaks none of them.
+settings.register_profile("laws", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("laws")
 
 
 @pytest.fixture(scope="session")
@@ -37,8 +49,23 @@ def tagged_gguf(demo_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 @pytest.fixture(scope="session")
 def tiny_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two random layers with thinking tags, F16: an engine that says nothing and takes no time."""
-    folder = write_random_checkpoint(tmp_path_factory.mktemp("tiny") / "Tiny")
-    path = folder.parent / "Tiny-F16.gguf"
-    convert(folder, file_type("F16"), path)
-    return path
+    """Two random layers with thinking tags, F16: an engine that takes no time, and whose replies never end by themselves."""
+    return in_f16(write_random_checkpoint(tmp_path_factory.mktemp("tiny") / "Tiny", ends=False))
+
+
+@pytest.fixture(scope="session")
+def letters_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Writes letters without end, each token an event of its own."""
+    return in_f16(write_scripted_checkpoint(tmp_path_factory.mktemp("letters") / "Letters", letters))
+
+
+@pytest.fixture(scope="session")
+def sentences_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Writes sentences without end."""
+    return in_f16(write_scripted_checkpoint(tmp_path_factory.mktemp("sentences") / "Sentences", sentences))
+
+
+@pytest.fixture(scope="session")
+def thinking_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Thinks in sentences without end, in tags: it ends neither its thought nor its answer."""
+    return in_f16(write_scripted_checkpoint(tmp_path_factory.mktemp("thinking") / "Thinking", sentences, thinks=True))

@@ -99,7 +99,10 @@ class Case:
 
 def by_formula(room: Room) -> Count:
     def count(candidate: Candidate, asked: Sequence[Choice]) -> list[Footprint]:
-        return [memory.footprint(candidate.shape, candidate.tensors, choice, room.gpu_names) for choice in asked]
+        return [
+            memory.footprint(candidate.shape, candidate.tensors, choice, room.gpu_names, amx=room.amx)
+            for choice in asked
+        ]
 
     return count
 

@@ -56,7 +56,7 @@ class Conversation:
     def wait_for(self, condition: Callable[[], bool]) -> None:
         """Raises: queue.Empty when the program falls silent before the condition holds."""
         while not condition():
-            self._events.get(timeout=WAIT_S / 4)
+            self._events.get(timeout=WAIT_S)
 
     def interrupt_at_prompt(self) -> None:
         """Ctrl-C while a line is read. The sign is written before: a signal between the two would wait for the next key."""

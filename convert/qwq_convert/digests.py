@@ -5,6 +5,9 @@ order of the tensor table, over its bytes without padding, and the last one over
 padding included, with all digits of this array as "0". Its length never changes, so it is filled in when the last weight
 has been written, and the file's own name is no part of it. Padding between tensors is zero and has no digest.
 
+llama-gguf-split keeps the keys and their order, and adds three of its own. The digests of a model that it has split, or merged
+again, are those of the header that the whole file had: `without_split`.
+
 The digests tell damage from health. They do not tell who made a file: whoever changes it can compute them anew.
 """
 
@@ -13,17 +16,18 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from gguf.constants import GGUFValueType
 
 from qwq_lite import gguf_header
 from qwq_lite.errors import FormatError
-from qwq_lite.gguf_header import Value
+from qwq_lite.gguf_header import TensorInfo, Value, padded
 
 KEY = "qwq_lite.sha256"
 N_DIGITS = 64
 _UNKNOWN = "0" * N_DIGITS
+_COUNTS, _COUNTS_END = 8, 24  # magic and version; the numbers of tensors and keys
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,52 @@ def stored(header: bytes, n_tensors: int) -> Digests | None:
     return Digests(tuple(said[:-1]), said[-1], hashlib.sha256(_zeroed(header, places)).hexdigest())
 
 
+def without_split(header: bytes, tensors: Sequence[TensorInfo], alignment: int) -> bytes:
+    """The header of the whole file that a model was before it was split, from that of its first part.
+
+    Args:
+        tensors: of all parts, in their order.
+        alignment: general.alignment, or GGUF's default.
+
+    Raises: FormatError.
+    """
+    places = gguf_header.key_places(header)
+    split = [places[key] for key in gguf_header.SPLIT_KEYS if key in places]
+    if not split:
+        return header
+    whole, offset = [], 0
+    for info in tensors:
+        whole.append(replace(info, offset=offset))
+        offset += padded(info.n_bytes, alignment)
+    counts = struct.pack("<QQ", len(whole), len(places) - len(split))
+    keys = b"".join(header[place.key : place.end] for place in places.values() if place not in split)
+    result = header[:_COUNTS] + counts + keys + _table(whole)
+    return result + bytes(padded(len(result), alignment) - len(result))
+
+
+def padding(header: bytes, tensors: Sequence[TensorInfo]) -> bytes:
+    """What stands in a header behind the table of its tensors. Raises: FormatError."""
+    places = gguf_header.key_places(header)
+    end = max((place.end for place in places.values()), default=_COUNTS_END)
+    return header[end + len(_table(tensors)) :]
+
+
+def _table(tensors: Sequence[TensorInfo]) -> bytes:
+    rows = ((info.name.encode("utf-8", "surrogateescape"), info) for info in tensors)
+    return b"".join(
+        struct.pack(
+            f"<Q{len(name)}sI{len(info.shape)}QIQ",
+            len(name),
+            name,
+            len(info.shape),
+            *info.shape,
+            info.type,
+            info.offset,
+        )
+        for name, info in rows
+    )
+
+
 def _zeroed(header: bytes, places: Sequence[int]) -> bytearray:
     result = bytearray(header)
     for place in places:
@@ -82,9 +132,10 @@ def _zeroed(header: bytes, places: Sequence[int]) -> bytearray:
 def _places(header: bytes, n_tensors: int) -> list[int] | None:
     """Where each digest's digits start."""
     try:
-        start = gguf_header.value_offset(header, KEY)
-        if start is None:
+        place = gguf_header.key_places(header).get(KEY)
+        if place is None:
             return None
+        start = place.value
         kind, element, count = struct.unpack_from("<IIQ", header, start)
         if (kind, element, count) != (GGUFValueType.ARRAY, GGUFValueType.STRING, n_tensors + 1):
             return None

@@ -151,15 +151,12 @@ def _of_file(header: Header) -> Inspection:
         shape = from_header(header)
     except QwqError as error:
         notices.append(str(error))
-    count = keys.get(Keys.Split.LLM_KV_SPLIT_COUNT, 1)
-    if isinstance(count, int) and count > 1:
-        notices.append(f"a part of a split model of {count}: tensors of the other parts are not counted")
     arch = keys.get(Keys.General.ARCHITECTURE)
     name, kind = _text(keys, Keys.General.NAME), keys.get(Keys.General.FILE_TYPE)
     known = catalog.find(name, _text(keys, Keys.General.BASENAME), header.path.name)
     return Inspection(
         path=header.path,
-        form="GGUF",
+        form=f"GGUF in {len(header.parts)} files" if header.parts else "GGUF",
         name=name,
         file_type=_file_type(kind),
         n_bytes=header.file_bytes,

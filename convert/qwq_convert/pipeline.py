@@ -9,7 +9,7 @@ from pathlib import Path
 
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType, LlamaFileType
 
-from qwq_lite import gguf_header
+from qwq_lite import gguf_header, process_limits
 from qwq_lite.backend.kernels import Floats
 from qwq_lite.errors import CheckpointError, UsageError
 from qwq_lite.files import RandomAccessFile
@@ -161,7 +161,7 @@ def convert(
         output: the file to write, the folder for the files of several kinds; default ./NAME-TYPE.gguf.
         report: measure what rounding does to each tensor.
         force: replace existing files.
-        n_threads: threads of the kernels; default all cores.
+        n_threads: threads of the kernels; default all CPUs that the process may use.
         on_prepared: called before anything is written.
         on_progress: called from worker threads.
 
@@ -180,7 +180,7 @@ def convert(
         on_prepared(plan)
         destination.make_folder(finals[0].parent)
         with output_files(files, fresh=not force) as opened:
-            errors = _run(plan, checkpoint, opened, report, n_threads or quantize.default_threads(), on_progress)
+            errors = _run(plan, checkpoint, opened, report, n_threads or process_limits.usable_cpus(), on_progress)
             checkpoint.check_unchanged()
     return Written(plan, errors)
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
@@ -36,11 +35,6 @@ Write = Callable[[memoryview, int], None]
 _FLOATS = (T.F32, T.F16, T.BF16)
 # Squares of larger values overflow in the kernels of blocks, some of which then write zeros without a word.
 _LARGEST = 1e15
-
-
-def default_threads() -> int:
-    """As many as the cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def memory_bytes(n_threads: int, n_types: int = 1, report: bool = False) -> int:

@@ -1,4 +1,4 @@
-"""Whether a GGUF file is what it was: structure, digests, and how far its weights are from a checkpoint's.
+"""Whether a GGUF model is what it was: structure, digests, and how far its weights are from a checkpoint's. In one file or split.
 
 The structure is that of `gguf_header.read`, and what llama.cpp asks beyond it: tensors follow each other without a gap, in
 the order of their table. Every byte is read once, in windows, by threads that each take a tensor; memory is bounded by the
@@ -9,10 +9,12 @@ Source: llama.cpp ggml/src/gguf.cpp (gguf_init_from_reader)
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
 import threading
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -20,7 +22,7 @@ from typing import Literal, TypeVar
 import numpy as np
 from gguf.constants import GGUF_DEFAULT_ALIGNMENT
 
-from qwq_lite import gguf_header
+from qwq_lite import gguf_header, process_limits
 from qwq_lite.backend import kernels
 from qwq_lite.errors import CheckpointError, FormatError
 from qwq_lite.files import RandomAccessFile
@@ -28,7 +30,7 @@ from qwq_lite.gguf_header import Header, TensorInfo, padded
 from qwq_lite.shape import from_config
 
 from . import digests
-from .quantize import WINDOW_VALUES, cut, default_threads
+from .quantize import WINDOW_VALUES, cut
 from .roundtrip import RoundTrip
 from .source import Checkpoint
 from .tensors import TensorPair, pair
@@ -70,48 +72,62 @@ class Verification:
 
 
 def verify(header: Header, n_threads: int | None = None, on_progress: OnProgress = _say_nothing) -> Verification:
-    """Read the whole file and compare it with its digests; of a file without, look at the structure alone.
+    """Read the whole model and compare it with its digests; of a model without, look at the structure alone.
 
     Args:
         header: as `read_header` gives it.
-        n_threads: default all cores.
+        n_threads: default all CPUs that the process may use.
         on_progress: called with a tensor's name and the bytes read after each window, from the worker threads.
 
-    Raises: FormatError when the file cannot be read to its end.
+    Raises: FormatError when a file cannot be read to its end.
 
     Example:
         verify(read_header(Path("QwQ-32B-Q4_K_M.gguf"))).outcome
     """
-    faults = _misplaced(header)
-    with _opened(header.path) as file:
-        raw = np.empty(min(header.data_offset, header.file_bytes), np.uint8)
-        _read(file, raw.data, 0)
-        text = raw.tobytes()
-        said = digests.stored(text, len(header.tensors))
+    faults = [
+        fault for part in header.files for fault in _misplaced(part, f" in {part.path.name}" if header.parts else "")
+    ]
+    with _opened(header) as files:
+        texts = [_text(file, part) for file, part in zip(files, header.files, strict=True)]
+        whole = digests.without_split(texts[0], header.tensors, _alignment(header))
+        said = digests.stored(whole, len(header.tensors))
         if said is not None and said.found_header != said.header:
             faults.append(Fault("the header", "differs from its digest: keys or the table of tensors were changed"))
-        found = _tensor_faults(file, header, said, n_threads, on_progress)
+        if whole is not texts[0]:  # then the digest covers less than these bytes
+            faults += _rest_of_headers(header, texts)
+        found = _tensor_faults(files, header, said, n_threads, on_progress)
     return Verification(header, (*faults, *found), said is not None)
 
 
 def read_header(path: Path) -> Header:
-    """The header of a model in one file.
+    """The header of a model, in one file or split.
 
-    Raises: FormatError for a file that cannot be read or has no valid header, and for a part of a split model.
+    Raises: FormatError for a file that cannot be read or has no valid header, and for parts that are missing.
     """
     header = gguf_header.read(path)
-    if header.data_offset > gguf_header.MAX_HEADER_BYTES:
-        raise FormatError(
-            f"{path}: the data begins at byte {header.data_offset} (general.alignment), {gguf_header.MAX_HEADER_BYTES} are"
-            " allowed; the file is damaged or no GGUF model, fetch or convert it again"
-        )
-    count, number = header.keys.get("split.count", 1), header.keys.get("split.no", 0)
-    if isinstance(count, int) and isinstance(number, int) and count > 1:
-        raise FormatError(
-            f"{path}: is part {number + 1} of {count} of a split model (split.count), one whole file is expected;"
-            " join the parts with llama.cpp's llama-gguf-split --merge, or convert the checkpoint"
-        )
+    for part in header.files:
+        if part.data_offset > gguf_header.MAX_HEADER_BYTES:
+            raise FormatError(
+                f"{part.path}: the data begins at byte {part.data_offset} (general.alignment), {gguf_header.MAX_HEADER_BYTES}"
+                " are allowed; the file is damaged or no GGUF model, fetch or convert it again"
+            )
     return header
+
+
+def _text(file: RandomAccessFile, part: Header) -> bytes:
+    """Everything before the data."""
+    raw = np.empty(min(part.data_offset, part.file_bytes), np.uint8)
+    _read(file, raw.data, 0)
+    return raw.tobytes()
+
+
+def _rest_of_headers(header: Header, texts: Sequence[bytes]) -> Iterator[Fault]:
+    """What no digest covers in the headers of a split model: versions, and the padding behind the tables."""
+    for part, text in zip(header.files, texts, strict=True):
+        if text[:8] != texts[0][:8]:
+            yield Fault("the header", f"{part.path.name} has another version of GGUF than {header.path.name}")
+        if any(digests.padding(text, part.tensors)):
+            yield Fault("the header", f"{part.path.name} has padding that is not zero")
 
 
 def _alignment(header: Header) -> int:
@@ -120,7 +136,7 @@ def _alignment(header: Header) -> int:
     return found
 
 
-def _misplaced(header: Header) -> list[Fault]:
+def _misplaced(header: Header, where: str) -> list[Fault]:
     """Tensors that do not stand right behind each other, and an end that is too early or too late."""
     faults, end, last, alignment = [], 0, 0, _alignment(header)
     for info in header.tensors:
@@ -131,29 +147,36 @@ def _misplaced(header: Header) -> list[Fault]:
     expected = header.data_offset + last
     if header.tensors and header.file_bytes != expected:
         what = "bytes follow the last tensor" if header.file_bytes > expected else "bytes of padding are missing"
-        faults.append(Fault("the end", f"{abs(header.file_bytes - expected)} {what}"))
+        faults.append(Fault("the end", f"{abs(header.file_bytes - expected)} {what}{where}"))
     return faults
 
 
 @dataclass(frozen=True)
 class _Stretch:
-    """A tensor with the padding behind it: bytes [start, start + n_bytes) of the file, padding up to end."""
+    """A tensor with the padding behind it: bytes [start, start + n_bytes) of its file, padding up to end."""
 
     number: int
     info: TensorInfo
+    file: RandomAccessFile
     start: int
     end: int
 
 
-def _stretches(header: Header) -> Iterator[_Stretch]:
-    alignment = _alignment(header)
-    for number, info in enumerate(header.tensors):
-        start = header.data_offset + info.offset
-        yield _Stretch(number, info, start, min(start + padded(info.n_bytes, alignment), header.file_bytes))
+def _stretches(header: Header, files: Sequence[RandomAccessFile]) -> Iterator[_Stretch]:
+    number = itertools.count()
+    for part, file in zip(header.files, files, strict=True):
+        for info in part.tensors:
+            start = part.data_offset + info.offset
+            end = min(start + padded(info.n_bytes, _alignment(part)), part.file_bytes)
+            yield _Stretch(next(number), info, file, start, end)
 
 
 def _tensor_faults(
-    file: RandomAccessFile, header: Header, said: digests.Digests | None, n_threads: int | None, on_progress: OnProgress
+    files: Sequence[RandomAccessFile],
+    header: Header,
+    said: digests.Digests | None,
+    n_threads: int | None,
+    on_progress: OnProgress,
 ) -> list[Fault]:
     found: dict[int, list[Fault]] = {}
 
@@ -162,23 +185,23 @@ def _tensor_faults(
 
         def check(stretch: _Stretch) -> _Steps:
             expected = None if said is None else said.tensors[stretch.number]
-            found[stretch.number] = yield from _check(file, stretch, expected, window)
+            found[stretch.number] = yield from _check(stretch, expected, window)
 
         return check
 
-    _spread(_stretches(header), worker, n_threads, on_progress)
+    _spread(_stretches(header, files), worker, n_threads, on_progress)
     return [fault for number in sorted(found) for fault in found[number]]
 
 
 def _check(
-    file: RandomAccessFile, stretch: _Stretch, expected: str | None, window: kernels.Bytes
+    stretch: _Stretch, expected: str | None, window: kernels.Bytes
 ) -> Generator[tuple[str, int], None, list[Fault]]:
     """Hash one tensor, where there is something to compare with, and see that the padding behind it is zero."""
     info, hashed, padding = stretch.info, hashlib.sha256(), False
     end = stretch.start + info.n_bytes
     for start in range(end if expected is None else stretch.start, stretch.end, window.size):
         piece = window[: min(window.size, stretch.end - start)]
-        _read(file, piece.data, start)
+        _read(stretch.file, piece.data, start)
         inside = max(0, min(piece.size, end - start))
         hashed.update(piece[:inside].data)
         padding = padding or bool(piece[inside:].any())
@@ -212,7 +235,7 @@ def compare(
             info, source = rows.info, pairs[rows.info.name].source
             one, other = kernels.row_bytes(info.type, info.shape[0]), kernels.row_bytes(source.type, info.shape[0])
             ours, theirs = raw[0, : rows.n * one], raw[1, : rows.n * other]
-            _read(file, ours.data, header.data_offset + info.offset + rows.first * one)
+            _read(rows.file, ours.data, rows.start + rows.first * one)
             checkpoint.read_into(source, theirs.data, rows.first * other)
             before = kernels.to_float(theirs, source.type, floats[1])
             results[info.name].add(rows.first, before, kernels.to_float(ours, info.type, floats[0]))
@@ -220,24 +243,27 @@ def compare(
 
         return measure
 
-    with _opened(header.path) as file:
-        _spread(_rows(header), worker, n_threads, on_progress)
+    with _opened(header) as files:
+        _spread(_rows(header, files), worker, n_threads, on_progress)
     return results
 
 
 @dataclass(frozen=True)
 class _Rows:
-    """A window: n rows of a tensor from the first on."""
+    """A window: n rows of a tensor from the first on. The tensor starts at byte `start` of its file."""
 
     info: TensorInfo
+    file: RandomAccessFile
+    start: int
     first: int
     n: int
 
 
-def _rows(header: Header) -> Iterator[_Rows]:
-    for info in header.tensors:
+def _rows(header: Header, files: Sequence[RandomAccessFile]) -> Iterator[_Rows]:
+    for stretch in _stretches(header, files):
+        info = stretch.info
         for first, n_rows in cut(info.shape[0], math.prod(info.shape[1:])):
-            yield _Rows(info, first, n_rows)
+            yield _Rows(info, stretch.file, stretch.start, first, n_rows)
 
 
 def _check_same(header: Header, checkpoint: Checkpoint, pairs: dict[str, TensorPair]) -> None:
@@ -256,11 +282,17 @@ def _shown(shape: tuple[int, ...] | None) -> str:
     return "missing" if shape is None else " × ".join(map(str, shape))
 
 
-def _opened(path: Path) -> RandomAccessFile:
-    try:
-        return RandomAccessFile(path)
-    except OSError as error:
-        raise FormatError(f"{path}: cannot be read: {error.strerror or error}") from error
+@contextmanager
+def _opened(header: Header) -> Iterator[list[RandomAccessFile]]:
+    """The model's files, in their order."""
+    with ExitStack() as stack:
+        files = []
+        for part in header.files:
+            try:
+                files.append(stack.enter_context(RandomAccessFile(part.path)))
+            except OSError as error:
+                raise FormatError(f"{part.path}: cannot be read: {error.strerror or error}") from error
+        yield files
 
 
 def _read(file: RandomAccessFile, buffer: memoryview, offset: int) -> None:
@@ -296,7 +328,7 @@ def _spread(
                     return
                 on_progress(name, n_bytes)
 
-    threads = n_threads or default_threads()
+    threads = n_threads or process_limits.usable_cpus()
     with ThreadPoolExecutor(threads, "verify") as pool:
         futures: list[Future[None]] = [pool.submit(work) for _ in range(threads)]
         try:

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import ctypes
 import dataclasses
+import itertools
 import json
 import re
-import signal
 import subprocess
-import sys
+from collections.abc import Iterator
 
 from qwq_lite import child
 from qwq_lite.backend import native
@@ -19,7 +19,6 @@ from qwq_lite.errors import EngineError
 from qwq_lite.hardware import Device, DeviceKind, EngineReport, report_from_json
 
 _KINDS: dict[int, DeviceKind] = {0: "cpu", 1: "gpu", 2: "igpu", 3: "accel"}  # enum ggml_backend_dev_type
-_ILLEGAL_INSTRUCTION = (-int(getattr(signal, "SIGILL", 4)), 0xC000001D, 0xC000001D - (1 << 32))
 
 
 def report() -> EngineReport:
@@ -31,6 +30,7 @@ def report() -> EngineReport:
         offload=bool(api.llama_supports_gpu_offload()),
         devices=tuple(_devices()),
         features=tuple(re.findall(r"(\w+) = 1", info.decode())),
+        extra_buffers=tuple(_extra_buffers()),
     )
 
 
@@ -49,6 +49,22 @@ def _devices() -> list[Device]:
         text = (description(device) or b"").decode("utf-8", "replace")
         found.append(Device(name(device).decode(), text, _KINDS.get(kind(device), "accel"), total.value, free.value))
     return found
+
+
+def _extra_buffers() -> Iterator[str]:
+    """Names of the CPU's buffer types for weights in another layout. Source: llama-model.cpp, make_cpu_buft_list"""
+    pointer = ctypes.c_void_p
+    cpu = native.symbol("ggml_backend_dev_by_type", pointer, [ctypes.c_int])(0)
+    registry = native.symbol("ggml_backend_dev_backend_reg", pointer, [pointer])(cpu)
+    call = native.symbol("ggml_backend_reg_get_proc_address", pointer, [pointer, ctypes.c_char_p])
+    address = call(registry, b"ggml_backend_dev_get_extra_bufts")
+    name = native.symbol("ggml_backend_buft_name", ctypes.c_char_p, [pointer])
+    if address:
+        types = ctypes.CFUNCTYPE(ctypes.POINTER(pointer), pointer)(address)(cpu)
+        for index in itertools.count():
+            if not types[index]:
+                return
+            yield name(types[index]).decode()
 
 
 def gpu_pointers() -> list[int]:
@@ -77,10 +93,10 @@ def report_from_child() -> EngineReport:
             f"llama.cpp did not load within {child.TIMEOUT_S} s; run: python scripts/install.py --force"
         ) from error
     if done.returncode:
-        raise EngineError(_death(done.returncode, done.stderr))
+        raise EngineError(done.stdout.strip() or _death(done.returncode, done.stderr))
     try:
-        return report_from_json(json.loads(done.stdout.splitlines()[-1]))
-    except (IndexError, ValueError, KeyError, TypeError) as error:
+        return report_from_json(json.loads(done.stdout))
+    except (ValueError, KeyError, TypeError) as error:
         raise EngineError(
             "llama.cpp loads, but its report cannot be read; run: python scripts/install.py --force"
         ) from error
@@ -88,21 +104,19 @@ def report_from_child() -> EngineReport:
 
 def _print_report() -> None:
     try:
-        print(json.dumps(dataclasses.asdict(report())))
+        child.send(json.dumps(dataclasses.asdict(report())))
     except EngineError as error:
-        print(error, file=sys.stderr)
+        child.send(str(error))
         raise SystemExit(3) from None
 
 
 def _death(code: int, stderr: str) -> str:
     lines = stderr.strip().splitlines()
-    if code in _ILLEGAL_INSTRUCTION:
+    if code in child.ILLEGAL_INSTRUCTION:
         return (
             "llama.cpp ends with an illegal instruction: it was built for a newer CPU than this one;"
             " run: python scripts/install.py --accel cpu --compile --force"
         )
-    if code == 3 and lines:
-        return lines[-1]
     reason = f"signal {-code}" if code < 0 else f"exit status {code}"
     said = lines[-1] if lines else "it said nothing"
     return f"llama.cpp cannot be loaded ({reason}): {said}; run: python scripts/install.py --force"

@@ -25,10 +25,12 @@ from qwq_lite.backend.context import ContextSettings
 from qwq_lite.backend.model import model_params
 from qwq_lite.choice import Choice
 from qwq_lite.errors import EngineError, PlanError
-from qwq_lite.memory import Buffers, Footprint
+from qwq_lite.memory import AMX, Buffers, Footprint
 
 _BREAKDOWN = "_Z26llama_get_memory_breakdownPK13llama_context"
 _REFUSED = 1  # the child's exit status: llama.cpp said why, and it is not the file's fault alone
+_COPIES = ("CPU_REPACK", AMX)  # not of the file's pages
+_AMX_GROWTH = 0.12  # at most, of Q8_0: 4 bytes more for each block of 34
 _NOT_HERE = 3  # the child's exit status: this build cannot be asked, and nothing is wrong
 
 
@@ -46,16 +48,18 @@ def measure(path: Path, choices: Sequence[Choice]) -> list[Footprint] | None:
         raise PlanError(f"{path}: llama.cpp did not say within {child.TIMEOUT_S} s what it takes") from error
     if done.returncode == _NOT_HERE:
         return None
+    if done.returncode in child.ILLEGAL_INSTRUCTION:
+        raise PlanError(f"{path}: llama.cpp ended with an illegal instruction; run: qwq-lite doctor")
     if done.returncode:
-        said = " | ".join(done.stderr.strip().splitlines()[-3:]) or "it said nothing"
+        said = " | ".join((done.stdout or done.stderr).strip().splitlines()[-3:]) or "it said nothing"
         if done.returncode == _REFUSED:
             raise PlanError(f"{path}: llama.cpp does not take it: {said}")
         raise PlanError(
             f"{path}: llama.cpp ended over it ({done.returncode}): {said}; the file may be damaged, or the context too long"
         )
     try:
-        return [_footprint(row) for row in json.loads(done.stdout.splitlines()[-1])]
-    except (IndexError, ValueError, KeyError, TypeError) as error:
+        return [_footprint(row) for row in json.loads(done.stdout)]
+    except (ValueError, KeyError, TypeError) as error:
         raise PlanError(f"{path}: llama.cpp's count cannot be read: {error!r}") from error
 
 
@@ -71,7 +75,7 @@ def as_choice(row: dict[str, Any]) -> Choice:
 
 
 def _answer() -> None:
-    """The child: a question on stdin, one line of JSON on stdout."""
+    """The child: a question on stdin, one text of JSON as its result."""
     question = json.loads(sys.stdin.read())
     lines: list[str] = []
     api = native.engine()
@@ -84,9 +88,9 @@ def _answer() -> None:
     except _NotHere:
         sys.exit(_NOT_HERE)
     except EngineError as error:
-        print(error, "".join(lines[-8:]), file=sys.stderr)
+        child.send(f"{error} {''.join(lines[-8:])}")
         sys.exit(_REFUSED)
-    print(json.dumps(found))
+    child.send(json.dumps(found))
 
 
 def _counted(api: Any, path: str, choices: list[Choice], lines: list[str]) -> Iterator[dict[str, Any]]:
@@ -106,17 +110,19 @@ def _counted(api: Any, path: str, choices: list[Choice], lines: list[str]) -> It
         if not context:
             raise EngineError(f"no context of {choice.n_ctx} tokens: ")
         rows = _breakdown(context)
-        if sum(weights for _, weights, _, _ in rows) != api.llama_model_size(model):
+        amx = sum(weights for name, weights, _, _ in rows if name == AMX)
+        grown = sum(weights for _, weights, _, _ in rows) - api.llama_model_size(model)
+        if not 0 <= grown <= amx * _AMX_GROWTH:
             raise _NotHere
         yield {"devices": _by_device(rows, lines, choice), "n_splits": _number(lines, r"splits = (\d+)")}
         api.llama_free(context)
 
 
 def _by_device(rows: list[tuple[str, int, int, int]], lines: list[str], choice: Choice) -> dict[str, dict[str, int]]:
-    """Buffer types joined by where they lie: CPU, CPU_REPACK and a GPU's pinned host memory are all the host's."""
+    """Buffer types joined by where they lie: CPU, CPU_REPACK, AMX and a GPU's pinned host memory are all the host's."""
     devices: dict[str, dict[str, int]] = {}
     for name, weights, kv, compute in rows:
-        host = name.startswith("CPU") or name.endswith("_Host")
+        host = name.startswith("CPU") or name.endswith("_Host") or name == AMX
         found = devices.setdefault(
             "CPU" if host else name, {"weights": 0, "kv": 0, "compute": 0, "mapped": 0, "reclaimable": 0}
         )
@@ -124,7 +130,7 @@ def _by_device(rows: list[tuple[str, int, int, int]], lines: list[str], choice: 
         found["kv"] += kv
         found["compute"] += compute
         if host and choice.load_mode == "mmap":
-            found["reclaimable" if name == "CPU_REPACK" else "mapped"] += weights
+            found["reclaimable" if name in _COPIES else "mapped"] += weights
     # The rows of logits are in none of the breakdown's columns, only in the log, and there as many as sequences: the rest comes
     # when it is first asked for.
     outputs = re.findall(r"(\S+)\s+output buffer size =\s+([\d.]+) MiB", "".join(lines))

@@ -134,7 +134,10 @@ def nvidia_libraries(site_packages: Path | None = None) -> list[Path]:
 
 
 def library_folder() -> Path | None:
-    """Where the installed llama_cpp keeps its libraries, found without loading them."""
+    """Where llama_cpp finds its libraries, without loading them."""
+    elsewhere = os.environ.get("LLAMA_CPP_LIB_PATH")
+    if elsewhere is not None:
+        return Path(elsewhere)
     spec = importlib.util.find_spec("llama_cpp")
     return None if spec is None or spec.origin is None else Path(spec.origin).parent / "lib"
 

@@ -36,13 +36,27 @@ class Vocab:
         self.eos: int = self._api.llama_vocab_eos(self._vocab)
         self.adds_bos = bool(self._api.llama_vocab_get_add_bos(self._vocab))
         self.bos: int = self._api.llama_vocab_bos(self._vocab)
+        self._names_eos = self._is_named(self.eos)
         self.end_tokens = frozenset(token for token in range(self.n_tokens) if self._ends(token))
+        # Whether a model has any way to say that its turn is over; what parts files in code completion is none.
+        self.ends_turns = not self.end_tokens <= {
+            self._api.llama_vocab_fim_pad(self._vocab),
+            self._api.llama_vocab_fim_rep(self._vocab),
+            self._api.llama_vocab_fim_sep(self._vocab),
+        }
         self._pieces: list[bytes | None] = [None] * self.n_tokens  # None until it is asked for
 
     def _ends(self, token: int) -> bool:
         if not self._api.llama_vocab_is_eog(self._vocab, token):
             return False
-        return token == self.eos or self._declared is None or self._declared[token] == TokenType.CONTROL
+        named = token == self.eos and self._names_eos
+        return named or self._declared is None or self._declared[token] == TokenType.CONTROL
+
+    def _is_named(self, eos: int) -> bool:
+        """Whether the file itself says that this is the end token: where it says nothing, llama.cpp takes 11 or 2."""
+        value = ctypes.create_string_buffer(16)
+        count = self._api.llama_model_meta_val_str(self._model, b"tokenizer.ggml.eos_token_id", value, len(value))
+        return count > 0 and value.value == str(eos).encode()
 
     @functools.cached_property
     def special(self) -> dict[str, int]:

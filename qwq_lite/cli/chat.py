@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import click
 
 from qwq_lite.chat import Chat
-from qwq_lite.cli import console
+from qwq_lite.cli import console, standard_input
 from qwq_lite.cli.duration import duration
 from qwq_lite.cli.reply import exit_status, show
 from qwq_lite.errors import EngineClosed, EngineError, TemplateError, UsageError
@@ -28,10 +28,14 @@ _PROMPT = "> "
 _EFFORTS = ", ".join(f"{name} {n_tokens}" for name, n_tokens in EFFORTS.items())
 
 
-@click.command()
+@click.command(cls=console.Command, may_be_empty=("system",))
 @click.argument("model", type=click.Path(path_type=Path))
-@click.option("-p", "--prompt", help="Ask this, print the answer and end. `-` reads it from standard input.")
-@click.option("-s", "--system", help="System prompt.")
+@click.option(
+    "-p",
+    "--prompt",
+    help="Ask this, print the answer and end. What is piped in follows it; `-` reads the question from there.",
+)
+@click.option("-s", "--system", help="System prompt; '' for none, not the model's own either.")
 @click.option(
     "--ctx", "n_ctx", type=click.IntRange(256, 1 << 24), help="Context in tokens.  [default: what fits, at most 32768]"
 )
@@ -45,7 +49,10 @@ _EFFORTS = ", ".join(f"{name} {n_tokens}" for name, n_tokens in EFFORTS.items())
     help="Where weights of host layers lie: mmap, no-repack, pinned, repacked.  [default: mmap]",
 )
 @click.option(
-    "--threads", "n_threads", type=click.IntRange(1), help="CPU threads.  [default: one core less than there are]"
+    "--threads",
+    "n_threads",
+    type=click.IntRange(1),
+    help="CPU threads.  [default: the cores it may use; of all, one less]",
 )
 @click.option(
     "--chat-template",
@@ -54,7 +61,11 @@ _EFFORTS = ", ".join(f"{name} {n_tokens}" for name, n_tokens in EFFORTS.items())
 )
 @click.option("--seed", type=click.IntRange(0), help="The same seed gives the same answer.  [default: random]")
 @click.option("-n", "--max-tokens", type=click.IntRange(1), help="End an answer after so many tokens.")
-@click.option("--stop", multiple=True, help="End an answer where this text begins. May be given several times.")
+@click.option(
+    "--stop",
+    multiple=True,
+    help="End an answer where this text begins; of a model without tags, the whole reply. May be given several times.",
+)
 @click.option(
     "--when-full",
     type=click.Choice(["drop", "error"]),
@@ -145,9 +156,10 @@ def command(
     from qwq_lite.loading import load
 
     check_options(options)  # before a large file is loaded
-    question = sys.stdin.read() if prompt == "-" else prompt
+    question = standard_input.whole() if prompt == "-" else prompt
     if question is not None and not question.strip():
         raise UsageError("--prompt is empty; give it a question, or leave it out to converse")
+    beside = standard_input.Beside() if prompt not in (None, "-") else None
     if type_k and type_v and type_k.lower() != type_v.lower():
         console.warn("--type-k and --type-v differ: CUDA builds then compute attention on the CPU, many times slower")
     with _load_bar() as bar:
@@ -164,10 +176,12 @@ def command(
         )
     with loaded:
         _say_where(loaded)
+        if question is not None and beside is not None and (text := beside.text()).strip():
+            question = f"{question}\n\n{text}"
         chat = loaded.chat(system)
         with console.Interrupts(chat.cancel, chat.conclude) as interrupts:
             if question is not None:
-                status = exit_status(show(chat.stream(question, **options), thinking=not no_thinking))
+                status = exit_status(show(chat.stream(question, **options), thinking=not no_thinking, said=set()))
                 if status:
                     raise click.exceptions.Exit(status)
             else:
@@ -178,10 +192,10 @@ def command(
 
 def _converse(chat: Chat, interrupts: console.Interrupts, options: dict[str, Any], *, thinking: bool) -> int:
     """Answer questions until there are no more. Returns the exit status: that a question has no answer, if one has none."""
-    status = 0
+    status, said = 0, set[str]()
     for text in _questions(interrupts):
         try:
-            if exit_status(show(chat.stream(text, **options), thinking=thinking)) == console.NO_ANSWER:
+            if exit_status(show(chat.stream(text, **options), thinking=thinking, said=said)) == console.NO_ANSWER:
                 status = console.NO_ANSWER
         except (EngineError, TemplateError) as error:  # a question that does not fit ends itself, not the chat
             if isinstance(error, EngineClosed) or not sys.stdin.isatty():
@@ -195,7 +209,7 @@ def _say_where(model: Model) -> None:
     from qwq_lite import diagnosis
 
     engine = model.engine
-    for finding in diagnosis.unusable_gpu(diagnosis.look(Path.cwd()), engine):
+    for finding in diagnosis.unusable_gpu(diagnosis.look(Path()), engine):
         console.warn(f"{finding.text}\nTo mend it: {finding.command}")
     used = [device for device in engine.gpus if device.name in model.plan.footprint.devices]
     names = ", ".join(f"{device.name} ({device.description})" for device in used or engine.devices[-1:])
@@ -214,7 +228,7 @@ def _questions(interrupts: console.Interrupts) -> Iterator[str]:
     while True:
         try:
             with interrupts.reading():
-                line = _read_line() if interactive else input()
+                line = _read_line() if interactive else standard_input.line()
         except EOFError:
             return
         except KeyboardInterrupt:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import click
 
-from qwq_lite.errors import QwqError
+from qwq_lite.errors import QwqError, UsageError
 
 NO_ANSWER, INTERRUPTED = 3, 130
+_CANNOT_WRITE = (errno.ENOSPC, errno.EIO, errno.EFBIG, errno.EBADF)
 
 # Control characters but tab and newline: without ESC and the C1 range no escape sequence is left, however it is split.
 _CONTROLS = {code: None for code in [*range(0x20), *range(0x7F, 0xA0)] if chr(code) not in "\t\n"}
@@ -21,9 +25,7 @@ _CONTROLS = {code: None for code in [*range(0x20), *range(0x7F, 0xA0)] if chr(co
 
 def run(command: click.Command) -> None:
     """Run the command line and exit: 0; 1 for the error tree, 2 for usage, 3 for no answer, 130 for Ctrl-C."""
-    for stream in (sys.stdin, sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper) and not (stream is sys.stdin and stream.isatty()):
-            stream.reconfigure(encoding="utf-8", errors="replace")
+    _prepare_streams()
     try:
         # Not command.main(): it turns a closed pipe into exit status 1 before it can be seen here.
         with command.make_context("qwq-lite", sys.argv[1:]) as context:
@@ -42,13 +44,87 @@ def run(command: click.Command) -> None:
     except KeyboardInterrupt:
         raise SystemExit(INTERRUPTED) from None
     except OSError as error:
-        if not isinstance(error, BrokenPipeError):
-            place = f"{error.filename}: " if error.filename else ""
-            click.echo(f"qwq-lite: {one_line(place + (error.strerror or str(error)))}", err=True)
-            raise SystemExit(1) from None
-        # The reader is gone, as with `| head`: nothing is wrong, and the interpreter must not flush into it again.
+        status = _report(error)
+        # What is left in the buffer cannot be written either: the interpreter must not try again when it ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(0) from None
+        raise SystemExit(status) from None
+
+
+def _report(error: OSError) -> int:
+    """Say what the system refused, and return the exit status: 0 where the reader is gone, as with `| head`."""
+    if isinstance(error, BrokenPipeError):
+        return 0
+    place = error.filename
+    if place is None and error.errno in _CANNOT_WRITE:  # files of results raise OutputError, which names them
+        place = "standard output"
+    if place is None and _is_folder_gone():
+        place = "the current folder no longer exists, change to one that does"
+    click.echo(f"qwq-lite: {one_line((f'{place}: ' if place else '') + (error.strerror or str(error)))}", err=True)
+    return 1
+
+
+def _is_folder_gone() -> bool:
+    try:
+        Path.cwd()
+    except OSError:
+        return True
+    return False
+
+
+def _prepare_streams() -> None:
+    """UTF-8 on all three streams. One that is closed is empty, or writes nowhere; standard error drops what it cannot write."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            null = os.open(os.devnull, os.O_RDWR)  # else the next file that is opened would get this number
+            if null != number:
+                os.dup2(null, number)
+                os.close(null)
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, "r" if number == 0 else "w", closefd=False))  # noqa: SIM115 - a descriptor
+    if not sys.stderr.isatty():  # a terminal can always be written to, and on Windows it is no plain file
+        sys.stderr = io.TextIOWrapper(_Forgiving(2, "w", closefd=False), line_buffering=True)
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and not (stream is sys.stdin and stream.isatty()):
+            stream.reconfigure(encoding="utf-8", errors="replace")
+
+
+class _Forgiving(io.FileIO):
+    """Standard error on a full disk or a closed pipe: notes are lost, results are not."""
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data) or 0
+        except OSError:
+            return len(data)
+
+
+class Command(click.Command):
+    """A command whose texts and paths refuse to be empty: an empty one is an unset variable of a script, and never ignored.
+
+    may_be_empty: options to which an empty text says something.
+    """
+
+    def __init__(self, *args: Any, may_be_empty: Collection[str] = (), **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self._may_be_empty = may_be_empty
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        given = self.make_parser(ctx).parse_args(args=list(args))[0]  # as typed: an empty path is the current folder
+        for parameter in self.params:
+            value = given.get(parameter.name or "")
+            if not isinstance(parameter.type, click.types.StringParamType | click.Path):
+                continue  # those say themselves what they take
+            if (value == "" or (isinstance(value, list | tuple) and "" in value)) and (
+                parameter.name not in self._may_be_empty
+            ):
+                name = (
+                    "/".join(parameter.opts) if isinstance(parameter, click.Option) else parameter.human_readable_name
+                )
+                left = ", or leave it out" if not parameter.required else ""
+                raise UsageError(f"{name} is empty; give it a value{left}")
+        return super().parse_args(ctx, args)
 
 
 def one_line(text: str) -> str:

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import click
 
-from qwq_lite import diagnosis
+from qwq_lite import diagnosis, soundness
 from qwq_lite._version import __version__
+from qwq_lite.backend.engine_check import Report
 from qwq_lite.cli import console
 from qwq_lite.errors import EngineError
 from qwq_lite.hardware import EngineReport
@@ -20,7 +21,7 @@ from qwq_lite.hardware import EngineReport
 GIB = 1 << 30
 
 
-@click.command()
+@click.command(cls=console.Command)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of text.")
 def command(as_json: bool) -> None:
     """Say what this installation can do, and what is wrong with it.
@@ -29,17 +30,18 @@ def command(as_json: bool) -> None:
     """
     from qwq_lite.backend.devices import report_from_child
 
-    engine, failure = None, ""
+    engine, check, failure = None, None, ""
     try:
         engine = report_from_child()
+        check = soundness.renew(gpu=bool(engine.gpus))
     except EngineError as error:
         failure = str(error)
-    machine = diagnosis.look(Path.cwd())
-    found = diagnosis.findings(machine, engine, failure)
+    machine = diagnosis.look(Path())
+    found = diagnosis.findings(machine, engine, failure, check)
     if as_json:
-        click.echo(json.dumps(_as_json(machine, engine, found)))
+        click.echo(json.dumps(_as_json(machine, engine, check, found)))
     else:
-        _print_text(machine, engine, found)
+        _print_text(machine, engine, check, found)
     if any(finding.level == "error" for finding in found):
         raise click.exceptions.Exit(1)
 
@@ -52,13 +54,15 @@ def _engine_package() -> str:
 
 
 def _memory_bytes() -> tuple[int, int]:
-    import psutil
+    """What this process could have at most, and what it can still take."""
+    from qwq_lite import process_limits
 
-    memory = psutil.virtual_memory()
-    return memory.total, memory.available
+    return process_limits.total_memory_bytes(), process_limits.available_memory_bytes()
 
 
-def _print_text(machine: diagnosis.Machine, engine: EngineReport | None, found: list[diagnosis.Finding]) -> None:
+def _print_text(
+    machine: diagnosis.Machine, engine: EngineReport | None, check: Report | None, found: list[diagnosis.Finding]
+) -> None:
     total, available = _memory_bytes()
     rows = [
         ("qwq-lite", __version__),
@@ -71,6 +75,7 @@ def _print_text(machine: diagnosis.Machine, engine: EngineReport | None, found: 
         free = available if device.kind == "cpu" else device.free_bytes
         rows.append((device.name, f"{device.description}: {free / GIB:.1f} of {device.total_bytes / GIB:.1f} GiB free"))
     rows += [
+        ("products", _products(check)),
         ("CPU features", ", ".join(engine.features) if engine else "unknown"),
         ("memory", f"{available / GIB:.1f} of {total / GIB:.1f} GiB available"),
         ("disk", f"{machine.free_disk_bytes / 1e9:.1f} GB free here"),
@@ -86,8 +91,16 @@ def _print_text(machine: diagnosis.Machine, engine: EngineReport | None, found: 
         click.echo("\nNothing is wrong.")
 
 
+def _products(check: Report | None) -> str:
+    """What became of a matrix product of each weight type."""
+    if check is None or check.could_not_run:
+        return "not checked"
+    right = f"right in {', '.join(check.buffers)}" if check.buffers else ""
+    return "; ".join(part for part in (right, check.text()) if part)
+
+
 def _as_json(
-    machine: diagnosis.Machine, engine: EngineReport | None, found: list[diagnosis.Finding]
+    machine: diagnosis.Machine, engine: EngineReport | None, check: Report | None, found: list[diagnosis.Finding]
 ) -> dict[str, object]:
     total, available = _memory_bytes()
     return {
@@ -95,6 +108,7 @@ def _as_json(
         "python": platform.python_version(),
         "llama_cpp_python": _engine_package(),
         "engine": dataclasses.asdict(engine) if engine else None,
+        "check": check.to_json() if check else None,
         "gpus_present": machine.gpus,
         "memory_bytes": {"total": total, "available": available},
         "free_disk_bytes": machine.free_disk_bytes,

@@ -23,7 +23,7 @@ _UNITS = {"K": 10**3, "M": 10**6, "G": 10**9, "KI": 1 << 10, "MI": 1 << 20, "GI"
 _COLUMNS = ("weights", "kv", "compute", "backend", "total", "limit", "free")
 
 
-@click.command()
+@click.command(cls=console.Command)
 @click.argument("model")
 @click.option("-q", "--quant", help="Weight type of a file that does not exist yet.  [default: Q4_K_M]")
 @click.option("--memory", help="Use so much: of the GPU where there is one, else of main memory. 24GiB, 22.5GiB, 24GB.")
@@ -41,7 +41,10 @@ _COLUMNS = ("weights", "kv", "compute", "backend", "total", "limit", "free")
 )
 @click.option("--host-weights", help=f"Where weights of host layers lie: {', '.join(HOST_WEIGHTS)}.  [default: mmap]")
 @click.option(
-    "--threads", "n_threads", type=click.IntRange(1, 512), help="CPU threads.  [default: one core less than there are]"
+    "--threads",
+    "n_threads",
+    type=click.IntRange(1, 512),
+    help="CPU threads.  [default: the cores it may use; of all, one less]",
 )
 @click.option("--reserve", default="0", help="Keep so much free beside.  [default: 0]")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
@@ -63,8 +66,6 @@ def command(
 
     Example: qwq-lite plan qwq-32b-preview --machine rtx-3090
     """
-    if not model:
-        raise UsageError("MODEL is empty; a file, a folder or a name is expected")
     wanted = {name: value.lower() if isinstance(value, str) else value for name, value in wanted.items()}
     wishes = Wishes(**wanted)
     given = {
@@ -191,7 +192,10 @@ def _next(planned: Planned) -> list[str]:
             folder = repository.rpartition("/")[2]
             commands.append(f"hf download {repository} --local-dir {folder}")
         commands.append(f"qwq-lite convert {shlex.quote(folder)} -q {plan.candidate.label}")
-        file = f"{Path(folder).resolve().name}-{plan.candidate.label}.gguf"
+        name = Path(folder).name
+        if name in ("", ".."):
+            name = Path(folder).resolve().name
+        file = f"{name}-{plan.candidate.label}.gguf"
     words = ["qwq-lite", "chat", shlex.quote(file), "--ctx", str(choice.n_ctx)]
     words += ["--type-k", choice.type_k, "--type-v", choice.type_v]
     if plan.room.gpus:

@@ -29,10 +29,12 @@ _THOUGHT_ENDS: dict[ThoughtEnd, str] = {
 }
 
 
-def show(events: Iterable[Event], *, thinking: bool) -> Reply:
-    """Print a reply as it comes. thinking: the thought too, dimmed on a terminal and to stderr otherwise; else a count of it.
+def show(events: Iterable[Event], *, thinking: bool, said: set[str]) -> Reply:
+    """Print a reply as it comes. An answer that only the whole text shows is printed at the end.
 
-    An answer that only the whole text shows is printed at the end.
+    Args:
+        thinking: the thought too, dimmed on a terminal and to stderr otherwise; else a count of it.
+        said: notices of ignored options that were printed before; they are the same for each reply of a conversation.
     """
     to_terminal = sys.stdout.isatty()
     meter = _Meter(shown=not thinking and sys.stderr.isatty())
@@ -52,6 +54,9 @@ def show(events: Iterable[Event], *, thinking: bool) -> Reply:
         elif isinstance(event, Progress):
             meter.update(event)
         elif isinstance(event, Notice):
+            if event.kind == "ignored" and event.text in said:
+                continue
+            said.add(event.text)
             meter.clear()
             console.note(f"\n{event.text}")
             beside = ""

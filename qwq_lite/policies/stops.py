@@ -11,7 +11,7 @@ from qwq_lite.policies.unconstrained import Unconstrained
 
 
 class Seen(NamedTuple):
-    """End of the answer's text, as far as a stop text may begin in it; empty until its first character that is shown."""
+    """End of the text, as far as a stop text may begin in it; empty until its first character that is shown."""
 
     tail: str = ""
     at_start: bool = True
@@ -19,15 +19,17 @@ class Seen(NamedTuple):
 
 @dataclass(frozen=True)
 class Stops(Unconstrained):
-    """end_tokens: every id that ends a turn. texts: end the answer where one begins, and are not part of it; a thought may
-    contain them. max_tokens: thought and answer together.
+    """Ends a reply.
 
     A text that may still become a stop text is held back, so nothing that was shown is taken away.
     """
 
-    end_tokens: frozenset[int]
-    texts: tuple[str, ...] = ()
-    max_tokens: int | None = None
+    end_tokens: frozenset[int]  # every id that ends a turn
+    texts: tuple[str, ...] = ()  # end the reply where one begins, and are not part of it
+    max_tokens: int | None = None  # thought and answer together
+    undivided: bool = (
+        False  # thought and answer are one text, and a stop text counts in all of it; else in the answer only
+    )
     name: ClassVar[str] = "stops"
 
     def start(self, begin: Begin) -> Seen:
@@ -37,7 +39,7 @@ class Stops(Unconstrained):
         if taken.token in self.end_tokens:
             return Verdict(seen, Stop("stop", mute=True))
         hold = 0
-        if taken.phase == "thinking" or taken.forced:  # nobody wrote what ended the thought
+        if taken.forced or (taken.phase == "thinking" and not self.undivided):  # nobody wrote what ended the thought
             seen = _NOTHING_SEEN
         elif self.texts:
             seen, found = self._look(seen, taken)
@@ -50,9 +52,9 @@ class Stops(Unconstrained):
 
     def _look(self, seen: Seen, taken: Taken) -> tuple[Seen, int]:
         """The text's new end, and how many characters from its end on a stop text began; 0 where none did."""
-        if taken.turned:
+        if taken.turned and not self.undivided:
             seen = Seen()
-        tail = seen.tail + taken.text
+        tail = seen.tail + (taken.added if self.undivided else taken.text)
         if seen.at_start:
             tail = tail.lstrip("\n")
         # As if characters came one by one: what is complete first ends the answer, the longer of two that end together.

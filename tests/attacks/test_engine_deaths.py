@@ -291,9 +291,9 @@ def test_texts_that_are_none(alive: qwq_lite.Model, name: str) -> None:
 
 
 @posix
-def test_a_death_is_told_to_all_who_wait(demo_gguf: Path) -> None:
-    with qwq_lite.load(demo_gguf, n_ctx=2048) as model:
-        streams = [model.generate("1 2 3 4 5 6 7 8 9 10 11 12", max_tokens=1500, temperature=0.0) for _ in range(4)]
+def test_a_death_is_told_to_all_who_wait(letters_gguf: Path) -> None:
+    with qwq_lite.load(letters_gguf, n_ctx=2048) as model:
+        streams = [model.generate("Hi", max_tokens=1500) for _ in range(4)]
         psutil.Process(model.pid).kill()  # type: ignore[attr-defined]
         for stream in streams:
             error = error_of(lambda stream=stream: list(stream))  # type: ignore[misc]
@@ -434,18 +434,19 @@ exec(code[2])
 
 
 @posix
-def test_a_failed_assertion_of_ggml(demo_gguf: Path, tmp_path: Path, debuggers: Path) -> None:
+def test_a_failed_assertion_of_ggml(letters_gguf: Path, tmp_path: Path, debuggers: Path) -> None:
     flag, python = tmp_path / "now", tmp_path / "python"
     python.write_text(ABORTING.format(python=sys.executable, flag=str(flag)))
     python.chmod(0o755)
     texts = []
-    with qwq_lite.load(demo_gguf, n_ctx=1024, python=str(python)) as model:
+    with qwq_lite.load(letters_gguf, n_ctx=2048, python=str(python)) as model:
         with pytest.raises(qwq_lite.EngineCrashed) as caught:
-            for event in model.chat().stream("Tell me a long story.", max_tokens=900):
+            for event in model.chat().stream("Tell me a long story.", max_tokens=1500):
                 if isinstance(event, qwq_lite.Answer):
                     texts.append(event.text)
-                    if len(texts) == 5:
+                    if len(texts) == 5:  # the engine waits for its reader until then
                         flag.touch()
+                        psutil.wait_procs([psutil.Process(model.pid)], WAIT_S)  # type: ignore[attr-defined]
         crash = caught.value
         assert crash.signal == "SIGABRT"
         assert "the sea is dry" in crash.assertion

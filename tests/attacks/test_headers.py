@@ -43,7 +43,7 @@ CODES |= {V.BOOL: "?", V.UINT64: "Q", V.INT64: "q", V.FLOAT64: "d"}
 INTEGERS = (V.UINT8, V.INT8, V.UINT16, V.INT16, V.UINT32, V.INT32, V.UINT64, V.INT64)
 N_EDITS = 1000  # of each of the two models
 N_LOADED = 60
-SLOWEST_S = 5.0
+SLOWEST_S = 5.0  # of the processor: what else the machine does counts for nothing
 MOST_DATA_BYTES = 1 << 40  # file systems have a longest file
 PEAK_BYTES = 64 << 20
 
@@ -408,10 +408,10 @@ def test_an_edited_header_gives_a_shape_or_a_format_error(models: dict[str, Part
 def bounded() -> Iterator[None]:
     """The time and the memory that a header may take, whatever it says."""
     tracemalloc.start()
-    begin = time.monotonic()
+    begin = time.thread_time()
     try:
         yield
-        assert time.monotonic() - begin < SLOWEST_S
+        assert time.thread_time() - begin < SLOWEST_S
         assert tracemalloc.get_traced_memory()[1] < PEAK_BYTES
     finally:
         tracemalloc.stop()
@@ -495,6 +495,36 @@ REFUSED: dict[str, tuple[Values, str]] = {
     "other epsilon": ({"attention.layer_norm_epsilon": (V.FLOAT32, -1.0)}, r"layer_norm_epsilon is -1\.0"),
     "rope scaling": ({"rope.scaling.type": (V.STRING, "dynamic")}, r"rope\.scaling\.type is 'dynamic'; known are none"),
     "no rope scaling": ({"rope.scaling.type": (V.STRING, "")}, r"rope\.scaling\.type is ''"),
+    **{
+        f"{name} {value}": ({name: (V.FLOAT32, value)}, rf"{name} is {value}, a finite number is expected")
+        for name in (
+            "rope.scaling.factor",
+            "rope.scale_linear",
+            "rope.scaling.attn_factor",
+            "rope.scaling.yarn_ext_factor",
+            "rope.freq_base",
+            "rope.freq_base_swa",
+            "attention.scale",
+            "logit_scale",
+            "final_logit_softcapping",
+        )
+        for value in (math.nan, math.inf, -math.inf)
+    },
+    "negative scaling": ({"rope.scaling.factor": (V.FLOAT32, -1.0)}, r"scaling\.factor is -1\.0, a number from 0\.001"),
+    "vanishing scaling": (
+        {"rope.scaling.factor": (V.FLOAT32, 1e-45)},
+        r"scaling\.factor is 1\.\S+, a number from 0\.001",
+    ),
+    "boundless scaling": (
+        {"rope.scaling.factor": (V.FLOAT32, 1e30)},
+        r"scaling\.factor is 1\.\S+, a number from 0\.001",
+    ),
+    "negative old scaling": ({"rope.scale_linear": (V.FLOAT32, -1.0)}, r"scale_linear is -1\.0"),
+    "no base": ({"rope.freq_base": (V.FLOAT32, 0.0)}, r"freq_base is 0\.0, a number from 1"),
+    "no base of windows": ({"rope.freq_base_swa": (V.FLOAT32, -1.0)}, r"freq_base_swa is -1\.0, a number from 1"),
+    "an adapter": ({"general.type": (V.STRING, "adapter")}, "is a LoRA adapter"),
+    "a projector": ({"general.type": (V.STRING, "mmproj")}, "reads images"),
+    "an importance matrix": ({"general.type": (V.STRING, "imatrix")}, "is an importance matrix"),
     "no heads": ({"attention.head_count": (V.UINT32, 0)}, r"attention\.head_count is 0"),
     "heads missing": ({"attention.head_count": (V.UINT32, None)}, r"attention\.head_count is missing"),
     "heads do not divide": (
@@ -560,6 +590,7 @@ ALLOWED: dict[str, tuple[str, Values]] = {
     "experts": ("qwen3moe", {"expert_count": (V.UINT32, 128), "expert_used_count": (V.UINT32, 8)}),
     "one expert of a dense model": ("hunyuan-dense", {"expert_count": (V.UINT32, 1)}),
     "empty tokens": ("qwen2", {"tokenizer.ggml.tokens": (V.ARRAY, ["a", "", ""])}),
+    "no scaling, as llama.cpp has it": ("qwen2", {"rope.scaling.factor": (V.FLOAT32, 0.0)}),
     "yarn": ("qwen2", {"rope.scaling.type": (V.STRING, "yarn"), "rope.scaling.factor": (V.FLOAT32, 4.0)}),
 }
 
@@ -567,7 +598,7 @@ ALLOWED: dict[str, tuple[str, Values]] = {
 def with_values(parts: Parts, values: Values, arch: str = "qwen2") -> Parts:
     changed = copy.deepcopy(parts)
     for short, (kind, value) in values.items():
-        name = short if short.startswith("tokenizer.") else f"qwen2.{short}"
+        name = short if short.startswith(("tokenizer.", "general.")) else f"qwen2.{short}"
         if value is None:
             changed.keys = [key for key in changed.keys if key.name != name]
         else:

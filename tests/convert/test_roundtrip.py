@@ -51,7 +51,7 @@ def test_the_figures_are_numpys() -> None:
     assert figures(trip) == pytest.approx(expected, rel=1e-12)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(order=st.permutations(range(12)), n_threads=st.integers(1, 4))
 def test_the_order_of_windows_does_not_matter(order: list[int], n_threads: int) -> None:
     before, after = values(12_000), values(12_000, 1)

@@ -21,7 +21,6 @@ ROOT = Path(__file__).resolve().parents[2]
 FROZEN = ROOT / "build" / "desktop" / "QwQ" / "QwQ"
 LONG = "Write a very long story about the sea."
 WAIT_S = 60
-CLOSE_S = 5
 ENGINE = ("libggml", "libllama", "libmtmd")
 TOOLS = ("Xvfb", "xdotool", "xclip")
 
@@ -159,8 +158,8 @@ def test_nothing_is_left_of_it(user: User, how: str) -> None:
         user.program.kill()
     else:
         user.press("ctrl+q")
-    user.program.wait(CLOSE_S)
-    engine.wait(CLOSE_S)
+    user.program.wait(WAIT_S)
+    engine.wait(WAIT_S)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")

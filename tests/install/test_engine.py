@@ -8,28 +8,20 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
+from qwq_lite.backend.engine_check import Ended
 from scripts import install_cli, install_steps
 from scripts.install_decisions import Attempt, Decision
+from scripts.install_engine import LOADING, read_check
 from scripts.install_facts import STAMP, Engine, Facts, read_stamp, venv_python
 from scripts.install_index import Index
-from scripts.install_steps import Finished, Installer, InstallError, carry_out, pip_reason, read_check
+from scripts.install_steps import Installer, InstallError, carry_out, pip_reason
+from tests.played import CACHED, CARD, CPU_ATTEMPTS, ROOT, Played, installer, loaded, make_venv
 
-ROOT = Path(__file__).resolve().parents[2]
-CHECK = ROOT / "scripts" / "install_check.py"
-CPU_DEVICE = {"backend": "CPU", "kind": "cpu", "description": "a processor"}
-CARD = {"backend": "CUDA", "kind": "gpu", "description": "a card"}
-CPU_ATTEMPTS = (Attempt("cpu", "compile"), Attempt("cpu", "wheel", "cpu"))
 ILLEGAL = "this build uses CPU instructions that this CPU lacks"
-
-
-def loaded(*devices: dict[str, str]) -> Finished:
-    report = {"version": "0.3.36", "gpu_offload": len(devices) > 1, "devices": [CPU_DEVICE, *devices]}
-    return Finished(0, "noise of a library\n" + json.dumps(report) + "\n")
 
 
 # --- how a check is read
@@ -48,34 +40,33 @@ def test_devices_and_accelerator() -> None:
 @pytest.mark.parametrize(
     ("finished", "reason"),
     [
-        (Finished(-signal.SIGILL, ""), ILLEGAL),
-        (Finished(0xC000001D, ""), ILLEGAL),  # Windows, as subprocess gives it
-        (Finished(0xC000001D - 2**32, ""), ILLEGAL),  # and signed, as others do
-        (Finished(-6, ""), "loading it ended by signal 6"),
-        (Finished(0xC0000135, ""), "loading it ended with status 0xc0000135"),
+        (Ended(-signal.SIGILL, ""), ILLEGAL),
+        (Ended(0xC000001D, ""), ILLEGAL),  # Windows, as subprocess gives it
+        (Ended(0xC000001D - 2**32, ""), ILLEGAL),  # and signed, as others do
+        (Ended(-6, ""), "loading it ended by signal 6"),
+        (Ended(0xC0000135, ""), "loading it ended with status 0xc0000135"),
         (
-            Finished(1, '{"error": "RuntimeError: libcudart.so.12:\\n no such file"}'),
+            Ended(1, '{"error": "RuntimeError: libcudart.so.12:\\n no such file"}'),
             "RuntimeError: libcudart.so.12: no such file",
         ),
-        (Finished(3, ""), "the check ended with status 3 and said nothing"),
-        (Finished(0, "not JSON"), "the check ended with status 0 and said nothing"),
+        (Ended(None, ""), "it did not answer within 180 s"),
+        (Ended(3, ""), "the check ended with status 3 and said nothing"),
+        (Ended(0, "not JSON"), "the check ended with status 0 and said nothing"),
     ],
 )
-def test_every_way_to_fail_has_a_reason(finished: Finished, reason: str) -> None:
+def test_every_way_to_fail_has_a_reason(finished: Ended, reason: str) -> None:
     assert read_check(finished) == reason
 
 
 # --- a real child with a fake engine
 
 
-def check_fake(tmp_path: Path, source: str) -> Finished:
+def check_fake(tmp_path: Path, source: str) -> Ended:
     """Run install_check in a process that finds this `llama_cpp` before any other."""
     (tmp_path / "llama_cpp.py").write_text(source, encoding="utf-8")
-    start = (
-        f"import runpy, sys; sys.path.insert(0, {str(tmp_path)!r}); runpy.run_path({str(CHECK)!r}, run_name='__main__')"
-    )
+    start = f"import runpy, sys; sys.path.insert(0, {str(tmp_path)!r}); runpy.run_path({str(LOADING)!r}, run_name='__main__')"
     done = subprocess.run([sys.executable, "-I", "-c", start], capture_output=True, text=True, timeout=120, check=False)
-    return Finished(done.returncode, done.stdout)
+    return Ended(done.returncode, done.stdout)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
@@ -96,8 +87,10 @@ def test_engine_that_is_no_engine(tmp_path: Path) -> None:
 
 def test_the_engine_of_this_environment() -> None:
     pytest.importorskip("llama_cpp")
-    done = subprocess.run([sys.executable, "-I", str(CHECK)], capture_output=True, text=True, timeout=300, check=False)
-    engine = read_check(Finished(done.returncode, done.stdout))
+    done = subprocess.run(
+        [sys.executable, "-I", str(LOADING)], capture_output=True, text=True, timeout=300, check=False
+    )
+    engine = read_check(Ended(done.returncode, done.stdout))
     assert isinstance(engine, Engine), engine
     assert engine.version.startswith("0.3.")
 
@@ -105,37 +98,11 @@ def test_the_engine_of_this_environment() -> None:
 # --- the attempts, with pip and the check played by the test
 
 
-@dataclass
-class Played:
-    """Answers pip with success unless told otherwise, and each check with the next of `checks`."""
-
-    checks: list[Finished]
-    pip_output: str = ""
-    failing: str = ""  # a word in pip's arguments that makes it fail
-    commands: list[list[str]] = field(default_factory=list)
-    environments: list[Mapping[str, str]] = field(default_factory=list)
-
-    def __call__(self, command: Sequence[str], *, env: Mapping[str, str], log: Path | None) -> Finished:
-        if str(CHECK) in command:
-            return self.checks.pop(0)
-        if "--version" in command:
-            return Finished(0, "pip 24.0 from somewhere")
-        self.commands.append([word for word in command[1:] if word not in ("-m", "pip")])
-        self.environments.append(dict(env))
-        if self.failing and any(self.failing in word for word in command):
-            return Finished(1, "ERROR: it does not build")
-        return Finished(0, self.pip_output)
-
-    def verbs(self) -> list[str]:
-        return [next(word for word in command if not word.startswith("-")) for command in self.commands]
-
-
 @pytest.fixture
-def venv(tmp_path: Path) -> Path:
-    python = venv_python(tmp_path / "venv")
-    python.parent.mkdir(parents=True)
-    python.touch()
-    return tmp_path / "venv"
+def venv(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for name in ("CMAKE_ARGS", "CC", "CXX", "CFLAGS", "CXXFLAGS"):
+        monkeypatch.delenv(name, raising=False)
+    return make_venv(tmp_path)
 
 
 @pytest.fixture
@@ -143,20 +110,15 @@ def said() -> list[str]:
     return []
 
 
-def installer(played: Played, venv: Path, said: list[str]) -> Installer:
-    index = Index("http://example.invalid", "linux", "x86_64", fetch=lambda _url, _timeout: None)
-    return Installer(ROOT, venv, "~=0.3.36", index, run=played, say=said.append)
-
-
 @pytest.mark.parametrize(
     ("failure", "reason"),
     [
-        (Finished(-signal.SIGILL, ""), ILLEGAL),
-        (Finished(1, '{"error": "ImportError: no such library"}'), "ImportError: no such library"),
+        (Ended(-signal.SIGSEGV, ""), "loading it ended by signal 11"),
+        (Ended(1, '{"error": "ImportError: no such library"}'), "ImportError: no such library"),
     ],
 )
 def test_what_fails_its_check_is_removed_and_the_next_is_tried(
-    failure: Finished, reason: str, venv: Path, said: list[str]
+    failure: Ended, reason: str, venv: Path, said: list[str]
 ) -> None:
     played = Played([failure, loaded()])
     engine = installer(played, venv, said).install_engine(Decision(attempts=CPU_ATTEMPTS))
@@ -182,8 +144,7 @@ def test_no_device_is_loud_and_tries_the_next(venv: Path, said: list[str]) -> No
 
 def test_cached_build_that_crashes_is_compiled_anew(venv: Path, said: list[str]) -> None:
     """pip's cache may be shared with a machine whose CPU can do more."""
-    cached = "  Using cached llama_cpp_python-0.3.36-py3-none-linux_x86_64.whl"
-    played = Played([Finished(-signal.SIGILL, ""), loaded()], pip_output=cached)
+    played = Played([Ended(-signal.SIGILL, ""), loaded()], pip_output=CACHED)
     engine = installer(played, venv, said).install_engine(Decision(attempts=CPU_ATTEMPTS))
 
     assert engine.how == "compile"
@@ -331,8 +292,8 @@ def test_usage_errors_are_status_2(arguments: list[str]) -> None:
 
 
 def test_environment_that_cannot_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: list[str]) -> None:
-    def failing(command: Sequence[str], *, env: Mapping[str, str], log: Path | None) -> Finished:
-        return Finished(1, "", "Error: no space\n")
+    def failing(command: Sequence[str], *, env: Mapping[str, str], log: Path | None) -> Ended:
+        return Ended(1, "", "Error: no space\n")
 
     index = Index("http://example.invalid", "linux", "x86_64")
     with pytest.raises(InstallError, match=r"venv failed: Error: no space$"):
@@ -340,3 +301,15 @@ def test_environment_that_cannot_be_made(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(install_steps, "venv_python", lambda _venv: Path(sys.executable))
     with pytest.raises(InstallError, match=r"no pip in .* delete that folder"):
         Installer(ROOT, tmp_path / "venv", "~=0.3.36", index, run=failing, say=said.append).make_venv()
+
+
+def test_environment_that_is_not_made_in_time(venv: Path, monkeypatch: pytest.MonkeyPatch, said: list[str]) -> None:
+    """A part of one may be there: its Python, and no pip."""
+    steps = Installer(ROOT, venv.with_name("other"), "~=0.3.36", Index("http://example.invalid", "linux", "x86_64"))
+    steps.run = lambda _command, *, env, log: Ended(None, "")
+    steps.say = said.append
+    with pytest.raises(InstallError, match=r"failed: it did not end in time$"):
+        steps.make_venv()
+    monkeypatch.setattr(install_steps, "venv_python", lambda _venv: Path(sys.executable))
+    with pytest.raises(InstallError, match=r"no pip in .* delete that folder"):
+        steps.make_venv()

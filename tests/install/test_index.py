@@ -22,11 +22,13 @@ from pathlib import Path
 
 import pytest
 
+from qwq_lite.backend.engine_check import Ended
 from scripts import install_index, install_steps
 from scripts.install_decisions import Attempt, Decision
 from scripts.install_facts import Engine, venv_python
 from scripts.install_index import Index, fetch
-from scripts.install_steps import Finished, Installer, InstallError, run_process
+from scripts.install_processes import run_process
+from scripts.install_steps import Installer, InstallError
 
 ROOT = Path(__file__).resolve().parents[2]
 REQUIREMENT = "~=0.3.36"
@@ -166,7 +168,7 @@ class Watched:
 
     commands: list[list[str]] = field(default_factory=list)
 
-    def __call__(self, command: Sequence[str], *, env: Mapping[str, str], log: Path | None) -> Finished:
+    def __call__(self, command: Sequence[str], *, env: Mapping[str, str], log: Path | None) -> Ended:
         self.commands.append(list(command))
         return run_process(command, env=env, log=log)
 

@@ -172,7 +172,9 @@ CASES = [
 def write_case(case: Case, folder: Path) -> Path:
     """A tiny random model with the real vocabulary: llama.cpp knows a pre-tokenizer by the ids of a sample."""
     family = FAMILIES[case.family]
-    sizes = {"n_layer": 1, "hidden": SIZE["hidden"], "ffn": SIZE["ffn"], "n_vocab": SIZE["vocab"], "shards": 1}
+    sizes: dict[str, Any] = {
+        "n_layer": 1, "hidden": SIZE["hidden"], "ffn": SIZE["ffn"], "n_vocab": SIZE["vocab"], "shards": 1,
+    }  # fmt: skip
     ends = {"bos_token_id": 151_643, "eos_token_id": 151_645, "pad_token_id": ...}
     write_random_checkpoint(
         folder, **sizes, tied=case.tied, dtype=case.dtype, layout=case.layout, overrides={**ends, **case.config}

@@ -311,3 +311,12 @@ def test_the_two_sides_know_the_same_added_tokens(pair: Pair) -> None:
 @pytest.mark.parametrize("pair", ["QwQ-32B-Preview"], indirect=True)
 def test_preview_is_told_to_think_when_nobody_says_anything(pair: Pair) -> None:
     assert pair.ours([QUESTION]) == pair.ours([system(PREVIEW_SYSTEM), QUESTION])
+
+
+def test_an_empty_system_prompt_is_none_in_each_of_the_templates(pair: Pair) -> None:
+    messages = [{"role": "system", "content": ""}, {"role": "user", "content": "Hi"}]
+    template = ChatTemplate(FAMILIES[pair.name].template())
+    shown = template.render(template.without_empty_system(pair.model.vocab, messages), bos_token="")
+    assert "You are" not in shown
+    empty_turn = "<|im_start|>system\n<|im_end|>\n"  # which keeps Preview's template from its own
+    assert shown.startswith(empty_turn) is (pair.name == "QwQ-32B-Preview")

@@ -294,6 +294,70 @@ def test_stop_texts_and_the_most_tokens_are_the_users() -> None:
     assert policy_of(rules, Stops) == Stops(frozenset({END}), ("STOP", "x"), 7)
 
 
+THOUGHT = {
+    "thinking_budget": 64,
+    "effort": "low",
+    "answer_reserve": 64,
+    "answer_temperature": 0.5,
+    "answer_top_p": 0.9,
+    "think_script": "latin",
+}
+
+
+@pytest.mark.parametrize("name", THOUGHT)
+def test_an_option_about_a_thought_is_said_to_be_ignored_where_there_is_none(name: str) -> None:
+    options = Options(**{name: THOUGHT[name]})  # type: ignore[arg-type] # each its own
+    (notice,) = control.ignored(options, "none", templated=True)
+    assert notice.kind == "ignored"
+    assert notice.text.startswith(f"{name} (--")
+    assert not [
+        *control.ignored(options, "tags", templated=True),
+        *control.ignored(options, "undivided", templated=True),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "style", "templated", "words"),
+    [
+        (
+            Options(effort="low", answer_reserve=9),
+            "none",
+            True,
+            "answer_reserve (--answer-reserve), effort (--effort) are",
+        ),
+        (Options(history="all"), "tags", True, "history (--history) is ignored: this model marks"),
+        (Options(tools=[{"name": "clock"}]), "tags", False, "tools is ignored: the prompt is no list of messages"),
+        (Options(when_full="error"), "none", False, "when_full (--when-full) is ignored: the prompt is no list"),
+    ],
+)
+def test_what_is_ignored_is_named_with_the_reason(
+    options: Options, style: ThoughtStyle, templated: bool, words: str
+) -> None:
+    (notice,) = control.ignored(options, style, templated=templated)
+    assert notice.text.startswith(words)
+
+
+@pytest.mark.parametrize(
+    ("options", "style"),
+    [
+        (Options(), "none"),
+        (Options(thinking_budget=0), "none"),
+        (Options(think_script="any"), "none"),
+        (Options(history="answer"), "tags"),
+        (Options(history="all"), "undivided"),
+        (Options(within=5.0, stop=["x"], seed=1), "none"),
+    ],
+)
+def test_what_is_done_without_the_option_too_is_not_ignored(options: Options, style: ThoughtStyle) -> None:
+    assert [*control.ignored(options, style, templated=True)] == []
+
+
+@pytest.mark.parametrize("model", [TAGS, UNDIVIDED, Thoughts("none")])
+def test_a_stop_text_counts_in_a_thought_that_is_part_of_the_answers_text(model: Thoughts) -> None:
+    rules = rules_of(Options(stop=["STOP"]), model, PROMPT)
+    assert policy_of(rules, Stops).undivided is (model is UNDIVIDED)
+
+
 @pytest.mark.parametrize(
     ("given", "words"),
     [

@@ -13,6 +13,7 @@ from qwq_lite import generation
 from qwq_lite.events import Answer, Event, FinishReason, Notice, Thinking
 from qwq_lite.generation import Begin, Phase, Policy, State, Stop
 from qwq_lite.policies import arranged
+from qwq_lite.policies.headings import Headings
 from qwq_lite.policies.phases import ANSWERS, CLOSINGS, Phases
 from qwq_lite.policies.stops import Stops
 from qwq_lite.track import Track
@@ -326,6 +327,59 @@ def test_a_stop_text_in_a_thought_is_text() -> None:
 
 def test_a_thought_is_not_held_back_for_a_stop_text() -> None:
     assert run(text("ST"), rules("STOP"), phase="thinking") == ("ST", "", None)
+
+
+# Of a model that marks no thought, thought and answer are one text, and a stop text counts in all of it.
+
+
+def undivided(tokens: Iterable[Token], *stops: str) -> tuple[str, str, FinishReason | None]:
+    """What was shown as thought and as answer, and the finish."""
+    pieces: dict[int, bytes] = {}
+    policies = arranged([Headings(), Stops(frozenset({END}), stops, undivided=True)])
+    track = Track(policies, Begin("thinking", undivided=True), pieces.__getitem__, untokenized)
+    shown, finish = {Thinking: "", Answer: ""}, None
+    for i, (token, piece) in enumerate(tokens):
+        pieces[FIRST_FREE + i if token == TEXT else token] = piece
+        events, action = track.take(FIRST_FREE + i if token == TEXT else token)
+        for event in events:
+            assert isinstance(event, Thinking | Answer)
+            shown[type(event)] += event.text
+        if isinstance(action, Stop):
+            finish = action.reason
+            break
+    assert "".join(track.texts("length")) == (shown[Thinking] + shown[Answer]).rstrip()
+    return shown[Thinking], shown[Answer], finish
+
+
+@pytest.mark.parametrize("pieces", [("a STOP b",), ("a ", "ST", "OP", " b"), ("a S", "TOP b"), tuple("a STOP b")])
+def test_a_stop_text_ends_a_text_without_tags_wherever_it_stands(pieces: tuple[str, ...]) -> None:
+    assert undivided(text(*pieces), "STOP") == ("a ", "", "stop")
+
+
+@pytest.mark.parametrize("cut_at", range(40))
+def test_a_stop_text_after_the_heading_of_a_text_without_tags_ends_it_too(cut_at: int) -> None:
+    whole = "Hm.\n\n**Final Answer**\n\n5\n\nUser: and 6?"
+    shown = undivided(text(whole[:cut_at], whole[cut_at:]), "\n\nUser:")
+    assert shown == ("Hm.\n\n", "**Final Answer**\n\n5", "stop")
+
+
+@pytest.mark.parametrize("cut_at", range(24))
+@pytest.mark.parametrize("stop", ["**Final Answer**", "\n\n**Final Answer**\n", "**Final Answer**\n"])
+def test_a_heading_that_is_a_stop_text_is_not_shown(stop: str, cut_at: int) -> None:
+    whole = "Hm.\n\n**Final Answer**\n5"
+    thought, answer, finish = undivided(text(whole[:cut_at], whole[cut_at:]), stop)
+    assert (thought.rstrip("\n"), answer, finish) == ("Hm.", "", "stop")
+
+
+@settings(max_examples=400)
+@given(NEAR, STOPS, PLACES)
+def test_a_text_without_tags_ends_at_the_same_place_wherever_the_bytes_are_cut(
+    whole: str, stops: list[str], places: list[int]
+) -> None:
+    shown, found = before_stop(whole, stops)
+    assert undivided(ended(cut(whole.encode(), places)), *stops) == (shown, "", "stop")
+    if found:
+        assert undivided(text(*cut(whole.encode(), places)), *stops) == (shown, "", "stop")
 
 
 @given(PLACES)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,9 +12,10 @@ import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from qwq_lite import catalog, memory, planning
+from qwq_lite import catalog, ghost, memory, planning
 from qwq_lite.choice import KV_TYPES, Choice
 from qwq_lite.gguf_header import TensorInfo
+from qwq_lite.hardware import EngineReport
 from qwq_lite.memory import Buffers
 from qwq_lite.plan import (
     GIB,
@@ -25,6 +27,7 @@ from qwq_lite.plan import (
     search,
     split,
 )
+from qwq_lite.recipe import file_type
 from qwq_lite.shape import ModelShape
 from tests.planner import (
     DEVICES,
@@ -240,6 +243,63 @@ def test_the_vocabulary_counts_against_the_host_and_so_do_pages_that_are_read_fo
     assert overhead > memory.vocab_bytes(QWQ) if host.reclaimable else overhead == memory.vocab_bytes(QWQ)
     assert planned(qwq, choice, Room(host.total + overhead)).shortages() == []
     assert planned(qwq, choice, Room(host.total + overhead - 1)).shortages() == [("the host", 1)]
+
+
+# Values in a block, and the bytes that it grows by. Source: ggml-cpu/amx/amx.cpp, supports_op; mmq.cpp, get_row_size
+IN_AMX = {
+    "F16": (1, 0),
+    "Q4_0": (32, 0),
+    "Q4_1": (32, 0),
+    "Q8_0": (32, 4),
+    "Q4_K": (256, 4),
+    "Q5_K": (256, 4),
+    "Q6_K": (256, 0),
+    "IQ4_XS": (256, 2),
+}
+
+
+@pytest.mark.parametrize("weight_type", ["Q8_0", "Q4_0", "Q4_1", "Q4_K_M", "Q5_K_S", "IQ4_XS", "F16", "BF16", "IQ4_NL"])
+def test_the_buffer_for_amx_holds_every_matrix_of_its_types(weight_type: str) -> None:
+    infos = ghost.tensors(QWQ, file_type(weight_type))
+    host, plain = (memory.footprint(QWQ, infos, Choice(LEAST_CTX), amx=amx).host for amx in (True, False))
+    matrices = [info for info in infos if len(info.shape) == 2 and info.name != "token_embd.weight"]
+    held = [(info, *IN_AMX[info.type.name]) for info in matrices if info.type.name in IN_AMX]
+    grown = sum(math.prod(info.shape) // block * more for info, block, more in held)
+    repacked = [info for info in matrices if info.type.name == "IQ4_NL"]  # as without AMX
+    assert host.weights == plain.weights + grown == sum(info.n_bytes for info in infos) + grown
+    assert host.reclaimable == sum(info.n_bytes for info in [*(info for info, _, _ in held), *repacked])
+    assert host.mapped + host.reclaimable == plain.weights
+    assert (host.kv, host.compute) == (plain.kv, plain.compute)
+
+
+def test_a_tied_output_is_a_second_copy_in_the_buffer_for_amx() -> None:
+    infos = ghost.tensors(QWQ, file_type("Q8_0"), True)
+    (embedding,) = [info for info in infos if info.name == "token_embd.weight"]
+    copy = embedding.n_bytes * 38 // 34
+    for choice, expected in ((Choice(LEAST_CTX), copy), (Choice(LEAST_CTX, repack=False), 0)):
+        host = memory.footprint(QWQ, infos, choice, amx=True).host
+        rest = sum(info.n_bytes for info in infos if info.type == embedding.type) - embedding.n_bytes
+        grown = rest * 4 // 34 if choice.repack else 0
+        assert host.weights == sum(info.n_bytes for info in infos) + grown + expected
+
+
+@pytest.mark.parametrize("gpus", [(), ("CUDA0",)])
+@pytest.mark.parametrize("name", HOST_WEIGHTS)
+def test_amx_counts_where_weights_are_copied_for_the_cpu(name: str, gpus: tuple[str, ...]) -> None:
+    choice = Choice(LEAST_CTX, n_gpu_layers=3 if gpus else 0, **HOST_WEIGHTS[name])
+    infos = as_candidate(QWQ).tensors
+    with_amx, without = (memory.footprint(QWQ, infos, choice, gpus, amx=amx) for amx in (True, False))
+    copies = name == "repacked" or (name == "mmap" and not gpus)
+    assert (with_amx.host.weights > without.host.weights) is copies
+    assert with_amx.host.anonymous >= without.host.anonymous
+    plan = planned(as_candidate(QWQ), choice, Room(0, tuple(Gpu(gpu, 0) for gpu in gpus), amx=True))
+    assert copies or plan.footprint == without
+
+
+def test_a_plan_knows_of_amx_by_the_engine() -> None:
+    report = EngineReport("b1", False, (), (), ("AMX", "CPU_REPACK"))
+    assert planning.room_here(report).amx
+    assert not planning.room_here(dataclasses.replace(report, extra_buffers=("CPU_REPACK",))).amx
 
 
 @given(cases())

@@ -178,7 +178,7 @@ def test_every_policy_observes_every_token_in_order_also_after_a_word_that_ends_
     seen, policies = recorded(a=Stop("stop"), b=Rewind(0), c=None)
     step = take(policies, (9, b"x"))
     assert [name for name, _ in seen] == ["a", "b", "c"]
-    assert [taken for _, taken in seen] == [Taken(9, "x", "answer", 1)] * 3
+    assert [taken for _, taken in seen] == [Taken(9, "x", "answer", 1, added="x")] * 3
     assert step.state.policies == (1, 1, 1)
 
 

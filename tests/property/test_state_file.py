@@ -230,7 +230,7 @@ def test_what_is_no_regular_file_is_refused_at_once(kind: str, tmp_path: Path, m
     thread = threading.Thread(target=ask, daemon=True)  # one that waits would wait for ever
     before = path.lstat()
     thread.start()
-    thread.join(10)
+    thread.join(60)
     assert [type(error) for error in found] == [FormatError, OutputError]
     assert all(str(error).startswith("state: ") and "a pipe or a socket" in str(error) for error in found)
     assert list(tmp_path.iterdir()) == [tmp_path / "state"]
@@ -413,7 +413,7 @@ def test_a_second_writer_never_writes_into_the_finished_file(tmp_path: Path, mon
     def second() -> None:
         def fill(view: memoryview) -> None:
             began.set()
-            renamed.wait(10)
+            renamed.wait(60)
             raise Refusal("no")
 
         try:
@@ -426,12 +426,12 @@ def test_a_second_writer_never_writes_into_the_finished_file(tmp_path: Path, mon
 
     def slow(temporary: Path, final: Path) -> None:
         thread.start()
-        began.wait(10)
+        began.wait(60)
         rename(temporary, final)
         renamed.set()
 
     monkeypatch.setattr(output, "replace", slow)
     write(path)
-    thread.join(10)
+    thread.join(60)
     assert len(errors) == 1
     assert read(path) == (SAVED, PAYLOAD)

@@ -1,6 +1,7 @@
-"""The letters of an answer, with the demo model: what is masked is drawn again, and what was asked for is not masked.
+"""The letters of an answer, by an engine: what is masked is drawn again, and what was asked for is not masked.
 
-Where nothing else would bring other letters, the temperature does: so hot, any token of the vocabulary is as likely as another.
+The model draws evenly from letters and the two halves of a Chinese character: that one half is drawn in 300 tokens is as good as
+certain, and so is the whole character where nothing is masked.
 """
 
 from __future__ import annotations
@@ -15,19 +16,27 @@ import qwq_lite
 from qwq_lite import scripts
 from qwq_lite.chat import Model
 from qwq_lite.events import Done, Reply
+from tests.checkpoints import LETTERS, TOKENS, in_f16, write_scripted_checkpoint
 
 CHINESE = "从前有一座山，山上有一座庙，庙里有一个老和尚，老和尚对小和尚说：从前有一座山，"
+HALVES = (TOKENS.index("ä½"), 0xA0)  # the first two bytes of a character, and the third
+
+
+@pytest.fixture(scope="module")
+def mixed_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    row = dict.fromkeys([*LETTERS[:6], *HALVES], 0.0)
+    return in_f16(write_scripted_checkpoint(tmp_path_factory.mktemp("mixed") / "Mixed", lambda _: row))
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["here", "worker"])
-def model(request: pytest.FixtureRequest, demo_gguf: Path) -> Iterator[Model]:
-    with qwq_lite.load(demo_gguf, n_ctx=1024, isolated=request.param) as loaded:
+def model(request: pytest.FixtureRequest, mixed_gguf: Path) -> Iterator[Model]:
+    with qwq_lite.load(mixed_gguf, n_ctx=1024, isolated=request.param) as loaded:
         yield loaded
 
 
 def continued(model: Model, **options: Any) -> Reply:
-    """How the model goes on with a Chinese text, in Chinese if it may."""
-    *_, done = model.generate(CHINESE, max_tokens=60, **options)
+    """How the model goes on with a Chinese text."""
+    *_, done = model.generate(CHINESE, max_tokens=300, **options)
     assert isinstance(done, Done)
     return done.reply
 
@@ -54,13 +63,12 @@ def test_a_text_in_another_script_is_masked_by_nobody(model: Model) -> None:
     assert not is_free(continued(model, seed=1).answer)
 
 
-HOT = {"temperature": 100.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "max_tokens": 60, "seed": 3}
 LETTER = scripts.characters(scripts.MASKABLE)
 in_worker = pytest.mark.parametrize("model", [True], ids=["worker"], indirect=True)  # to it and in it is the whole way
 
 
-def hot(model: Model, prompt: Any, **options: Any) -> Reply:
-    *_, done = model.generate(prompt, **{**HOT, **options})
+def answered(model: Model, prompt: Any, **options: Any) -> Reply:
+    *_, done = model.generate(prompt, max_tokens=300, seed=3, **options)
     assert isinstance(done, Done)
     return done.reply
 
@@ -95,7 +103,7 @@ CALLING: dict[str, tuple[Any, dict[str, Any]]] = {
 @pytest.mark.parametrize("name", PLAIN)
 def test_a_plain_question_is_answered_in_latin_letters(model: Model, name: str) -> None:
     prompt, options = PLAIN[name]
-    reply = hot(model, prompt, **options)
+    reply = answered(model, prompt, **options)
     assert not LETTER.search(reply.answer)
     assert reply.stats.n_refused > 0
 
@@ -104,7 +112,7 @@ def test_a_plain_question_is_answered_in_latin_letters(model: Model, name: str) 
 @pytest.mark.parametrize("name", CALLING)
 def test_where_other_letters_are_called_for_nothing_is_refused(model: Model, name: str) -> None:
     prompt, options = CALLING[name]
-    assert hot(model, prompt, **options).stats.n_refused == 0
+    assert answered(model, prompt, **options).stats.n_refused == 0
 
 
 @in_worker
@@ -119,6 +127,6 @@ def test_where_other_letters_are_called_for_nothing_is_refused(model: Model, nam
 )
 def test_the_thought_is_free_unless_its_script_is_given(model: Model, options: dict[str, Any], is_masked: bool) -> None:
     """Of a model that announces no answer all is thought while it comes."""
-    reply = hot(model, asked("How many?"), thought_style="undivided", **options)
+    reply = answered(model, asked("How many?"), thought_style="undivided", **options)
     assert reply.stats.n_generated > 0
     assert (reply.stats.n_refused > 0) == is_masked

@@ -1,16 +1,22 @@
-"""The thought under control with a real engine: budget, deadline, conclude, steer; in this process and in a worker."""
+"""The thought under control with a real engine: budget, deadline, conclude, steer; in this process and in a worker.
+
+Its models are scripted (tests/checkpoints.py), so that a thought is there to be ended, and waits for its reader.
+"""
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
 import qwq_lite
+from qwq_lite import active_reply, local
 from qwq_lite.backend.context import Context, ContextSettings, Entry
 from qwq_lite.backend.model import LoadedModel
 from qwq_lite.chat import Chat, Model
@@ -18,29 +24,39 @@ from qwq_lite.cli import reply as terminal
 from qwq_lite.errors import UsageError
 from qwq_lite.events import Answer, Done, Event, Notice, Progress, Reply, Stats, Thinking
 from qwq_lite.sequences import Part, Sequences
-from qwq_lite.stream import Stream
+from qwq_lite.stream import MOST_UNREAD, Stream
+from tests.checkpoints import LETTERS, chain, in_f16, write_scripted_checkpoint
 
 LONG = "Write a very long story about a king and his three daughters, with many details."
 HEADING = "**Final Answer**"
+ALPHABET = LETTERS[:20]
 
 
 @pytest.fixture(scope="module")
-def model(demo_gguf: Path) -> Iterator[Model]:
+def model(sentences_gguf: Path) -> Iterator[Model]:
     """In this process; as a model that marks no thought where a test says so."""
-    with qwq_lite.load(demo_gguf, n_ctx=2048, isolated=False) as loaded:
+    with qwq_lite.load(sentences_gguf, n_ctx=4096, isolated=False) as loaded:
         yield loaded
 
 
 @pytest.fixture(scope="module")
-def tagged(tagged_gguf: Path) -> Iterator[Model]:
-    with qwq_lite.load(tagged_gguf, n_ctx=2048, isolated=False) as loaded:
+def tagged(thinking_gguf: Path) -> Iterator[Model]:
+    with qwq_lite.load(thinking_gguf, n_ctx=4096, isolated=False) as loaded:
         yield loaded
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["here", "worker"])
-def either(request: pytest.FixtureRequest, tagged_gguf: Path) -> Iterator[Model]:
-    with qwq_lite.load(tagged_gguf, n_ctx=2048, isolated=request.param) as loaded:
+def either(request: pytest.FixtureRequest, thinking_gguf: Path) -> Iterator[Model]:
+    with qwq_lite.load(thinking_gguf, n_ctx=4096, isolated=request.param) as loaded:
         yield loaded
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A token takes a hundredth of a second or more, on any machine."""
+    times = itertools.count(1000.0, 0.01)
+    for module in (active_reply, local):
+        monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: next(times)))
 
 
 def reply(events: list[Event]) -> Reply:
@@ -92,27 +108,25 @@ def test_no_thought_at_all(tagged: Model) -> None:
 
 
 def test_a_thought_that_max_tokens_cuts_leaves_no_answer_and_one_that_ends_its_turn_is_the_answer(
-    tagged: Model,
+    tagged: Model, tmp_path: Path
 ) -> None:
     cut = tagged.chat().ask(LONG, max_tokens=20, seed=1)
     assert (cut.answer, cut.finish_reason, bool(cut.thinking)) == ("", "length", True)
     assert cut.stats.thought_end is None
-    ended = tagged.chat().ask("Say hello.", seed=1)
-    assert (ended.finish_reason, ended.thinking, bool(ended.answer)) == ("stop", "", True)
+    hello = write_scripted_checkpoint(tmp_path / "Hello", chain("H", "i", "<|im_end|>"), thinks=True)
+    with qwq_lite.load(in_f16(hello), n_ctx=512, isolated=False) as loaded:
+        ended = loaded.ask("Say hello.")
+    assert (ended.finish_reason, ended.thinking, ended.answer) == ("stop", "", "Hi")
 
 
-def test_the_context_keeps_room_for_an_answer(demo_gguf: Path) -> None:
-    with qwq_lite.load(demo_gguf, n_ctx=512, isolated=False) as small:
-        made = small.ask(
-            LONG, thought_style="undivided", answer_reserve=64, seed=3, temperature=1.5, top_p=1.0, top_k=0
-        )
-    if made.stats.thought_end is None:  # it ended its turn before
-        assert made.finish_reason == "stop"
-    else:
-        assert made.stats.thought_end == "context"
-        assert HEADING in made.answer
+def test_the_context_keeps_room_for_an_answer(sentences_gguf: Path) -> None:
+    with qwq_lite.load(sentences_gguf, n_ctx=512, isolated=False) as small:
+        made = small.ask(LONG, thought_style="undivided", answer_reserve=64, seed=3)
+    assert made.stats.thought_end == "context"
+    assert HEADING in made.answer
 
 
+@pytest.mark.usefixtures("clock")
 def test_a_deadline_is_kept_with_an_answer(model: Model) -> None:
     made = model.chat().ask(LONG, thought_style="undivided", within=3.0, answer_reserve=64, seed=1)
     assert len(made.answer) > len(HEADING)
@@ -125,6 +139,7 @@ def test_a_deadline_is_kept_with_an_answer(model: Model) -> None:
     assert over.stats.time_left_s < 0
 
 
+@pytest.mark.usefixtures("clock")
 def test_a_plain_model_ends_its_answer_at_a_sentence_after_the_deadline(model: Model) -> None:
     made = model.chat().ask(LONG, within=0.3, seed=1)
     assert made.finish_reason == "deadline"
@@ -160,19 +175,18 @@ def test_answer_now_from_another_thread(either: Model) -> None:
 
 def test_a_hint_from_another_thread(either: Model) -> None:
     chat, hint = either.chat(), "Wait, the king has only two daughters, and so"
-    events, seen = stopped_at(chat.stream(LONG, seed=2, thinking_budget=256, answer_reserve=32), 60)
+    events, seen = stopped_at(chat.stream(LONG, seed=2, answer_reserve=32), 60)
     in_thread(lambda: chat.steer(hint, drop="sentence"))
     seen += events
     made = reply(seen)
-    text = made.thinking or made.answer  # who ends its turn in the thought has answered with it
-    assert text.count(f"\n\n{hint}") == 1
-    assert not text.endswith(hint)
-    assert sum("a hint" in word for word in told(seen, "rewound")) <= 1  # the model may have left a loop besides
+    assert made.thinking.count(f"\n\n{hint}") == 1
+    assert not made.thinking.endswith(hint)
+    assert len(told(seen, "rewound")) <= 1
 
 
 def test_what_comes_too_late_is_told(model: Model) -> None:
     chat = model.chat()
-    stream = chat.stream("Hello", max_tokens=8, seed=1)  # a model that does not think
+    stream = chat.stream("Hello", max_tokens=2 * MOST_UNREAD, seed=1)  # a model that does not think
     chat.steer("Wait,")
     chat.conclude()
     events = list(stream)
@@ -189,7 +203,7 @@ def test_what_comes_too_late_is_told(model: Model) -> None:
 
 @pytest.mark.parametrize("drop", ["paragraph", "sentence", None])
 def test_of_a_steered_thought_only_the_hint_is_computed(
-    demo_gguf: Path, drop: Any, monkeypatch: pytest.MonkeyPatch
+    sentences_gguf: Path, drop: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In one batch, its last token apart as with every prompt."""
     batches: list[list[int]] = []
@@ -199,9 +213,9 @@ def test_of_a_steered_thought_only_the_hint_is_computed(
         batches.append([entry.token for entry in entries])
         decode(context, entries)
 
-    with qwq_lite.load(demo_gguf, n_ctx=2048, isolated=False, n_threads=1) as loaded:
+    with qwq_lite.load(sentences_gguf, n_ctx=4096, isolated=False, n_threads=1) as loaded:
         chat, hint = loaded.chat(), "Wait, I forgot the youngest one."
-        options = {"thought_style": "undivided", "seed": 1, "temperature": 0.0, "max_tokens": 120}
+        options = {"thought_style": "undivided", "seed": 1, "max_tokens": 2 * MOST_UNREAD}
         events, seen = stopped_at(chat.stream(LONG, **options), 50)
         monkeypatch.setattr(Context, "decode", counted)
         chat.steer(hint, drop)
@@ -260,9 +274,15 @@ def test_the_answer_has_its_own_temperature(tagged: Model) -> None:
 
 
 @pytest.fixture(scope="module")
-def greedy(tiny_gguf: Path) -> Iterator[Model]:
-    """Random weights: a greedy text of theirs soon comes again and again."""
-    with qwq_lite.load(tiny_gguf, n_ctx=2048, isolated=False) as loaded:
+def greedy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Model]:
+    """A greedy text of its goes through the alphabet again and again; drawn, any letter follows nearly as likely."""
+
+    def script(last: int) -> dict[int, float]:
+        following = ALPHABET[(ALPHABET.index(last) + 1) % len(ALPHABET)] if last in ALPHABET else ALPHABET[0]
+        return {**dict.fromkeys(LETTERS, 0.0), following: 1.0}
+
+    folder = write_scripted_checkpoint(tmp_path_factory.mktemp("greedy") / "Greedy", script)
+    with qwq_lite.load(in_f16(folder), n_ctx=2048, isolated=False) as loaded:
         yield loaded
 
 
@@ -293,13 +313,13 @@ def test_an_answer_that_loops_ends_with_a_word(greedy: Model, capsys: pytest.Cap
     assert (known.finish_reason, known.stats.loops) == ("length", ())
     asked = reply(list(greedy.generate(f"Write this 100 times: {text}", **options)))
     assert (asked.finish_reason, asked.stats.loops) == ("length", ())
-    terminal.show(events, thinking=False)
+    terminal.show(events, thinking=False, said=set())
     assert "; loops: stopped;" in capsys.readouterr().err
 
 
 def test_the_line_below_a_reply_names_what_was_refused_where_anything_was(capsys: pytest.CaptureFixture[str]) -> None:
     for stats, words in ((Stats(n_refused=3), "; 3 tokens of another script refused;"), (Stats(), None)):
-        terminal.show([Done(Reply("so", "", "stop", stats))], thinking=False)
+        terminal.show([Done(Reply("so", "", "stop", stats))], thinking=False, said=set())
         shown = capsys.readouterr().err
         assert words is None or words in shown
         assert ("refused" in shown, "loops" in shown) == (words is not None, False)

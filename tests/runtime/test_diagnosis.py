@@ -150,7 +150,11 @@ def interpreter(script: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> N
         ("kill -SEGV $$", "signal 11", FORCE),
         ("echo broken >&2; exit 1", "exit status 1): broken", FORCE),
         ("exit 127", "it said nothing", FORCE),
-        ("echo 'it is missing; run: mend it' >&2; exit 3", "it is missing", "mend it"),
+        (
+            "echo noise; echo 'it is missing; run: mend it' >/dev/fd/$QWQ_LITE_RESULTS; exit 3",
+            "it is missing",
+            "mend it",
+        ),
     ],
 )
 def test_an_engine_that_dies_is_an_error_with_its_command(

@@ -121,6 +121,13 @@ def test_repacked_weights_are_read_from_the_file_and_copied(ghost_gguf: Path) ->
     assert (kept.mapped, kept.reclaimable) == (kept.weights, 0)
 
 
+def test_the_buffer_for_amx_is_memory_of_the_host_that_is_no_page_of_the_file() -> None:
+    rows = [("CPU", 10, 3, 5), ("AMX", 100, 0, 0), ("CPU_REPACK", 1000, 0, 0)]
+    mapped, copied = (backend._by_device(rows, [], Choice(256, load_mode=mode)) for mode in ("mmap", "none"))
+    assert mapped == {"CPU": {"weights": 1110, "kv": 3, "compute": 5, "mapped": 10, "reclaimable": 1100}}
+    assert copied == {"CPU": {"weights": 1110, "kv": 3, "compute": 5, "mapped": 0, "reclaimable": 0}}
+
+
 @on_linux
 def test_a_ghost_takes_no_room(ghost_gguf: Path) -> None:
     found = ghost_gguf.stat()
@@ -162,6 +169,14 @@ def test_a_child_that_says_nothing_of_use_is_an_error(ghost_gguf: Path, monkeypa
     done = subprocess.CompletedProcess([], 0, stdout="", stderr="")
     monkeypatch.setattr(subprocess, "run", lambda *_args, **_options: done)
     with pytest.raises(PlanError, match="count cannot be read"):
+        measure(ghost_gguf, [Choice(256)])
+
+
+@on_linux
+def test_an_illegal_instruction_names_doctor(ghost_gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done = subprocess.CompletedProcess([], -4, stdout="", stderr="")
+    monkeypatch.setattr(subprocess, "run", lambda *_args, **_options: done)
+    with pytest.raises(PlanError, match=r"run: qwq-lite doctor$"):
         measure(ghost_gguf, [Choice(256)])
 
 

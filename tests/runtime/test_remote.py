@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import os
 import random
 import signal
@@ -11,15 +12,16 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
 import pytest
 
 import qwq_lite
-from qwq_lite import child, process, remote
+from qwq_lite import child, process, remote, wire
 from qwq_lite.loading import load
 from qwq_lite.remote import RemoteModel
 from qwq_lite.stream import MOST_UNREAD
@@ -30,18 +32,43 @@ posix = pytest.mark.skipif(sys.platform == "win32", reason="signals")
 
 
 @pytest.fixture(scope="module")
-def model(demo_gguf: Path) -> Iterator[RemoteModel]:
-    with load(demo_gguf, n_ctx=4096) as loaded:
+def model(letters_gguf: Path) -> Iterator[RemoteModel]:
+    """Its replies do not end by themselves, and each token is an event: one of more than MOST_UNREAD waits for its reader."""
+    with load(letters_gguf, n_ctx=4096) as loaded:
         assert isinstance(loaded, RemoteModel)
         yield loaded
 
 
 @pytest.fixture
-def fragile(demo_gguf: Path) -> Iterator[RemoteModel]:
+def fragile(letters_gguf: Path) -> Iterator[RemoteModel]:
     """One of its own for each test that ends it: too many deaths in a row are given up."""
-    with load(demo_gguf, n_ctx=2048) as loaded:
+    with load(letters_gguf, n_ctx=4096) as loaded:
         assert isinstance(loaded, RemoteModel)
         yield loaded
+
+
+class Clock:
+    """The host's clock: it stands still, and moves when the test says so."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = time.monotonic()
+        clock = SimpleNamespace(monotonic=lambda: self.now, sleep=time.sleep)
+        for module in (process, remote):
+            monkeypatch.setattr(module, "time", clock)
+
+    def pass_(self, seconds: float, model: RemoteModel) -> None:
+        """In steps that are no sleep of the host, each one seen by the engine's watch unless the engine is gone."""
+        worker, end = model._held[0], self.now + seconds
+        while self.now < end and model.pid is not None:
+            self.now = min(end, self.now + 0.9 * process._ASLEEP_S)
+            wait_until(lambda: worker._looked == self.now or model.pid is None)
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + WAIT_S
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def pid_of(model: RemoteModel) -> int:
@@ -50,23 +77,20 @@ def pid_of(model: RemoteModel) -> int:
 
 
 def struck(model: RemoteModel, number: int, after: int = 10) -> qwq_lite.EngineCrashed:
-    """What a reply raises when its engine gets a signal after so many events; and how long that took is checked."""
+    """What a reply raises when its engine gets a signal after so many events."""
     texts: list[str] = []
-    at = 0.0
     with pytest.raises(qwq_lite.EngineCrashed) as caught:
         for n, event in enumerate(model.chat().stream(LONG, seed=1, max_tokens=900)):
             if isinstance(event, qwq_lite.Answer):
                 texts.append(event.text)
             if n == after:
                 os.kill(pid_of(model), number)
-                at = time.monotonic()
-    assert time.monotonic() - at < 4
     assert caught.value.partial.startswith("".join(texts))
     return caught.value
 
 
-def gone(pid: int, within_s: float = 10) -> bool:
-    deadline = time.monotonic() + within_s
+def gone(pid: int) -> bool:
+    deadline = time.monotonic() + WAIT_S
     while psutil.pid_exists(pid) and time.monotonic() < deadline:
         with contextlib.suppress(psutil.NoSuchProcess):
             process = psutil.Process(pid)
@@ -76,9 +100,9 @@ def gone(pid: int, within_s: float = 10) -> bool:
     return not psutil.pid_exists(pid)
 
 
-def test_replies_are_those_of_the_engine_in_this_process(model: RemoteModel, demo_gguf: Path) -> None:
+def test_replies_are_those_of_the_engine_in_this_process(demo_gguf: Path) -> None:
     asked: dict[str, Any] = {"seed": 3, "max_tokens": 40}
-    with load(demo_gguf, n_ctx=4096, isolated=False) as here:
+    with load(demo_gguf, n_ctx=4096) as model, load(demo_gguf, n_ctx=4096, isolated=False) as here:
         for question in ("What is the capital of France?", "¿Qué es el mar? 海是什么?"):
             assert model.ask(question, **asked).answer == here.ask(question, **asked).answer
         assert model.tokenize(
@@ -123,10 +147,14 @@ def test_a_model_that_does_not_fit_leaves_no_process(demo_gguf: Path) -> None:
 
 def test_a_reply_is_cancelled_from_another_thread(model: RemoteModel) -> None:
     chat = model.chat()
-    threading.Timer(0.3, chat.cancel).start()
-    reply = chat.ask(LONG, max_tokens=3000)
-    assert reply.finish_reason == "cancelled"
-    assert 0 < reply.stats.n_generated < 2000
+    thread = threading.Thread(target=chat.cancel)
+    for event in chat.stream(LONG, max_tokens=3000):
+        if isinstance(event, qwq_lite.Answer) and thread.ident is None:
+            thread.start()
+            thread.join()
+    assert isinstance(event, qwq_lite.Done)
+    assert event.reply.finish_reason == "cancelled"
+    assert 0 < event.reply.stats.n_generated < 2000
 
 
 def test_it_is_read_by_an_event_loop(model: RemoteModel) -> None:
@@ -140,7 +168,7 @@ def test_it_is_read_by_an_event_loop(model: RemoteModel) -> None:
 
 
 def test_a_reader_that_does_not_read_stops_the_engine(model: RemoteModel) -> None:
-    stream = model.generate("1 2 3 4 5 6 7 8 9 10 11 12", max_tokens=1500, temperature=0.0)
+    stream = model.generate(LONG, max_tokens=1500)
     worker = psutil.Process(pid_of(model))
     deadline = time.monotonic() + WAIT_S
     busy = 1.0
@@ -167,7 +195,14 @@ def test_a_death_is_an_exception_and_the_next_call_works(fragile: RemoteModel, n
 
 
 @posix
-def test_a_process_that_is_stopped_is_ended(fragile: RemoteModel) -> None:
+def test_an_illegal_instruction_names_doctor(fragile: RemoteModel) -> None:
+    crash = struck(fragile, signal.SIGILL)
+    assert crash.signal == "SIGILL" and str(crash).endswith("run: qwq-lite doctor")
+
+
+@posix
+def test_a_process_that_is_stopped_is_ended(fragile: RemoteModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "_STUCK_S", math.inf)  # what runs and is silent
     before = pid_of(fragile)
     assert "did not answer" in str(struck(fragile, signal.SIGSTOP))
     assert gone(before)
@@ -179,9 +214,7 @@ def test_a_conversation_survives_its_engine(fragile: RemoteModel) -> None:
     chat = fragile.chat()
     first = chat.ask("What is the sea?", seed=1, max_tokens=10)
     os.kill(pid_of(fragile), signal.SIGKILL)
-    deadline = time.monotonic() + WAIT_S
-    while fragile.pid is not None and time.monotonic() < deadline:
-        time.sleep(0.01)
+    wait_until(lambda: fragile.pid is None)
     second = chat.ask("Why?", seed=1, max_tokens=10)
     assert second.stats.n_reused == 0
     assert second.stats.n_prefilled > first.stats.n_prompt
@@ -199,6 +232,7 @@ def test_a_crash_loop_is_given_up(fragile: RemoteModel) -> None:
 
 @posix
 def test_kills_at_random_moments_leave_nothing(demo_gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One between two calls is met by none of them; the next one starts another engine."""
     monkeypatch.setattr(remote, "_WITHIN_S", 0.0)
     rng = random.Random(7)
     process = psutil.Process()
@@ -209,8 +243,8 @@ def test_kills_at_random_moments_leave_nothing(demo_gguf: Path, monkeypatch: pyt
         for _ in range(8):
             pid = pid_of(model)
             threading.Timer(rng.random(), os.kill, (pid, rng.choice((signal.SIGKILL, signal.SIGSEGV)))).start()
-            with pytest.raises(qwq_lite.EngineCrashed):
-                while True:
+            with contextlib.suppress(qwq_lite.EngineCrashed):
+                while model.pid == pid:
                     model.ask(LONG, max_tokens=100)
             assert gone(pid)
             assert model.ask("Hi", max_tokens=2).stats.n_generated
@@ -222,25 +256,25 @@ HOST = """
 import os, sys, threading, time
 import qwq_lite
 models = []
-thread = threading.Thread(target=lambda: models.append(qwq_lite.load({file!r}, n_ctx=512)))
+thread = threading.Thread(target=lambda: models.append(qwq_lite.load({file!r}, n_ctx=4096)))
 thread.start()
 thread.join()
 model = models[0]
 if {fork}:
     if os.fork() == 0:
-        time.sleep(30)
+        time.sleep(600)
         os._exit(0)
 print(model.pid, flush=True)
-for event in model.chat().stream({question!r}, max_tokens=100000, when_full="drop"):
-    time.sleep(0.01)
+for event in model.chat().stream({question!r}, max_tokens=3000):
+    time.sleep(0.1)
 """
 
 
 @posix
 @pytest.mark.parametrize("fork", [False, True])
-def test_no_engine_outlives_its_host(demo_gguf: Path, fork: bool) -> None:
+def test_no_engine_outlives_its_host(letters_gguf: Path, fork: bool) -> None:
     """Also where a forked copy of the host keeps the pipe open; and the thread that loaded it has ended long before."""
-    code = HOST.format(file=str(demo_gguf), fork=fork, question=LONG)
+    code = HOST.format(file=str(letters_gguf), fork=fork, question=LONG)
     host = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, start_new_session=True)
     assert host.stdout
     try:
@@ -257,31 +291,43 @@ def test_no_engine_outlives_its_host(demo_gguf: Path, fork: bool) -> None:
 
 SLEEPER = """
 import qwq_lite
-from qwq_lite import process
-process._STUCK_S = 2.0
-with qwq_lite.load({file!r}, n_ctx=1024) as model:
+with qwq_lite.load({file!r}, n_ctx=4096) as model:
     print(model.pid, flush=True)
-    reply = model.ask({question!r}, max_tokens=600, temperature=0.0)
-    print(reply.finish_reason, reply.stats.n_generated, flush=True)
+    stream = model.generate({question!r}, max_tokens=3000)
+    events = iter(stream)
+    print(next(events), flush=True)
+    input()
+    *_, done = events
+    print(done.reply.finish_reason, done.reply.stats.n_generated, flush=True)
 """
 
 
 @posix
-def test_a_host_that_sleeps_keeps_its_engine(demo_gguf: Path) -> None:
-    """Host and child stopped and woken together, as a laptop's lid or Ctrl-Z and fg do it."""
-    code = SLEEPER.format(file=str(demo_gguf), question=LONG)
-    host = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, start_new_session=True)
-    assert host.stdout
-    pid = int(host.stdout.readline())
-    time.sleep(0.7)
-    os.killpg(host.pid, signal.SIGSTOP)
-    time.sleep(5)
-    assert psutil.Process(pid).status() == psutil.STATUS_STOPPED
-    os.killpg(host.pid, signal.SIGCONT)
-    said = host.stdout.read().decode()
-    assert host.wait() == 0
-    assert said.split()[0] in ("stop", "length")
-    host.stdout.close()
+def test_a_host_that_is_stopped_with_its_engine_keeps_it(letters_gguf: Path) -> None:
+    """Both stopped and woken together, as Ctrl-Z and fg do it."""
+    code = SLEEPER.format(file=str(letters_gguf), question=LONG)
+    pipe = subprocess.PIPE
+    host = subprocess.Popen([sys.executable, "-c", code], stdin=pipe, stdout=pipe, start_new_session=True)
+    assert host.stdout and host.stdin
+    with host:
+        pid = int(host.stdout.readline())
+        assert host.stdout.readline()
+        os.killpg(host.pid, signal.SIGSTOP)
+        time.sleep(2 * process._SILENT_S)
+        assert psutil.Process(pid).status() == psutil.STATUS_STOPPED
+        os.killpg(host.pid, signal.SIGCONT)
+        assert host.communicate(b"\n", timeout=WAIT_S)[0] == b"length 3000\n"
+
+
+def test_a_host_that_sleeps_keeps_its_engine(model: RemoteModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a laptop does when its lid is closed: a clock that stood at one time is at another."""
+    clock, before = Clock(monkeypatch), model.pid
+    for event in model.generate(LONG, max_tokens=2000):
+        if isinstance(event, qwq_lite.Answer) and clock.now < 1e6:
+            clock.now += 1e6
+            wait_until(lambda: model._held[0]._looked == clock.now)
+    assert isinstance(event, qwq_lite.Done)
+    assert model.pid == before
 
 
 @posix
@@ -303,22 +349,24 @@ def test_a_forked_copy_of_the_host_is_refused(model: RemoteModel) -> None:
     assert model.ask("Hi", max_tokens=2).stats.n_generated
 
 
-def test_after_unload_nothing_is_left(demo_gguf: Path) -> None:
-    process = psutil.Process()
-    before = process.num_fds() if sys.platform != "win32" else 0
-    model = load(demo_gguf, n_ctx=512)
+def test_after_unload_nothing_is_left(letters_gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "_GOODBYE_S", WAIT_S)
+    host = psutil.Process()
+    before = host.num_fds() if sys.platform != "win32" else 0
+    model = load(letters_gguf, n_ctx=4096)
     assert isinstance(model, RemoteModel)
-    pid, stream = pid_of(model), model.generate(LONG, max_tokens=400)
-    next(iter(stream))
-    started = time.monotonic()
+    pid, stream = pid_of(model), model.generate(LONG, max_tokens=3000)
+    next(events := iter(stream))
     model.unload()
     model.unload()
-    assert time.monotonic() - started < 5
+    assert model._held[0].process.returncode == 0, "it ended by itself, in the midst of a reply"
     assert gone(pid)
+    with contextlib.suppress(qwq_lite.EngineClosed):
+        list(events)
     with pytest.raises(qwq_lite.EngineClosed):
         model.ask("Hi")
     if sys.platform != "win32":
-        assert process.num_fds() == before
+        assert host.num_fds() == before
 
 
 def test_a_worker_starts_no_worker(demo_gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -361,13 +409,18 @@ def test_a_child_that_speaks_nonsense_is_a_crash(demo_gguf: Path, monkeypatch: p
     assert caught.value.lines == ("last words",)
 
 
-def test_an_idle_engine_gives_its_memory_back_and_comes_again(demo_gguf: Path) -> None:
-    loads: list[float] = []
-    with load(demo_gguf, n_ctx=1024, idle_unload=1.0, on_progress=lambda event: loads.append(event.done)) as model:
+def test_an_idle_engine_gives_its_memory_back_and_comes_again(
+    letters_gguf: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, loads = Clock(monkeypatch), list[float]()
+    with load(letters_gguf, n_ctx=4096, idle_unload=3, on_progress=lambda event: loads.append(event.done)) as model:
         assert isinstance(model, RemoteModel)
         chat = model.chat()
         first = chat.ask("What is the sea?", seed=1, max_tokens=10)
         before = psutil.Process(pid_of(model))
+        clock.pass_(2.5, model)
+        assert pid_of(model) == before.pid
+        clock.pass_(1, model)
         before.wait(WAIT_S)
         assert model.pid is None
         loads.clear()
@@ -376,67 +429,92 @@ def test_an_idle_engine_gives_its_memory_back_and_comes_again(demo_gguf: Path) -
         assert pid_of(model) != before.pid
         assert second.stats.n_prefilled > first.stats.n_prompt
         # A reply that takes longer than that is no idleness, read or not.
-        stream = model.generate("1 2 3 4 5 6 7 8 9 10 11 12", max_tokens=600, temperature=0.0)
-        time.sleep(2.5)
-        assert psutil.pid_exists(pid_of(model))
+        stream = model.generate(LONG, max_tokens=2 * MOST_UNREAD)
+        clock.pass_(7, model)
         assert isinstance(list(stream)[-1], qwq_lite.Done)
-        psutil.wait_procs([psutil.Process(pid_of(model))], WAIT_S)
+        clock.pass_(4, model)
+        wait_until(lambda: model.pid is None)
     with pytest.raises(qwq_lite.EngineClosed):
         chat.ask("Hi")
 
 
-def test_calls_that_meet_the_end_of_idleness_are_answered(demo_gguf: Path) -> None:
+def test_calls_that_meet_the_end_of_idleness_are_answered(letters_gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Asked again and again at the moment when the engine goes; and one that is asked all the time does not go."""
-    with load(demo_gguf, n_ctx=512, idle_unload=0.4) as model:
+    clock = Clock(monkeypatch)
+    with load(letters_gguf, n_ctx=512, idle_unload=3) as model:
         assert isinstance(model, RemoteModel)
         first = pid_of(model)
-        for _ in range(30):
+        for _ in range(4):
             assert model.tokenize("Hello")
-            time.sleep(0.05)
+            clock.pass_(2.5, model)
         assert pid_of(model) == first
-        seen = set()
         for n in range(8):
             assert model.tokenize("Hello")
-            seen.add(pid_of(model))
-            time.sleep(0.38 + n * 0.02)
-        assert len(seen) > 1
+            clock.now += 4  # its watch sees that within a tenth of a second
+            time.sleep(0.08 + n * 0.005)
+        assert model.tokenize("Hello")
+        clock.pass_(4, model)
+        wait_until(lambda: model.pid is None)
+        assert model.tokenize("Hello")
+        assert pid_of(model) != first
+
+
+def test_a_call_that_takes_long_to_be_sent_has_its_engine(letters_gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though the engine gives its memory back as soon as nobody asks anything."""
+    encoded = wire.encoded
+
+    def encoded_late(message: dict[str, Any]) -> bytes:
+        if message["do"] in ("load", "generate", "tokenize"):
+            time.sleep(0.5)
+        return encoded(message)
+
+    monkeypatch.setattr(wire, "encoded", encoded_late)
+    with load(letters_gguf, n_ctx=512, idle_unload=1e-6) as model:
+        for _ in range(2):
+            assert model.tokenize("Hello")
+            assert model.ask("Hi", max_tokens=2).stats.n_generated == 2
 
 
 def test_a_waiting_reply_is_cancelled_beside_one_that_runs(model: RemoteModel) -> None:
-    running = model.generate("1 2 3 4 5 6 7 8 9 10 11 12", max_tokens=400, temperature=0.0)
+    running = model.generate(LONG, max_tokens=2 * MOST_UNREAD)  # before anybody reads it, it does not end
     waiting = model.generate("a b c d", max_tokens=400)
     waiting.cancel()
     (ended,) = list(waiting)
     assert isinstance(ended, qwq_lite.Done)
     assert ended.reply.finish_reason == "cancelled"
-    assert not running.finished
-    assert running.feed.events.qsize() < 300  # it did not wait for the other's end
-    assert isinstance(list(running)[-1], qwq_lite.Done)
+    done = list(running)[-1]
+    assert isinstance(done, qwq_lite.Done)
+    assert done.reply.finish_reason == "length"
 
 
 def test_a_reader_that_waits_is_no_hang(fragile: RemoteModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(process, "_LEAST_HUNG_S", 1.0)
-    monkeypatch.setattr(process, "_HUNG_TIMES", 0)
-    stream = fragile.generate("1 2 3 4 5 6 7 8 9 10 11 12", max_tokens=1200, temperature=0.0)
-    deadline = time.monotonic() + WAIT_S
-    while not stream.feed.unread and time.monotonic() < deadline:  # type: ignore[attr-defined]
-        time.sleep(0.05)
-    time.sleep(3)
+    hasten_hangs(monkeypatch)
+    clock, stream = Clock(monkeypatch), fragile.generate(LONG, max_tokens=2 * MOST_UNREAD)
+    wait_until(lambda: stream.feed.unread)  # type: ignore[attr-defined]
+    clock.pass_(20, fragile)
     assert isinstance(list(stream)[-1], qwq_lite.Done)
 
 
-@posix
 def test_work_without_a_step_is_a_hang(fragile: RemoteModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(process, "_LEAST_HUNG_S", 0.0)
-    monkeypatch.setattr(process, "_HUNG_TIMES", 0)
+    hasten_hangs(monkeypatch)
+    monkeypatch.setattr(process.RemoteFeed, "unread", False)  # so that nothing says why it waits
+    clock, stream = Clock(monkeypatch), fragile.generate(LONG, max_tokens=2 * MOST_UNREAD)
+    wait_until(lambda: stream.feed.events.qsize() >= MOST_UNREAD)
+    clock.pass_(20, fragile)
     with pytest.raises(qwq_lite.EngineCrashed, match="made no step"):
-        fragile.ask(LONG * 20, max_tokens=5)
+        list(stream)
+
+
+def hasten_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "_LEAST_HUNG_S", 10.0)
+    monkeypatch.setattr(process, "_HUNG_TIMES", 0)
+    monkeypatch.setattr(process, "_STUCK_S", math.inf)  # a beat comes by the real clock
 
 
 def test_an_engine_that_does_not_stop_is_ended(fragile: RemoteModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(process, "_OBEY_S", 0.2)
+    monkeypatch.setattr(process, "_OBEY_S", 0.0)
     monkeypatch.setattr(process, "_OBEY_TIMES", 0)
-    stream = fragile.generate("1 2 3 4 5 6 7 8 9 10 11 12", max_tokens=1500, temperature=0.0)
+    stream = fragile.generate(LONG, max_tokens=2 * MOST_UNREAD)
     next(iter_ := iter(stream))
     monkeypatch.setattr(fragile._held[0], "tell", lambda _message: None)  # a cancel that is not heard
     stream.cancel()
@@ -446,14 +524,13 @@ def test_an_engine_that_does_not_stop_is_ended(fragile: RemoteModel, monkeypatch
 
 
 @posix
-def test_a_restart_for_which_there_is_no_memory_is_no_crash(demo_gguf: Path, tmp_path: Path) -> None:
+def test_a_restart_for_which_there_is_no_memory_is_no_crash(letters_gguf: Path, tmp_path: Path) -> None:
     file = tmp_path / "model.gguf"
-    file.write_bytes(demo_gguf.read_bytes())
+    file.write_bytes(letters_gguf.read_bytes())
     with load(file, n_ctx=512) as model:
         assert isinstance(model, RemoteModel)
         psutil.Process(pid_of(model)).kill()
-        while model.pid is not None:
-            time.sleep(0.01)
+        wait_until(lambda: model.pid is None)
         file.rename(tmp_path / "away.gguf")
         for _ in range(2 * remote._CRASHES):
             with pytest.raises(qwq_lite.FormatError):

@@ -15,7 +15,7 @@ from qwq_lite.errors import EngineError, QwqError
 from qwq_lite.events import Answer, Done, Event, Notice, Reply, Thinking
 from qwq_lite.stream import Feed, Stream, in_thread
 
-WAIT_S = 30  # nothing here takes as long; a test that would hang fails instead
+WAIT_S = 60  # nothing here takes as long; a test that would hang fails instead
 DONE = Done(Reply("a", "t", "stop"))
 EVENTS: list[Event] = [Thinking("t"), Notice("n", "full"), Answer("a"), DONE]
 

@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 
+import qwq_lite
 from qwq_lite.backend.model import LoadedModel
 from qwq_lite.backend.vocab import Vocab
 from qwq_lite.errors import EngineError
+from qwq_lite.local import LocalModel
 
 
 @pytest.fixture(scope="module")
@@ -58,3 +60,38 @@ def test_each_piece_is_asked_for_once(weights: LoadedModel, monkeypatch: pytest.
 def test_a_token_that_is_none_is_refused(token: int, weights: LoadedModel) -> None:
     with pytest.raises(EngineError, match="is not one of the vocabulary's"):
         weights.vocab.piece(token)
+
+
+def renamed(file: Path, copy: Path, *names: tuple[bytes, bytes]) -> Path:
+    """The file with texts of its header replaced by others of the same length."""
+    data = file.read_bytes()
+    for old, new in names:
+        assert len(old) == len(new)
+        assert old in data
+        data = data.replace(old, new)
+    copy.write_bytes(data)
+    return copy
+
+
+KEYS = ((b"tokenizer.ggml.eos_token_id", b"tokenizer.ggml.xos_token_id"),)
+TOKENS = ((b"<|im_end|>", b"<|im_fin|>"), (b"<|endoftext|>", b"<|finoftext|>"))
+
+
+def test_a_vocabulary_without_an_end_token_is_said_and_no_ordinary_token_ends_a_reply(
+    tiny_gguf: Path, tmp_path: Path
+) -> None:
+    """llama.cpp takes token 11 for the end where a file names none."""
+    with qwq_lite.load(renamed(tiny_gguf, tmp_path / "model.gguf", *KEYS, *TOKENS), isolated=False) as model:
+        assert isinstance(model, LocalModel)
+        assert model._vocab.eos == 11
+        assert model._vocab.end_tokens == frozenset()
+        (notice,) = [notice for notice in model.notices if "eos_token_id" in notice]
+        assert "no token that ends a turn" in notice
+        assert model.ask("Hi", max_tokens=3).finish_reason == "length"
+
+
+@pytest.mark.parametrize("names", [(), KEYS, TOKENS])
+def test_one_end_token_is_enough(names: tuple[tuple[bytes, bytes], ...], tiny_gguf: Path, tmp_path: Path) -> None:
+    """Named by its key, or known to llama.cpp by its text."""
+    with qwq_lite.load(renamed(tiny_gguf, tmp_path / "model.gguf", *names), isolated=False) as model:
+        assert not [notice for notice in model.notices if "eos_token_id" in notice]

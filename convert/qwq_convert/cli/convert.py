@@ -25,8 +25,9 @@ from qwq_convert.cli import errors, sha256
 from qwq_convert.cli.bar import bar
 from qwq_convert.imatrix import Imatrix
 from qwq_convert.pipeline import Conversion, Progress, Target, Written, convert, look
-from qwq_convert.quantize import default_threads, memory_bytes
+from qwq_convert.quantize import memory_bytes
 from qwq_convert.roundtrip import RoundTrip
+from qwq_lite import process_limits
 from qwq_lite.cli import console
 from qwq_lite.cli.console import escaped, size
 from qwq_lite.errors import PlanError, QwqError, UsageError
@@ -52,7 +53,7 @@ class _Asked:
     as_json: bool
 
 
-@click.command()
+@click.command(cls=console.Command)
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @click.option(
     "-q", "--type", "kinds", required=True, multiple=True, metavar="TYPE",
@@ -75,7 +76,9 @@ class _Asked:
     help="Write each file's SHA-256 beside it, FILE.sha256; the file is read once more.",
 )  # fmt: skip
 @click.option("--force", is_flag=True, help="Replace existing files.")
-@click.option("-j", "--threads", type=click.IntRange(1, 512), help="Threads of the kernels.  [default: all cores]")
+@click.option(
+    "-j", "--threads", type=click.IntRange(1, 512), help="Threads of the kernels.  [default: all CPUs it may use]"
+)
 @click.option("--quiet", is_flag=True, help="No bar, notices or summary; what --dry-run and --json print stays.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
 def command(
@@ -214,9 +217,7 @@ def _cannot_run(plan: Conversion, checkpoint: Path) -> list[tuple[Target, str]]:
 
 def _does_not_run(target: Target, checkpoint: Path) -> str | None:
     """A word on a result that this machine cannot run, with what it could; None where it can, or nobody can tell."""
-    import psutil
-
-    if target.n_bytes < _MUCH * psutil.virtual_memory().total:
+    if target.n_bytes < _MUCH * process_limits.total_memory_bytes():
         return None
     from qwq_lite import planning  # it asks a child for devices, which takes a second
 
@@ -248,7 +249,7 @@ def _needs(plan: Conversion, asked: _Asked) -> _Needs:
     return _Needs(
         disk_bytes=sum(target.n_bytes for target in plan.targets),
         free_bytes=shutil.disk_usage(there).free if there is not None else None,
-        memory_bytes=memory_bytes(asked.n_threads or default_threads(), len(plan.targets), asked.report),
+        memory_bytes=memory_bytes(asked.n_threads or process_limits.usable_cpus(), len(plan.targets), asked.report),
     )
 
 

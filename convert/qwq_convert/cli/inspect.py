@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from qwq_convert.inspection import Inspection, Token, Tokenizer, TypeSum, inspect
+from qwq_lite.cli import console
 from qwq_lite.cli.console import escaped, size
 from qwq_lite.shape import ModelShape
 
@@ -20,7 +21,7 @@ _LINES, _COLUMNS = 4, 100  # of the template and of long values
 Rows = Iterator[tuple[str, str]]
 
 
-@click.command()
+@click.command(cls=console.Command)
 @click.argument("path", type=click.Path(path_type=Path), metavar="FILE|DIR")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
 def command(path: Path, as_json: bool) -> None:

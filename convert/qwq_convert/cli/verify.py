@@ -15,6 +15,7 @@ from qwq_convert.cli.bar import bar
 from qwq_convert.roundtrip import RoundTrip
 from qwq_convert.source import Checkpoint
 from qwq_convert.verify import Verification, compare, read_header, verify
+from qwq_lite.cli import console
 from qwq_lite.cli.console import escaped, size
 from qwq_lite.errors import FormatError, QwqError
 
@@ -22,16 +23,17 @@ _UNLIKE = 0.8  # cosine below which it is hardly the same model: two-bit types s
 _MEND = "fetch it again, or convert the checkpoint again"
 
 
-@click.command()
+@click.command(cls=console.Command)
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--source", type=click.Path(path_type=Path), metavar="DIR", help="Also compare with this checkpoint.")
-@click.option("-j", "--threads", type=click.IntRange(1, 512), help="Threads that read.  [default: all cores]")
+@click.option("-j", "--threads", type=click.IntRange(1, 512), help="Threads that read.  [default: all CPUs it may use]")
 @click.option("--quiet", is_flag=True, help="No bar, and nothing said of a file that is OK.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
 def command(file: Path, source: Path | None, threads: int | None, quiet: bool, as_json: bool) -> None:
     """Say whether FILE, a GGUF file of `qwq-lite convert`, is what it was when it was written.
 
-    Its structure is checked, and each tensor against the SHA-256 that the file carries. Its name and place do not matter. Exit
+    Its structure is checked, and each tensor against the SHA-256 that the file carries. Its name and place do not matter. Of a
+    split model, also one that llama-gguf-split has made of such a file, FILE is the first part, and all are read. Exit
     status 1 when it is damaged, and for a file without digests, which cannot be verified.
 
     Example: qwq-lite verify QwQ-32B-Q4_K_M.gguf
