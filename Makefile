@@ -24,7 +24,7 @@ FROZEN := build/desktop
 INSTALLER := pyproject.toml $(wildcard scripts/install*.py qwq_lite/backend/engine_*.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test parity desktop check docs bench clean
+.PHONY: help install demo test golden parity desktop check docs bench clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s%s\n", $$1, $$2 }' Makefile
@@ -39,6 +39,9 @@ demo: $(RUN) ## convert a small real model and ask it a question
 
 test: $(DEVELOP) ## run the tests
 	$(BIN)/python -m pytest
+
+golden: $(DEVELOP) ## compare token ids with llama.cpp's golden ones for 15 vocabularies (fetches the engine's source)
+	$(BIN)/python -m pytest tests/golden
 
 parity: $(COMPARE) ## compare logits and prompts with transformers (installs torch)
 	$(REFERENCE)/bin/python -m pytest -W ignore::ResourceWarning tests/parity

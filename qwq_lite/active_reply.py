@@ -60,6 +60,7 @@ class ActiveReply:
         self.n_refused = 0  # tokens that were drawn, and another one in their place
         self.left = request.prompt[self.n_reused :]
         self.pending: int | None = None
+        self.begins_anew = False  # the cache was emptied, for it cannot be cut
         self.started = time.monotonic()
         self.prefilled: float | None = None
         times = [entry[1] for entry in self._entries if isinstance(entry, tuple)]
@@ -68,6 +69,11 @@ class ActiveReply:
     @property
     def _entries(self) -> tuple[Entry, ...]:
         return self.request.course.entries if self.request.course else ()
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens of the prompt, and of the reply that stand."""
+        return len(self.request.prompt) + len(self.track.tokens)
 
     @property
     def elapsed_s(self) -> float:
@@ -171,8 +177,23 @@ class ActiveReply:
         for event in events:
             self.feed.put(event)
 
+    def tell_progress(self, n_tokens: int) -> None:
+        """So many tokens more were decoded at once, of the prompt, or of all where the cache was emptied."""
+        if self.prefilled is None:
+            self.n_prefilled += n_tokens
+            self.feed.put(Progress("prefill", self.n_reused + self.n_prefilled, len(self.request.prompt)))
+        elif self.begins_anew:
+            self.feed.put(Progress("prefill", self.n_tokens - len(self.left), self.n_tokens))
+
+    def begin_anew(self) -> None:
+        """The cache was emptied, for it cannot be cut: all that stands is to be decoded. The reader is told once."""
+        if not self.begins_anew:
+            self.begins_anew = True
+            words = "this model's cache cannot be cut, so the prompt and what stands of the thought are computed again"
+            self.feed.put(Notice(f"{words}; each change of a thought takes that long here", "recomputed"))
+
     def go_back(self) -> None:
-        """A batch came to nothing: what is to be decoded follows from what the cache still holds."""
+        """What is to be decoded follows from what the cache holds: a batch came to nothing, or several tokens are to come."""
         whole = self.request.prompt + (self.track.tokens if self.prefilled is not None else [])
         self.left = whole[len(self.sequence.tokens) :]
         if self.pending is not None and len(self.left) == 1:

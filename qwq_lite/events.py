@@ -8,6 +8,20 @@ from typing import Literal
 FinishReason = Literal["stop", "length", "context", "cancelled", "deadline", "loop"]
 ThoughtEnd = Literal["itself", "budget", "deadline", "asked", "context", "loop"]
 LoopEnd = Literal["rewound", "closed", "stopped"]
+NoticeKind = Literal[
+    "left-out",
+    "full",
+    "rewound",
+    "restarted",
+    "closed",
+    "late",
+    "slow",
+    "loop",
+    "warmed",
+    "ignored",
+    "resumed",
+    "recomputed",
+]
 
 
 @dataclass(frozen=True)
@@ -42,14 +56,13 @@ class Notice:
     "restarted" (the answer so far no longer counts), "closed" (the thought was ended for an answer), "late" (what was asked
     came too late to be done), "slow" (far below the machine's bandwidth), "loop" (the answer repeated itself and was ended),
     "warmed" (the rest of the thought is sampled less greedily than was asked for), "ignored" (options that have nothing to act
-    on), "resumed" (the engine's process ended, another goes on with the reply). n_lost: so many of the last characters that were
-    shown of the thought, or of the answer that began anew, no longer count.
+    on), "resumed" (the engine's process ended, another goes on with the reply), "recomputed" (the model's cache cannot be cut:
+    what stands is computed again). n_lost: so many of the last characters that were shown of the thought, or of the answer that
+    began anew, no longer count.
     """
 
     text: str
-    kind: Literal[
-        "left-out", "full", "rewound", "restarted", "closed", "late", "slow", "loop", "warmed", "ignored", "resumed"
-    ]
+    kind: NoticeKind
     n_lost: int = 0
 
 

@@ -9,11 +9,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from qwq_lite import arguments, catalog, child
+from qwq_lite import arguments, catalog, child, prompt
 from qwq_lite.chat import Model
 from qwq_lite.errors import UsageError
 from qwq_lite.events import Progress
+from qwq_lite.files import RandomAccessFile
 from qwq_lite.plan import RunPlan
+from qwq_lite.template import MAX_SOURCE
+
+_MOST_BYTES = 4  # of a character in UTF-8
 
 
 def load(
@@ -27,6 +31,7 @@ def load(
     plan: RunPlan | None = None,
     memory: int | None = None,
     n_threads: int | None = None,
+    chat_template: str | os.PathLike[str] | None = None,
     on_progress: Callable[[Progress], None] | None = None,
     isolated: bool = True,
     idle_unload: float | None = None,
@@ -45,6 +50,8 @@ def load(
         memory: bytes to use, of the GPU where there is one, else of main memory; default what is free.
         host_weights: where weights of host layers lie: mmap (the default), no-repack, pinned or repacked, as `plan` explains.
         n_threads: default the cores that the process may use; of a whole machine one less, for the desktop.
+        chat_template: a file with a Jinja template, or "chatml", in place of the model's own; for a model that has none, or
+            a wrong one. It is read once, here.
         on_progress: called with load progress, on this thread; what it raises ends the loading.
         isolated: run the engine in a process of its own, which may crash without harm: calls then raise EngineCrashed, and the
             next call starts another. False runs it here, where a failed assertion in llama.cpp ends this program.
@@ -54,7 +61,7 @@ def load(
             with isolated=True only.
 
     Raises: FormatError for a file that is no GGUF model; PlanError when nothing fits the memory; EngineError when llama.cpp
-    cannot load it; UsageError.
+    cannot load it; TemplateError for a chat template that does not parse; UsageError.
 
     Example:
         with qwq_lite.load("QwQ-32B-Preview-Q4_K_M.gguf") as model:
@@ -69,6 +76,7 @@ def load(
         "host_weights": host_weights,
         "memory": memory,
         "n_threads": n_threads,
+        "template": None if chat_template is None else _template(chat_template),
     }
     options = {name: int(value) if arguments.is_whole(value) else value for name, value in options.items()}
     file = _absolute(model)
@@ -92,6 +100,28 @@ def load(
     return remote.RemoteModel(
         file, options, plan, python=_absolute_program(python), idle_s=idle_unload or math.inf, on_progress=on_progress
     )
+
+
+def _template(given: str | os.PathLike[str]) -> tuple[str, str]:
+    """The text of a template that a user names, and what its errors begin with. Raises: UsageError."""
+    what = "chat_template (--chat-template)"
+    if not isinstance(given, str | os.PathLike) or not str(given):
+        raise UsageError(f"{what} is {given!r}; give a file with a template, or chatml")
+    if str(given).casefold() == "chatml":
+        return prompt.CHATML, "chatml"
+    try:
+        with RandomAccessFile(Path(given)) as file:
+            raw = bytearray(min(file.size(), MAX_SOURCE * _MOST_BYTES + 1))
+            file.read_into(memoryview(raw), 0)
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{given}: {what} is no UTF-8 text ({error.reason} at byte {error.start})") from error
+    except (OSError, EOFError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UsageError(f"{given}: {what} cannot be read: {reason}; give a file with a template, or chatml") from error
+    if not text.strip():
+        raise UsageError(f"{given}: {what} is an empty file; give one with a template, or chatml")
+    return text, str(given)
 
 
 def _absolute(path: str | os.PathLike[str]) -> Path:

@@ -66,9 +66,13 @@ def load(
     memory: int | None = None,
     host_weights: str | None = None,
     n_threads: int | None = None,
+    template: Sequence[str] | None = None,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> LocalModel:
-    """`loading.load` in this process. Raises: FormatError, PlanError, EngineError, UsageError."""
+    """`loading.load` in this process. template: the text of one in place of the file's own, and what its errors begin with.
+
+    Raises: FormatError, PlanError, EngineError, TemplateError, UsageError.
+    """
     file = Path(model)
     wishes = Wishes(n_ctx, type_k and type_k.lower(), type_v and type_v.lower(), n_gpu_layers, host_weights)
     n_threads = pace.default_threads() if n_threads is None else n_threads
@@ -113,7 +117,7 @@ def load(
             on_progress=report,
         )
         context = Context(weights, ContextSettings.of(plan.choice, threads))
-        return LocalModel(header, weights, context, plan, engine, tuple(notices), leave)
+        return LocalModel(header, weights, context, plan, engine, tuple(notices), leave, template)
     except BaseException as error:
         for part in (context, weights):
             if part is not None:
@@ -139,15 +143,16 @@ class LocalModel(Model):
         engine: EngineReport,
         notices: tuple[str, ...] = (),
         leave: Callable[[], None] = lambda: None,
+        template: Sequence[str] | None = None,
     ) -> None:
         self._header, self._weights = header, weights
         self._vocab = weights.vocab
         self.plan, self.engine = plan, engine
         self.notices = notices if self._vocab.ends_turns else (*notices, _ENDLESS)
-        source = header.text("tokenizer.chat_template") or self._fallback_template()
-        self._template = ChatTemplate(source) if source is not None else None
+        self._template = self._chat_template(template)
         self._form = normalization.normalizer(header.keys)
         self._plain = functools.partial(prompt.tokenize, self._vocab, form=self._form)
+        self._more = functools.partial(self._plain, follows=True)
         self._known = catalog.find(header.text("general.name"), header.text("general.basename"), header.path.name)
         self.n_ctx = context.n_ctx
         self._fingerprint = _fingerprint(header, context.settings)
@@ -157,7 +162,7 @@ class LocalModel(Model):
             context,
             prefill_chunk=_GPU_PREFILL_CHUNK if on_gpu else PREFILL_CHUNK,
             remark=pace.Pace(plan, context.settings.n_threads),
-            tokenize=self._plain,
+            tokenize=self._more,
         )
         self._callers: list[int] = []  # threads that are inside, for nobody may tokenize while the model is freed
         self._changed = threading.Condition()
@@ -207,7 +212,7 @@ class LocalModel(Model):
             self.n_ctx,
             self._vocab.end_tokens,
             self._vocab.piece,
-            self._plain,
+            self._more,
             templated=templated,
             scripts=self._scripts(given, options, thoughts),
         )
@@ -270,7 +275,8 @@ class LocalModel(Model):
             return [arguments.whole("token", part, 0, self._vocab.n_tokens - 1) for part in given], 0, False
         if self._template is None:
             raise TemplateError(
-                f"{self._header.path}: has no chat template (tokenizer.chat_template), so it is no chat model"
+                f"{self._header.path}: has no chat template (tokenizer.chat_template); give one with --chat-template"
+                " (chat_template in Python): a file, or chatml"
             )
         template, extra = self._template, {"tools": list(options.tools)} if options.tools else {}
 
@@ -359,8 +365,17 @@ class LocalModel(Model):
         thought, answered = (sampling.resolve(settings, self._header.keys, catalogue) for settings in both)
         return thought, answered
 
-    def _fallback_template(self) -> str | None:
-        return prompt.CHATML if "<|im_start|>" in self._vocab.special else None
+    def _chat_template(self, given: Sequence[str] | None) -> ChatTemplate | None:
+        """The one that was given, else the file's own, else ChatML where the vocabulary has its tokens."""
+        has_chatml = "<|im_start|>" in self._vocab.special
+        if given is not None:
+            source, origin = given
+            if source == prompt.CHATML and not has_chatml:
+                words = "has no <|im_start|> in its vocabulary, so ChatML's marks are plain text to it"
+                self.notices = (*self.notices, f"{self._header.path}: {words}; a reply may not end by itself")
+            return ChatTemplate(source, origin, given=True)
+        own = self._header.text("tokenizer.chat_template") or (prompt.CHATML if has_chatml else None)
+        return None if own is None else ChatTemplate(own, str(self._header.path))
 
 
 def _fingerprint(header: gguf_header.Header, settings: ContextSettings) -> str:

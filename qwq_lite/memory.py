@@ -16,7 +16,7 @@ from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from qwq_lite.choice import KV_TYPES, Choice
 from qwq_lite.gguf_header import TensorInfo, tensor_bytes
-from qwq_lite.shape import ModelShape
+from qwq_lite.shape import WITHOUT_HEADS, ModelShape
 
 Source = Literal["measured", "formula", "table"]
 
@@ -92,8 +92,23 @@ def kv_cache_bytes(shape: ModelShape, n_ctx: int, type_k: str, type_v: str) -> i
     Shapes: K, V (n_layer, n_ctx, n_head_kv, head_dim). Raises: KeyError for an unknown type.
     Source: llama.cpp src/llama-kv-cache.cpp
     """
-    row = shape.n_head_kv * shape.n_embd_head
-    return sum(tensor_bytes((row, padded_ctx(n_ctx)), KV_TYPES[name]) * shape.n_layer for name in (type_k, type_v))
+    rows = (type_k, shape.n_head_kv * shape.n_embd_head), (type_v, shape.n_head_kv * shape.value_length)
+    return sum(tensor_bytes((row, padded_ctx(n_ctx)), KV_TYPES[name]) * shape.n_layer for name, row in rows)
+
+
+def kv_type_objection(shape: ModelShape, type_k: str, type_v: str) -> str | None:
+    """Why llama.cpp makes no cache of these types for a model, None where it does: blocks must divide a head.
+
+    Source: llama.cpp src/llama-context.cpp (llama_init_from_model)
+    """
+    if shape.arch in WITHOUT_HEADS:
+        return None
+    for letter, name, length in (("k", type_k, shape.n_embd_head), ("v", type_v, shape.value_length)):
+        block = GGML_QUANT_SIZES[KV_TYPES[name]][0]
+        if length % block:
+            why = f"whose blocks of {block} do not divide this model's heads of {length}"
+            return f"type_{letter} (--type-{letter}) is {name}, {why}; f16 and bf16 are allowed"
+    return None
 
 
 def output_bytes(shape: ModelShape, n_outputs: int) -> int:
@@ -133,8 +148,9 @@ def flash_pool_bytes(shape: ModelShape, choice: Choice) -> int:
 
     Source: computed; ggml-cuda converts a layer's K and V before the kernel
     """
-    n_converted = sum(name.startswith("q") for name in (choice.type_k, choice.type_v))
-    return n_converted * padded_ctx(choice.n_ctx) * shape.n_head_kv * shape.n_embd_head * 2
+    lengths = (choice.type_k, shape.n_embd_head), (choice.type_v, shape.value_length)
+    n_converted = sum(length for name, length in lengths if name.startswith("q"))
+    return n_converted * padded_ctx(choice.n_ctx) * shape.n_head_kv * 2
 
 
 def footprint(

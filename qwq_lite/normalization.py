@@ -14,7 +14,9 @@ from collections.abc import Mapping
 from qwq_lite.gguf_header import Value
 
 KEY = "qwq_lite.tokenizer.normalizer"
-_QWEN2_FORM = "NFC"
+# Pre-tokenizers, in llama.cpp's names, whose tokenizers of Hugging Face compose first: Qwen 2 to 3, Qwen 3.5, and DeepSeek's
+# distillations of Qwen 2.5. The architecture says nothing: a qwen3 model has Qwen 2's tokenizer.
+_COMPOSED = frozenset({"qwen2", "qwen35", "deepseek-r1-qwen"})
 
 # fmt: off
 _NEWER_MARKS = (
@@ -31,11 +33,11 @@ _INERT = re.compile("([" + "".join(f"{chr(first)}-{chr(last)}" for first, last i
 
 
 def normalizer(keys: Mapping[str, Value]) -> str:
-    """The form of a model's tokenizer, "NFC" or "none": its own key, else NFC for qwen2, which is what Qwen's has."""
+    """The form of a model's tokenizer, "NFC" or "none": by its own key, else by its pre-tokenizer."""
     found = keys.get(KEY)
     if isinstance(found, str):
         return found
-    return _QWEN2_FORM if keys.get("general.architecture") == "qwen2" else "none"
+    return "NFC" if keys.get("tokenizer.ggml.pre") in _COMPOSED else "none"
 
 
 def normalized(text: str, form: str) -> str:

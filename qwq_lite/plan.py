@@ -28,6 +28,7 @@ from qwq_lite.memory import (
     flash_pool_bytes,
     gpu_compute_bytes,
     host_overhead_bytes,
+    kv_type_objection,
     layer_bytes,
     layer_places,
 )
@@ -222,12 +223,12 @@ def search(candidates: Sequence[Candidate], room: Room, wishes: Wishes, count: C
         candidates: the file, or the weight types to offer, the wanted one first.
         count: what choices take, in their order; asked a few times with many choices at once.
 
-    Raises: PlanError when nothing fits, with what is short and by how much.
+    Raises: PlanError when nothing fits, with what is short and by how much; UsageError for a cache the model cannot have.
     """
     refused: list[str] = []
     nearest: list[RunPlan] = []
     for candidate in candidates:
-        caches = _caches(wishes)
+        caches = _caches(wishes, candidate)
         stages = _stages(candidate, room, wishes, caches)
         for choices in stages:
             plans = _plans(candidate, choices, room, count)
@@ -367,11 +368,15 @@ def _cached(choice: Choice, cache: tuple[str, str]) -> Choice:
     return replace(choice, type_k=cache[0], type_v=cache[1])
 
 
-def _caches(wishes: Wishes) -> list[tuple[str, str]]:
+def _caches(wishes: Wishes, candidate: Candidate) -> list[tuple[str, str]]:
+    """Types of K and V to try. Raises: UsageError for those that are asked for and that this model's heads cannot have."""
     if wishes.type_k or wishes.type_v:
         type_k = wishes.type_k or wishes.type_v or "f16"
-        return [(type_k, wishes.type_v or type_k)]
-    return [("f16", "f16"), ("q8_0", "q8_0")]
+        type_v = wishes.type_v or type_k
+        if objection := kv_type_objection(candidate.shape, type_k, type_v):
+            raise UsageError(f"{candidate.label}: {objection}")
+        return [(type_k, type_v)]
+    return [(name, name) for name in ("f16", "q8_0") if kv_type_objection(candidate.shape, name, name) is None]
 
 
 def _widest(plan: RunPlan, candidate: Candidate, room: Room, wishes: Wishes, count: Count) -> RunPlan:

@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from qwq_lite.budget import FIELD
 from qwq_lite.errors import TemplateError
 from qwq_lite.generation import THINK_TAGS
 from qwq_lite.normalization import normalized
@@ -53,28 +54,37 @@ class Vocabulary(Protocol):
     @property
     def special(self) -> dict[str, int]: ...
 
-    def tokenize(self, text: str, parse_special: bool) -> list[int]: ...
+    @property
+    def tags(self) -> tuple[str, ...]: ...
+
+    def tokenize(self, text: str, parse_special: bool, follows: bool = False) -> list[int]: ...
 
 
-def tokenize(vocab: Vocabulary, text: str, form: str) -> list[int]:
-    """Ids of a text as plain text: nothing added, and no spelling becomes a control or user-defined token.
+def tokenize(vocab: Vocabulary, text: str, form: str, follows: bool = False) -> list[int]:
+    """Ids of a text as plain text: nothing added, and no spelling becomes a control token or a tag.
 
-    `form` is `normalization.normalizer()` of the model. Equal to Hugging Face's tokenizer with
-    add_special_tokens off on text without such spellings.
+    `form` is `normalization.normalizer()` of the model; follows: other text stands before it. Equal to llama_tokenize of the
+    normalised text with parse_special off, but for tags, which llama.cpp makes tokens of even then.
     """
-    text = normalized(text, form)
-    spellings = _spellings(tuple(vocab.special)).pattern
-    if not spellings.search(text):
-        return vocab.tokenize(text, False) if text else []
-    pieces, start = [], 0
-    for match in spellings.finditer(text):
-        # llama.cpp replaces a user-defined spelling even with parse_special off: cut it where a word begins, which is
-        # where the pre-tokenizer cuts too.
-        letter = re.search(r"(?<=\W)\w|(?<=\w)\W", match[0])
-        cut = match.start() + (letter.start() if letter else 1)
+    pieces = _untagged(vocab.tags, normalized(text, form))
+    return [
+        token
+        for n, piece in enumerate(pieces)
+        if piece
+        for token in vocab.tokenize(piece, False, follows=follows or n > 0)
+    ]
+
+
+def _untagged(tags: tuple[str, ...], text: str) -> list[str]:
+    """A text in pieces, none of which holds a tag. Each is cut where its first word ends: there every pre-tokenizer cuts."""
+    pattern = _spellings(tags).pattern
+    pieces, start, match = list[str](), 0, pattern.search(text)
+    while match:
+        end_of_word = re.search(r"(?<=[^\W_])[\W_]", match[0])
+        cut = match.start() + (end_of_word.start() if end_of_word else 1)
         pieces.append(text[start:cut])
-        start = cut
-    return [token for piece in [*pieces, text[start:]] if piece for token in vocab.tokenize(piece, False)]
+        start, match = cut, pattern.search(text, cut)
+    return [*pieces, text[start:]]
 
 
 @dataclass(frozen=True)
@@ -107,19 +117,36 @@ def _spellings(spellings: tuple[str, ...]) -> _Spellings:
 class ChatTemplate:
     """A model's chat template, ready to render.
 
+    Args:
+        origin: what its errors begin with: the file that it comes from.
+        given: it is not the model's own; its errors then name the option.
+
     Raises: TemplateError when the source does not parse or asks for what templates may not do.
     """
 
-    def __init__(self, source: str) -> None:
-        self.source = source
-        self._template = Template(source)
+    def __init__(self, source: str, origin: str = "", *, given: bool = False) -> None:
+        self.source, self._origin, self._given = source, origin, given
+        with self._errors():
+            self._template = Template(source)
 
     def render(self, messages: Sequence[Message], **extra: Any) -> str:
         """The prompt's text, up to where the reply begins unless extra has add_generation_prompt.
 
         Raises: TemplateError with what the template objected to, or the limit that it met.
         """
-        return self._template.render({"messages": messages, "add_generation_prompt": True, **extra})
+        with self._errors():
+            return self._template.render({"messages": messages, "add_generation_prompt": True, **extra})
+
+    @contextlib.contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except TemplateError as error:
+            text = str(error)
+            if self._given:
+                text = text.replace(FIELD, "the template of --chat-template")
+                text = text.replace("convert the model again", "give another one")
+            raise TemplateError(f"{self._origin}: {text}" if self._origin else text) from error
 
     def without_empty_system(self, vocab: Vocabulary, messages: Sequence[Message], **extra: Any) -> Sequence[Message]:
         """The messages, less an empty system message where the prompt is shorter without it.
@@ -205,8 +232,8 @@ def _encoded(
         if not own:
             text.append(piece)
             continue
-        for part in spellings.split("".join(text)):
-            yield from tokenize(vocab, part, form)
+        for n, part in enumerate(filter(None, spellings.split("".join(text)))):
+            yield from tokenize(vocab, part, form, follows=n > 0)
         text.clear()
         if piece:
             yield special[piece]

@@ -12,7 +12,7 @@ from qwq_lite import wire
 from qwq_lite.errors import QwqError
 from qwq_lite.events import Answer, Done, Event, Thinking
 from qwq_lite.orders import Order
-from qwq_lite.stream import MOST_UNREAD, SHOWN, Feed
+from qwq_lite.stream import MOST_UNREAD, Feed, follows_from_reply
 
 _ACK_EVERY = 64
 _LOOK_S = 0.1
@@ -102,7 +102,7 @@ class RemoteFeed(Feed):
         """An event of the worker's, and what was done to the reply until then."""
         self.begun_at = min(self.begun_at, time.monotonic())
         self._entries += entries
-        self._n_shown += isinstance(event, SHOWN)
+        self._n_shown += follows_from_reply(event)
         if isinstance(event, Thinking | Answer):
             self.texts.append(event.text)
         self.put(event)

@@ -247,9 +247,7 @@ class Scheduler:
             chunk = reply.left[: min(self._prefill_chunk, max(1, len(reply.left) - 1))]
             self._sequences.decode([Part(reply.sequence, chunk, output=len(chunk) == len(reply.left))])
             reply.left = reply.left[len(chunk) :]
-            if reply.prefilled is None:
-                reply.n_prefilled += len(chunk)
-                reply.feed.put(Progress("prefill", reply.n_reused + reply.n_prefilled, len(reply.request.prompt)))
+            reply.tell_progress(len(chunk))
         if not reply.left:
             if reply.prefilled is None:
                 reply.prefilled = time.monotonic()
@@ -294,22 +292,25 @@ class Scheduler:
                 break
             token = track.state.forced[0]
         reply.meter()
-        n_decoded = len(reply.sequence.tokens) - len(reply.request.prompt)
-        if len(reply.request.prompt) + len(track.tokens) > self._n_ctx:
+        n_left = reply.n_tokens - len(reply.sequence.tokens)
+        if reply.n_tokens > self._n_ctx:
             self._finish(reply, "context")
-        elif len(track.tokens) == n_decoded + 1:
+        elif n_left == 1:
             reply.pending = token
         else:
-            reply.left, reply.pending = track.tokens[n_decoded:], None
+            reply.go_back()
 
     def _go_back(self, reply: ActiveReply, rewind: Rewind) -> None:
         """Do in the cache what was done to the reply's tokens. Without forced tokens the next round draws again."""
-        n_kept = len(reply.request.prompt) + rewind.n_tokens
-        if reply.track.state.forced:
+        n_kept, forced = len(reply.request.prompt) + rewind.n_tokens, reply.track.state.forced
+        if forced:
             self._sequences.keep(reply.sequence, n_kept)
-            self._take(reply, reply.track.state.forced[0])
         else:
             reply.left, reply.pending = self._sequences.rewind(reply.sequence, n_kept), None
+        if n_kept > 1 and not reply.sequence.tokens:
+            reply.begin_anew()
+        if forced:
+            self._take(reply, forced[0])
 
     def _obey(self, replies: list[ActiveReply]) -> None:
         """Carry out what the reader asked for next."""

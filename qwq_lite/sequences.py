@@ -3,6 +3,8 @@
 A sequence belongs to a session, one conversation, and stays in the cache when its reply is done. The next prompt of the
 session keeps the longest common prefix; a session without a sequence shares the prefix of another one's. When sequences or
 cells run out, the one that was longest out of use goes. Knows no text.
+
+A recurrent state stands for all its tokens: such a cache cannot be cut. What must lose tokens there is emptied and decoded anew.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from qwq_lite.backend.context import CacheFull, Context, Entry, Row
+from qwq_lite.backend.context import Aborted, CacheFull, Context, Entry, Row
 from qwq_lite.errors import EngineError
 
 
@@ -85,7 +87,7 @@ class Sequences:
         return sequence
 
     def _with_longest_prefix(self, own: Sequence | None, prompt: list[int]) -> Sequence:
-        common = {s.id: _common_prefix(s.tokens, prompt) for s in self._all}
+        common = {s.id: self._usable(s, prompt) for s in self._all}
         best = max(self._all, key=lambda s: common[s.id])
         if own is not None and common[own.id] == common[best.id]:
             return own
@@ -135,10 +137,15 @@ class Sequences:
             try:
                 self._context.decode(entries)
                 break
-            except CacheFull:
+            except CacheFull as error:
+                lengths = [len(part.sequence.tokens) for part in parts]
                 self._cut_back(parts)
                 if not self._evict():
                     raise
+                if lengths != [
+                    len(part.sequence.tokens) for part in parts
+                ]:  # emptied: other tokens are to be decoded now
+                    raise Aborted from error
             except BaseException:
                 self._cut_back(parts)
                 raise
@@ -158,18 +165,20 @@ class Sequences:
         """Let only the first `n_tokens` stand, at least one. Returns what is left to decode before the next draw.
 
         At the sequence's branch its row comes back and nothing is left; elsewhere it is the last token, to be decoded alone
-        as it was before, which gives the same bits.
+        as it was before, which gives the same bits. A cache that cannot be cut is emptied, and all of them are left.
         """
-        if sequence.branch is not None and sequence.branch.n_tokens == n_tokens:
-            self._cut(sequence, n_tokens)
-            sequence.row = sequence.branch.row.copy()
-            return []
-        last = sequence.tokens[n_tokens - 1]
-        self._cut(sequence, n_tokens - 1)
-        return [last]
+        kept, branch = sequence.tokens[:n_tokens], sequence.branch
+        if branch is not None and branch.n_tokens == n_tokens and self._cut(sequence, n_tokens):
+            sequence.row = branch.row.copy()
+        else:
+            self._cut(sequence, min(n_tokens - 1, len(sequence.tokens)))
+        return [] if sequence.row is not None else kept[len(sequence.tokens) :]
 
     def keep(self, sequence: Sequence, n_tokens: int) -> None:
-        """Let at most the first `n_tokens` stand, for others to be decoded after them; no row is wanted of the last one."""
+        """Let at most the first `n_tokens` stand, for others to be decoded after them; no row is wanted of the last one.
+
+        In a cache that cannot be cut none may stand.
+        """
         self._cut(sequence, min(n_tokens, len(sequence.tokens)))
 
     def held(self, session: Hashable) -> tuple[list[int], int]:
@@ -205,22 +214,24 @@ class Sequences:
         return None
 
     def _reuse(self, sequence: Sequence, prompt: list[int]) -> None:
-        try:
-            if self._has_row(sequence, prompt):
-                self.rewind(sequence, len(prompt))
-            else:
-                self._cut(sequence, min(_common_prefix(sequence.tokens, prompt), len(prompt) - 1))
-        except EngineError:  # a recurrent model's cache can be dropped whole, and not cut
-            self._clear(sequence)
+        if self._has_row(sequence, prompt):
+            self.rewind(sequence, len(prompt))
+        else:
+            self._cut(sequence, min(_common_prefix(sequence.tokens, prompt), len(prompt) - 1))
 
     def _share(self, source: Sequence, target: Sequence, n_tokens: int) -> None:
         self._clear(target)
-        if n_tokens < len(source.tokens) and not self._context.can_cut:
+        if not n_tokens:  # a recurrent state would be shared whole
             return
         self._context.copy(source.id, target.id, n_tokens)
         target.tokens = source.tokens[:n_tokens]
         if source.branch is not None and source.branch.n_tokens <= n_tokens:
             target.branch = source.branch
+
+    def _usable(self, sequence: Sequence, prompt: list[int]) -> int:
+        """How long a prefix of `prompt` a sequence has to give: all of its tokens or none, where the cache cannot be cut."""
+        n_common = _common_prefix(sequence.tokens, prompt)
+        return n_common if self._context.can_cut or n_common == len(sequence.tokens) else 0
 
     def _vacant(self, keep: Sequence | None = None) -> Sequence:
         """A sequence to overwrite: an empty one, else the idle one that was longest out of use."""
@@ -239,22 +250,23 @@ class Sequences:
 
     def _cut_back(self, parts: list[Part]) -> None:
         for part in parts:
-            try:
-                self._cut(part.sequence, len(part.sequence.tokens))
-            except EngineError:
-                self._clear(part.sequence, keep_owner=True)
+            self._cut(part.sequence, len(part.sequence.tokens))
 
-    def _cut(self, sequence: Sequence, n_tokens: int) -> None:
-        self._context.remove(sequence.id, n_tokens)
+    def _cut(self, sequence: Sequence, n_tokens: int) -> bool:
+        """Let the first `n_tokens` stand. False where the cache cannot be cut there: then none of them does."""
+        done = self._context.remove(sequence.id, n_tokens)
+        if not done:
+            n_tokens = 0
+            self._context.remove(sequence.id, 0)
         del sequence.tokens[n_tokens:]
         sequence.row = None
         if sequence.branch is not None and sequence.branch.n_tokens > n_tokens:
             sequence.branch = None
+        return done
 
-    def _clear(self, sequence: Sequence, keep_owner: bool = False) -> None:
+    def _clear(self, sequence: Sequence) -> None:
         self._cut(sequence, 0)
-        if not keep_owner:
-            sequence.session = None
+        sequence.session = None
 
     def _touch(self, sequence: Sequence) -> None:
         self._clock += 1

@@ -25,7 +25,7 @@ ROPE_SCALING_TYPES = ("none", "linear", "yarn", "longrope")
 # Architectures whose graph asserts one size for keys, values and rotary positions (src/models/*.cpp). In others, gemma
 # or phi for example, the three differ lawfully.
 _ONE_HEAD_SIZE = frozenset({"llama", "mistral3", "qwen2", "qwen2moe", "qwen3", "qwen3moe"})
-_WITHOUT_HEADS = frozenset({"arwkv7", "mamba", "mamba2", "rwkv6", "rwkv6qwen2", "rwkv7"})  # llm_arch_is_recurrent
+WITHOUT_HEADS = frozenset({"arwkv7", "mamba", "mamba2", "rwkv6", "rwkv6qwen2", "rwkv7"})  # llm_arch_is_recurrent
 _HEADS_FILL_EMBEDDING = frozenset({"qwen2", "qwen2moe"})  # the query has n_embd rows whatever key_length says
 
 
@@ -44,7 +44,8 @@ class ModelShape:
     """Sizes of a decoder, in llama.cpp's words.
 
     n_embd: columns of the hidden state. n_ff: columns of the feed-forward. n_vocab: rows of the embedding, padding included.
-    n_head, n_head_kv: query heads and key/value heads of n_embd_head columns each.
+    n_head, n_head_kv: query heads and key/value heads of n_embd_head columns each. n_embd_head_v: of a head's values, where it
+    is another number; 0 where it is the same.
     """
 
     arch: str
@@ -59,6 +60,11 @@ class ModelShape:
     rms_norm_eps: float
     rope_freq_base: float
     rope_scaling: RopeScaling | None = None
+    n_embd_head_v: int = 0
+
+    @property
+    def value_length(self) -> int:
+        return self.n_embd_head_v or self.n_embd_head
 
 
 class _Fields:
@@ -198,12 +204,13 @@ def from_header(header: Header) -> ModelShape:
     fields = _Fields(short, f"{header.path} ({arch}.*)", FormatError)
     n_layer, n_embd = fields.integer("block_count", high=MAX_LAYERS), fields.integer("embedding_length")
     heads = _first(short, "attention.head_count")
-    if heads is None and arch not in _WITHOUT_HEADS:  # llama.cpp divides by it
+    if heads is None and arch not in WITHOUT_HEADS:  # llama.cpp divides by it
         found = reprlib.repr(short["attention.head_count"]) if "attention.head_count" in short else "missing"
         raise fields.fail("attention.head_count", f"is {found}, a number above 0 is expected")
     n_head = heads or n_embd
     n_head_kv = _first(short, "attention.head_count_kv") or n_head
     head = fields.integer("attention.key_length", default=max(1, n_embd // n_head), high=1 << 16)
+    value = _first(short, "attention.value_length") or max(1, n_embd // n_head)
     if arch in _ONE_HEAD_SIZE:
         _check_heads(fields, short, arch, n_embd, n_head, n_head_kv, head)
     _check_experts(fields, short, arch, n_layer)
@@ -226,6 +233,7 @@ def from_header(header: Header) -> ModelShape:
         n_ctx_train=fields.integer("context_length", high=1 << 30),
         rms_norm_eps=fields.real("attention.layer_norm_rms_epsilon", 1e-12, 1.0, default=1e-5),
         rope_freq_base=fields.real("rope.freq_base", 1.0, 1e12, default=10_000.0),
+        n_embd_head_v=0 if value == head else value,
     )
 
 

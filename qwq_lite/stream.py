@@ -20,8 +20,17 @@ if TYPE_CHECKING:
     import asyncio
 
 MOST_UNREAD = 512  # events that wait for a reader; the engine then waits too
-SHOWN = (Thinking, Answer, Notice)  # events that follow from what was done to a reply; Progress is the engine's own
 _WAIT_S = 0.25  # Windows does not wake a waiting main thread for Ctrl-C
+
+
+def follows_from_reply(event: object) -> bool:
+    """Whether another engine makes the same event when it does the same to a reply.
+
+    Progress, and what a cache cannot do, are an engine's own.
+    """
+    if isinstance(event, Notice):
+        return event.kind != "recomputed"
+    return isinstance(event, Thinking | Answer)
 
 
 class Feed:
@@ -41,7 +50,7 @@ class Feed:
         self._on_cancel = on_cancel
 
     def put(self, event: Event | QwqError) -> None:
-        if self.n_seen and isinstance(event, SHOWN):
+        if self.n_seen and follows_from_reply(event):
             self.n_seen -= 1
             return
         self.events.put(event)

@@ -154,10 +154,9 @@ class Context:
             row = self._rows[address] = np.ctypeslib.as_array((ctypes.c_float * self.n_vocab).from_address(address))
         return row
 
-    def remove(self, sequence: int, start: int) -> None:
-        """Forget a sequence from position `start` on."""
-        if not self._api.llama_memory_seq_rm(self._memory, sequence, start, -1):
-            raise EngineError(f"this model's cache cannot forget from position {start} on; start a new chat")
+    def remove(self, sequence: int, start: int) -> bool:
+        """Forget a sequence from position `start` on. False where the cache cannot: a recurrent state is forgotten whole."""
+        return bool(self._api.llama_memory_seq_rm(self._memory, sequence, start, -1))
 
     def copy(self, source: int, target: int, end: int) -> None:
         """Let `target` share the first `end` positions of `source`; nothing is computed again."""

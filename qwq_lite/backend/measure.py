@@ -28,6 +28,7 @@ from qwq_lite.errors import EngineError, PlanError
 from qwq_lite.memory import AMX, Buffers, Footprint
 
 _BREAKDOWN = "_Z26llama_get_memory_breakdownPK13llama_context"
+_REFUSED = 1  # the child's exit status: llama.cpp said why, and it is not the file's fault alone
 _COPIES = ("CPU_REPACK", AMX)  # not of the file's pages
 _AMX_GROWTH = 0.12  # at most, of Q8_0: 4 bytes more for each block of 34
 _NOT_HERE = 3  # the child's exit status: this build cannot be asked, and nothing is wrong
@@ -51,6 +52,8 @@ def measure(path: Path, choices: Sequence[Choice]) -> list[Footprint] | None:
         raise PlanError(f"{path}: llama.cpp ended with an illegal instruction; run: qwq-lite doctor")
     if done.returncode:
         said = " | ".join((done.stdout or done.stderr).strip().splitlines()[-3:]) or "it said nothing"
+        if done.returncode == _REFUSED:
+            raise PlanError(f"{path}: llama.cpp does not take it: {said}")
         raise PlanError(
             f"{path}: llama.cpp ended over it ({done.returncode}): {said}; the file may be damaged, or the context too long"
         )
@@ -86,7 +89,7 @@ def _answer() -> None:
         sys.exit(_NOT_HERE)
     except EngineError as error:
         child.send(f"{error} {''.join(lines[-8:])}")
-        sys.exit(1)
+        sys.exit(_REFUSED)
     child.send(json.dumps(found))
 
 

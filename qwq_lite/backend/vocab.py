@@ -12,10 +12,12 @@ from typing import Any
 
 from gguf.constants import TokenType
 
+from qwq_lite import tags
 from qwq_lite.backend import native, pretokenizer
 from qwq_lite.errors import EngineError
 
-_SPELLED = 1 << 3 | 1 << 4  # LLAMA_TOKEN_ATTR_CONTROL | LLAMA_TOKEN_ATTR_USER_DEFINED
+_CONTROL, _USER_DEFINED = 1 << 3, 1 << 4  # LLAMA_TOKEN_ATTR_…
+_ANCHOR = "\x01"  # no vocabulary merges it with a letter
 
 
 class Vocab:
@@ -60,31 +62,59 @@ class Vocab:
 
     @functools.cached_property
     def special(self) -> dict[str, int]:
-        """Spelling -> id of every token that llama.cpp may cut out of a text: control and user-defined ones.
+        """Spelling -> id of every token that a user must not be able to write: control tokens, and user-defined tags.
 
         What the file declares ordinary is ordinary: marking `</s>` would part its `>` from a newline that merges with it.
         """
-        api, found = self._api, {}
+        control, defined = self._spelled
+        ends = {spelling: token for spelling, token in defined.items() if token in (self.bos, self.eos)}
+        return control | ends | {spelling: defined[spelling] for spelling in self.tags}
+
+    @functools.cached_property
+    def tags(self) -> tuple[str, ...]:
+        """Spellings of user-defined tags. llama.cpp makes tokens of them even with parse_special off."""
+        control, defined = self._spelled
+        return tuple(tags.tags(defined, control))
+
+    @functools.cached_property
+    def _spelled(self) -> tuple[dict[str, int], dict[str, int]]:
+        """Spelling -> id of control tokens, and of user-defined ones."""
+        api = self._api
+        control, defined = dict[str, int](), dict[str, int]()
         for token in range(self.n_tokens):
             if self._declared is not None and self._declared[token] == TokenType.NORMAL:
                 continue
-            if api.llama_vocab_get_attr(self._vocab, token) & _SPELLED:
+            attributes = api.llama_vocab_get_attr(self._vocab, token)
+            if attributes & (_CONTROL | _USER_DEFINED):
                 spelling = api.llama_vocab_get_text(self._vocab, token).decode("utf-8", "surrogateescape")
                 if spelling:
-                    found[spelling] = token
-        return found
+                    (control if attributes & _CONTROL else defined)[spelling] = token
+        return control, defined
 
-    def tokenize(self, text: str, parse_special: bool) -> list[int]:
+    def tokenize(self, text: str, parse_special: bool, follows: bool = False) -> list[int]:
         """Ids of `text`, nothing added before or after. With parse_special, spellings of control tokens become those.
 
+        follows: the text goes on after other text. A vocabulary in SentencePiece's manner puts a space before a text, which
+        would be one in the middle of it.
         Raises: EngineError for a text that no token list can hold; UsageError for one with a run of characters for which the
         model's tokenizer has no room.
         """
+        if follows and self._n_anchor:
+            return self._ids(_ANCHOR + text, parse_special)[self._n_anchor :]
+        return self._ids(text, parse_special)
+
+    @functools.cached_property
+    def _n_anchor(self) -> int:
+        """Tokens of a sign that text can follow without a space; 0 where this vocabulary adds none before a text."""
+        adds_space = b"".join(map(self.piece, self._ids("a", False))) == b" a"
+        return len(self._ids(_ANCHOR, False)) if adds_space else 0
+
+    def _ids(self, text: str, parse_special: bool) -> list[int]:
         raw = text.encode("utf-8", "surrogatepass" if _has_surrogates(text) else "strict")
-        ids = functools.partial(self._ids, raw, parse_special)
+        ids = functools.partial(self._ids_of, raw, parse_special)
         return pretokenizer.call(ids, text, self._pre, bounded=self._recurses)
 
-    def _ids(self, raw: bytes, parse_special: bool) -> list[int]:
+    def _ids_of(self, raw: bytes, parse_special: bool) -> list[int]:
         room = len(raw) + 8
         ids = (ctypes.c_int32 * room)()
         count = self._api.llama_tokenize(self._vocab, raw, len(raw), ids, room, False, parse_special)

@@ -54,6 +54,11 @@ _EFFORTS = ", ".join(f"{name} {n_tokens}" for name, n_tokens in EFFORTS.items())
     type=click.IntRange(1),
     help="CPU threads.  [default: the cores it may use; of all, one less]",
 )
+@click.option(
+    "--chat-template",
+    metavar="FILE|chatml",
+    help="Use this Jinja template, or ChatML, in place of the model's own, or where it has none.",
+)
 @click.option("--seed", type=click.IntRange(0), help="The same seed gives the same answer.  [default: random]")
 @click.option("-n", "--max-tokens", type=click.IntRange(1), help="End an answer after so many tokens.")
 @click.option(
@@ -135,6 +140,7 @@ def command(
     n_gpu_layers: int | None,
     host_weights: str | None,
     n_threads: int | None,
+    chat_template: str | None,
     no_thinking: bool,
     **options: Any,
 ) -> None:
@@ -165,6 +171,7 @@ def command(
             n_gpu_layers=n_gpu_layers,
             host_weights=host_weights,
             n_threads=n_threads,
+            chat_template=chat_template,
             on_progress=bar,
         )
     with loaded:

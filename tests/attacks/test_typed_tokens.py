@@ -30,7 +30,9 @@ class MergingVocabulary:
     eos = END
     special = SPECIAL
 
-    def tokenize(self, text: str, parse_special: bool) -> list[int]:
+    tags = ("<think>", "</think>")
+
+    def tokenize(self, text: str, parse_special: bool, follows: bool = False) -> list[int]:
         assert not parse_special
         assert not re.search("</?think>", text), "llama.cpp would make a user-defined token of it"
         return [int.from_bytes(b"\1" + run.encode(), "big") << 24 for run in re.findall(r"\w+|\s+|[^\w\s]+", text)]

@@ -1,30 +1,21 @@
 """llama.cpp's own converter, out of the source package of the very engine that is installed.
 
-It is not the `gguf` of the registry: beside the engine's source lie a newer gguf-py and the converter's classes. pip fetches
-the package once; what the converter needs of it is kept under build/oracle. One process converts any number of folders,
-since most of its time goes into importing torch.
+It is not the `gguf` of the registry: beside the engine's source lie a newer gguf-py and the converter's classes. One process
+converts any number of folders, since most of its time goes into importing torch.
 """
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import os
 import subprocess
 import sys
-import tarfile
-import tempfile
 from collections.abc import Sequence
 from functools import cache
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
-import pytest
+from tests.engine_source import PACKAGE, kept
 
-from scripts.demo_checkpoint import DownloadError
-from tests.oracle import BUILD
-from tests.parity.templates import PACKAGE, download_sdist
-
-VENDORED = "vendor/llama.cpp"
 SCRIPT = "convert_hf_to_gguf.py"
 WANTED = (SCRIPT, "conversion/", "gguf-py/gguf/")
 # The script's own __main__, once for each call; its imports are found beside it.
@@ -40,33 +31,10 @@ for call in calls:
 
 @cache
 def reference_converter() -> Path:
-    """The script, with what it imports beside it, for the version of the engine that is installed."""
-    version = importlib.metadata.version(PACKAGE)
-    kept = BUILD / "oracle" / f"converter-{version}"
-    if not kept.exists():
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with tempfile.TemporaryDirectory(dir=kept.parent) as room:
-                extract_converter(download_sdist(f"{PACKAGE}=={version}", Path(room)), Path(room, "new"))
-                Path(room, "new").rename(kept)
-        except DownloadError as e:
-            pytest.skip(str(e))
-    return kept / SCRIPT
-
-
-def extract_converter(sdist: Path, folder: Path) -> None:
-    """Copy the converter's Python files out of the package, and nothing else of its thousands of files."""
-    with tarfile.open(sdist) as archive:
-        for member in archive:
-            name = PurePosixPath(*PurePosixPath(member.name).parts[1:])
-            if not name.is_relative_to(VENDORED) or name.suffix != ".py" or ".." in name.parts:
-                continue
-            inner = name.relative_to(VENDORED)
-            content = archive.extractfile(member) if str(inner).startswith(WANTED) else None
-            if content is not None:
-                (folder / inner).parent.mkdir(parents=True, exist_ok=True)
-                (folder / inner).write_bytes(content.read())
-    assert (folder / SCRIPT).exists(), f"{sdist.name} holds no {VENDORED}/{SCRIPT}"
+    """The script, with the Python files that it imports beside it, for the version of the engine that is installed."""
+    script = kept("converter", lambda path: path.suffix == ".py" and str(path).startswith(WANTED)) / SCRIPT
+    assert script.exists(), f"{PACKAGE} holds no {SCRIPT}"
+    return script
 
 
 def convert_as_reference(calls: Sequence[tuple[Path, Path, str]]) -> None:

@@ -1,30 +1,20 @@
 """Chat templates of QwQ and its family, and the tokens that each of these models adds to Qwen's vocabulary.
 
-The templates are data of others and are not copied here: llama.cpp keeps them for its own tests, in the source package of
-the very engine that is installed. pip fetches that package once, three small files of it are kept under build/oracle.
+The templates are data of others and are not copied here: llama.cpp keeps them for its own tests.
 llama.cpp's copies of the two thinking templates differ from the models' own by a switch, `enable_thinking`.
 Tokens: tokenizer_config.json of the three models.
 """
 
 from __future__ import annotations
 
-import importlib.metadata
-import subprocess
-import sys
-import tarfile
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
-import pytest
+from tests.engine_source import PACKAGE, kept
 
-from scripts.demo_checkpoint import DownloadError
-from tests.oracle import BUILD
-
-PACKAGE = "llama-cpp-python"
-FOLDER = "vendor/llama.cpp/models/templates"
+FOLDER = "models/templates"
 QWEN25, QWQ, R1 = "Qwen-Qwen2.5-7B-Instruct", "Qwen-QwQ-32B", "deepseek-ai-DeepSeek-R1-Distill-Qwen-32B"
 FILES = tuple(f"{name}.jinja" for name in (QWEN25, QWQ, R1))
 # QwQ-32B-Preview has Qwen2.5's template but for what the model is told when nobody tells it anything.
@@ -112,43 +102,7 @@ FAMILIES = {
 @cache
 def templates_folder() -> Path:
     """The folder under build/ with the three files, for the version of the engine that is installed."""
-    version = importlib.metadata.version(PACKAGE)
-    kept = BUILD / "oracle" / f"templates-{version}"
-    if not kept.exists():
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with tempfile.TemporaryDirectory(dir=kept.parent) as room:
-                sdist = download_sdist(f"{PACKAGE}=={version}", Path(room))
-                extract_templates(sdist, Path(room, "new"))
-                Path(room, "new").rename(kept)
-        except DownloadError as e:
-            pytest.skip(str(e))
-    return kept
-
-
-def download_sdist(package: str, folder: Path) -> Path:
-    """Let pip fetch the source package of `package`, without what it depends on; pip also prepares its metadata.
-
-    Raises: DownloadError with pip's own last word.
-    """
-    options = ("--no-deps", "--no-binary", PACKAGE, "--disable-pip-version-check", "--dest", str(folder))
-    pip = [sys.executable, "-m", "pip", "download", *options, package]
-    done = subprocess.run(pip, capture_output=True, text=True, check=False)
-    found = sorted(folder.glob("*.tar.gz"))
-    if done.returncode or not found:
-        said = [line for line in done.stderr.splitlines() if "ERROR" in line] or done.stderr.splitlines() or ["nothing"]
-        raise DownloadError(f"pip could not download the source of {package}: {said[-1].removeprefix('ERROR: ')}")
-    return found[-1]
-
-
-def extract_templates(sdist: Path, folder: Path) -> None:
-    """Copy the three templates out of the package, and nothing else of its thousands of files."""
-    folder.mkdir()
-    with tarfile.open(sdist) as archive:
-        for member in archive:
-            path = Path(member.name)
-            content = archive.extractfile(member) if path.name in FILES and FOLDER in member.name else None
-            if content is not None:
-                (folder / path.name).write_bytes(content.read())
+    folder = kept("templates", lambda path: path.is_relative_to(FOLDER) and path.name in FILES) / FOLDER
     missing = [name for name in FILES if not (folder / name).exists()]
-    assert not missing, f"{sdist.name} holds no {', '.join(missing)} in {FOLDER}"
+    assert not missing, f"{PACKAGE} holds no {', '.join(missing)} in {FOLDER}"
+    return folder

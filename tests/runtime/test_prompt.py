@@ -33,7 +33,9 @@ class ByteVocabulary:
     def special(self) -> dict[str, int]:
         return {**CONTROL, **USER_DEFINED}
 
-    def tokenize(self, text: str, parse_special: bool) -> list[int]:
+    tags = tuple(USER_DEFINED)
+
+    def tokenize(self, text: str, parse_special: bool, follows: bool = False) -> list[int]:
         known = self.special if parse_special else USER_DEFINED
         parts = re.split("(" + "|".join(map(re.escape, known)) + ")", text)
         return [
@@ -184,13 +186,18 @@ def test_text_is_normalised_where_the_form_is_nfc(text: str) -> None:
 @pytest.mark.parametrize(
     ("keys", "form"),
     [
-        ({"general.architecture": "qwen2"}, "NFC"),
-        ({"general.architecture": "llama"}, "none"),
-        ({"general.architecture": "qwen2", normalization.KEY: "none"}, "none"),
-        ({"general.architecture": "llama", normalization.KEY: "NFC"}, "NFC"),
+        ({"general.architecture": "qwen2", "tokenizer.ggml.pre": "qwen2"}, "NFC"),
+        ({"general.architecture": "qwen3", "tokenizer.ggml.pre": "qwen2"}, "NFC"),
+        ({"general.architecture": "qwen35moe", "tokenizer.ggml.pre": "qwen35"}, "NFC"),
+        ({"general.architecture": "qwen2", "tokenizer.ggml.pre": "deepseek-r1-qwen"}, "NFC"),
+        ({"general.architecture": "qwen2", "tokenizer.ggml.pre": "llama-bpe"}, "none"),
+        ({"general.architecture": "qwen2"}, "none"),
+        ({"general.architecture": "llama", "tokenizer.ggml.pre": "smollm"}, "none"),
+        ({"tokenizer.ggml.pre": "qwen2", normalization.KEY: "none"}, "none"),
+        ({"tokenizer.ggml.pre": "llama-bpe", normalization.KEY: "NFC"}, "NFC"),
     ],
 )
-def test_the_files_normaliser_counts_then_the_architectures(keys: dict[str, Value], form: str) -> None:
+def test_the_files_normaliser_counts_then_that_of_its_pre_tokenizer(keys: dict[str, Value], form: str) -> None:
     assert normalization.normalizer(keys) == form
 
 
