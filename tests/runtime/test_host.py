@@ -146,6 +146,14 @@ def test_a_relative_path_stays_the_same_file(tiny_gguf: Path, tmp_path: Path, mo
         assert model.ask("Hi", max_tokens=3).stats.n_generated == 3
 
 
+def test_a_tiny_idle_unload(tiny_gguf: Path) -> None:
+    """The engine gives its memory back at once after each call, never between a load and the call that it was made for."""
+    with qwq_lite.load(tiny_gguf, n_ctx=256, idle_unload=0.001) as model:
+        for _ in range(3):
+            assert model.ask("Hi", max_tokens=3).stats.n_generated == 3
+            assert model.tokenize("Hi")
+
+
 LATE = """
 def late():
     try:
