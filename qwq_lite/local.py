@@ -26,6 +26,7 @@ from qwq_lite import (
     pace,
     planning,
     prompt,
+    rooms,
     sampling,
     script_choice,
     sessions,
@@ -90,7 +91,7 @@ def load(
     header, notice = gguf_header.read(file), None
     complaint = soundness.complaint(soundness.checked())  # before llama.cpp is loaded here, which may be what ends it
     engine = devices.report()
-    room = planning.room_here(engine, memory)
+    room = rooms.room_here(engine, memory)
     if plan is not None:
         plan, notice = planning.adapted(plan, header, room)
     if plan is None or (complaint and plan.choice.repack):

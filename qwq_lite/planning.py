@@ -8,10 +8,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -22,22 +20,19 @@ from qwq_lite import (
     engines,
     gguf_header,
     ghost,
-    machines,
     memory,
     mistaken,
     pace,
-    process_limits,
+    rooms,
     shape,
     soundness,
 )
-from qwq_lite.backend import devices
 from qwq_lite.backend.measure import measure
 from qwq_lite.choice import Choice
 from qwq_lite.errors import CheckpointError, EngineError, FormatError, PlanError, UsageError
 from qwq_lite.gguf_header import TensorInfo
-from qwq_lite.hardware import Device, EngineReport
 from qwq_lite.memory import Footprint, Source
-from qwq_lite.plan import Candidate, Gpu, Room, RunPlan, Wishes, search
+from qwq_lite.plan import Candidate, Room, RunPlan, Wishes, search
 from qwq_lite.recipe import file_type, file_type_name
 from qwq_lite.shape import ModelShape
 
@@ -93,8 +88,10 @@ def plan_model(
     candidates, file = _candidates(model, quant)
     known = machine is not None
     wishes, complaint = (wishes, None) if known else _granted(wishes)
-    room, source = _known_room(machine) if machine is not None else _this_room(n_threads or pace.default_threads())
-    room = _limited(room, memory_bytes, reserve_bytes)
+    room, source = (
+        rooms.known_room(machine) if machine is not None else rooms.this_room(n_threads or pace.default_threads())
+    )
+    room = rooms.limited(room, memory_bytes, reserve_bytes)
     notices = [*([complaint] if complaint else []), *remarks(candidates[0].shape, room, wishes)]
     if known and n_threads is not None:
         notices.append(
@@ -234,12 +231,6 @@ def raised_limit(plan: RunPlan) -> str | None:
     return None
 
 
-def room_here(report: EngineReport, memory_bytes: int | None = None) -> Room:
-    """What the devices of a loaded engine have free now. memory_bytes: a budget, of the GPU where there is one."""
-    room = replace(_room_of(report.gpus)[0], amx=memory.AMX in report.extra_buffers)
-    return _limited(room, memory_bytes, 0)
-
-
 def what_fits(room: Room, wishes: Wishes) -> str | None:
     """The largest model of the catalogue, at Q4_K_M, that a room can run; by formula."""
     return next((name for name, _ in _fitting(room, wishes)), None)
@@ -262,11 +253,6 @@ def _fitting(room: Room, wishes: Wishes) -> Iterator[tuple[str, RunPlan]]:
         candidate = Candidate(DEFAULT_TYPE, geometry, ghost.tensors(geometry, file_type(DEFAULT_TYPE)))
         with contextlib.suppress(PlanError):
             yield known.name, search([candidate], room, wishes, _formula(room))
-
-
-def room_of(machine: str, memory_bytes: int | None = None, reserve_bytes: int = 0) -> Room:
-    """The room of a known machine."""
-    return _limited(_known_room(machine)[0], memory_bytes, reserve_bytes)
 
 
 def _candidates(model: str, quant: str | None) -> tuple[list[Candidate], Path | None]:
@@ -316,106 +302,6 @@ def _of_checkpoint(folder: Path) -> tuple[ModelShape, bool]:
         raise CheckpointError(f"{index}: weight_map is {names!r}, an object is expected")
     tied = "lm_head.weight" not in names if names is not None else bool(config.get("tie_word_embeddings", False))
     return shape.from_config(config, config_path), tied
-
-
-def _this_room(n_threads: int) -> tuple[Room, str]:
-    with ThreadPoolExecutor(1) as beside:  # the child takes a third of a second, and so does the measurement
-        bandwidth = beside.submit(pace.host_bandwidth, n_threads)
-        gpus: tuple[Device, ...] = ()
-        amx = False
-        with contextlib.suppress(EngineError):  # `doctor` says what is wrong with it; a plan by formula is still one
-            report = devices.report_from_child()
-            gpus, amx = report.gpus, memory.AMX in report.extra_buffers
-        room, source = _room_of(gpus)
-        return replace(room, host_bandwidth=bandwidth.result(), amx=amx), source
-
-
-def _room_of(gpus: tuple[Device, ...]) -> tuple[Room, str]:
-    host = process_limits.available_memory_bytes()
-    if not gpus:
-        return Room(host), "this machine, what is free now"
-    # llama.cpp takes integrated GPUs only where there is no other. Source: llama_model_load_from_file_impl
-    gpus = tuple(gpu for gpu in gpus if gpu.kind == "gpu") or gpus
-    unified = 0
-    if machines.overhead_of(gpus[0].name) is machines.OVERHEADS["metal"]:
-        # Its free figure lacks only this process's own buffers, and macOS lives in the rest.
-        unified = max(0, host - machines.apple_reserve_bytes(process_limits.total_memory_bytes()))
-    found = tuple(
-        Gpu(
-            gpu.name,
-            min(gpu.free_bytes, unified) if unified else max(0, gpu.free_bytes - _kept(gpu)),
-            machines.overhead_of(gpu.name).later_bytes,
-            _bandwidth_of(gpu.description),
-        )
-        for gpu in gpus
-    )
-    names = ", ".join(f"{gpu.name} ({gpu.description})" for gpu in gpus)
-    return Room(host, found, unified), f"this machine, what is free now on {names}"
-
-
-def _kept(gpu: Device) -> int:
-    """Bytes of a card that stay free: Windows spills in silence when it is full, and a desktop on it grows."""
-    if sys.platform == "win32":
-        return machines.WINDOWS_RESERVE_BYTES
-    return machines.DISPLAY_RESERVE_BYTES if any(name in gpu.description for name in _with_a_display()) else 0
-
-
-def _with_a_display() -> Iterator[str]:
-    """Makers of the cards that a screen hangs on; of several of one maker each counts. Source: Linux, /sys/class/drm"""
-    makers = {"nvidia": "NVIDIA", "nouveau": "NVIDIA", "amdgpu": "AMD", "radeon": "AMD", "i915": "Intel", "xe": "Intel"}
-    for enabled in Path("/sys/class/drm").glob("card*-*/enabled"):
-        with contextlib.suppress(OSError):
-            if enabled.read_text().strip() == "enabled":
-                driver = (enabled.parent / "device" / "device" / "driver").resolve().name
-                yield from [makers[driver]] if driver in makers else []
-
-
-def _bandwidth_of(description: str) -> float:
-    """The table's bandwidth of a device that llama.cpp describes so, the least where it knows several; 0 where none."""
-    chip = description.partition(" (")[0].lower()
-    alike = [known for known in machines.MACHINES if known.gpus]
-    found = [known.bandwidth_bytes_s for known in alike if known.gpus[0].description.partition(" (")[0].lower() == chip]
-    return min(found, default=0.0)
-
-
-def _known_room(name: str) -> tuple[Room, str]:
-    known = machines.find(name)
-    host = known.host_bytes - machines.apple_reserve_bytes(known.host_bytes)
-    label = f"{known.description}, by table"
-    gpus = tuple(
-        Gpu(gpu.name, known.budget_bytes, known.overhead.total_bytes, known.bandwidth_bytes_s) for gpu in known.gpus
-    )
-    return Room(host, gpus, host if known.unified and gpus else 0, known.host_bandwidth_bytes_s), label
-
-
-def _limited(room: Room, memory_bytes: int | None, reserve_bytes: int) -> Room:
-    """The room within a budget, of the GPUs together where there are any, less what is to stay free on each."""
-    if not room.gpus:
-        return replace(room, host=(room.host if memory_bytes is None else memory_bytes) - reserve_bytes)
-    if room.unified:  # one memory: a budget and a reserve hold for both sides of it, and Metal's limit stays
-        (gpu,) = room.gpus
-        shared = min(room.unified, room.unified if memory_bytes is None else memory_bytes) - reserve_bytes
-        return replace(
-            room,
-            unified=shared,
-            host=min(room.host, shared),
-            gpus=(replace(gpu, n_bytes=min(gpu.n_bytes - reserve_bytes, shared)),),
-        )
-    if memory_bytes is None:
-        return replace(room, gpus=tuple(replace(gpu, n_bytes=gpu.n_bytes - reserve_bytes) for gpu in room.gpus))
-    free = sum(gpu.n_bytes for gpu in room.gpus) or 1
-    return replace(
-        room,
-        gpus=tuple(
-            replace(
-                gpu,
-                n_bytes=memory_bytes * gpu.n_bytes // free - reserve_bytes,
-                # A budget that is given is a total: opening the device comes out of it too.
-                overhead=machines.overhead_of(gpu.name).total_bytes,
-            )
-            for gpu in room.gpus
-        ),
-    )
 
 
 def _formula(room: Room) -> Callable[[Candidate, Sequence[Choice]], list[Footprint]]:

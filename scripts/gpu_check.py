@@ -17,7 +17,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from qwq_lite import catalog, gguf_header, ghost, planning  # noqa: E402
+from qwq_lite import catalog, gguf_header, ghost, planning, rooms  # noqa: E402
 from qwq_lite.backend import devices, native  # noqa: E402
 from qwq_lite.backend.context import Context, ContextSettings, Entry  # noqa: E402
 from qwq_lite.backend.model import LoadedModel  # noqa: E402
@@ -58,7 +58,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="qwq-lite-") as folder:
         path = Path(folder) / "full.gguf"
         ghost.write(path, shape, ghost.tensors(shape, file_type("Q4_K_M")))
-        plan = planning.plan_header(gguf_header.read(path), planning.room_here(devices.report()), Wishes())
+        plan = planning.plan_header(gguf_header.read(path), rooms.room_here(devices.report()), Wishes())
         print(plan.line())
         before, choice = used_gib(), plan.choice
         weights = LoadedModel(path, choice)

@@ -12,10 +12,10 @@ PLANTS = {
     "prompt": """
     from qwq_lite.backend.vocab import Vocab
     tokenize = Vocab.tokenize
-    def deadly(vocab, text, parse_special):
+    def deadly(vocab, text, *how, **named):
         if {text!r} in text:
             signal.raise_signal(signal.SIGSEGV)
-        return tokenize(vocab, text, parse_special)
+        return tokenize(vocab, text, *how, **named)
     Vocab.tokenize = deadly
 """,
     "token": """

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from hypothesis import strategies as st
 
-from qwq_lite import catalog, ghost, memory, planning
+from qwq_lite import catalog, ghost, memory, rooms
 from qwq_lite.choice import KV_TYPES, Choice
 from qwq_lite.errors import PlanError
 from qwq_lite.memory import Buffers, Footprint
@@ -152,5 +152,5 @@ up_to_one_gpu = cases(st.just(Wishes()), ((), *ONE_GPU))
 _ODD = ModelShape("qwen2", 1, 256, 256, 4, 1, 64, 64, 17_153, 1e-5, 1e6)
 ODD_CONTEXT = Case((as_candidate(_ODD),), Room(1 << 30, (Gpu("CUDA0", 10_500_000),)), Wishes(), 0)
 # Half of the layers on the GPU, and so half of what a token takes.
-SOME_LAYERS = Case((as_candidate(QWQ),), planning.room_of("rtx-3060-12gb"), Wishes(), 0)
-TWO_CARDS = Case((as_candidate(QWQ),), planning.room_of("2x-rtx-3060-12gb"), Wishes(), 0)
+SOME_LAYERS = Case((as_candidate(QWQ),), rooms.room_of("rtx-3060-12gb"), Wishes(), 0)
+TWO_CARDS = Case((as_candidate(QWQ),), rooms.room_of("2x-rtx-3060-12gb"), Wishes(), 0)

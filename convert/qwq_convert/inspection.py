@@ -220,7 +220,7 @@ def _tokenizer(keys: Mapping[str, Value]) -> Tokenizer | None:
     }
     add = [keys.get(key) for key in (Keys.Tokenizer.ADD_BOS, Keys.Tokenizer.ADD_EOS)]
     own = isinstance(keys.get(normalization.KEY), str)
-    assumed = "assumed for this architecture: the file does not say"
+    assumed = "assumed by tokenizer.ggml.pre: the file does not say"
     return Tokenizer(
         model=_text(keys, Keys.Tokenizer.MODEL),
         pre=_text(keys, Keys.Tokenizer.PRE),

@@ -86,7 +86,8 @@ def _prepare_streams() -> None:
                 os.close(null)
         if getattr(sys, name) is None:
             setattr(sys, name, open(number, "r" if number == 0 else "w", closefd=False))  # noqa: SIM115 - a descriptor
-    if not sys.stderr.isatty():  # a terminal can always be written to, and on Windows it is no plain file
+    # A terminal can always be written to, and on Windows it is no plain file. What a caller put in its place stays.
+    if not sys.stderr.isatty() and sys.stderr is sys.__stderr__:
         sys.stderr = io.TextIOWrapper(_Forgiving(2, "w", closefd=False), line_buffering=True)
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper) and not (stream is sys.stdin and stream.isatty()):

@@ -120,7 +120,8 @@ def test_an_absurd_setting_is_shown_as_what_it_is(value: float, tmp_path: Path) 
     ("keys", "form", "origin"),
     [
         ({"qwq_lite__tokenizer__normalizer": ("none", V.STRING)}, "none", "qwq_lite.tokenizer.normalizer"),
-        ({}, "NFC", "assumed for this architecture: the file does not say"),
+        ({"tokenizer__ggml__pre": ("qwen2", V.STRING)}, "NFC", "assumed by tokenizer.ggml.pre: the file does not say"),
+        ({}, "none", "assumed by tokenizer.ggml.pre: the file does not say"),
     ],
 )
 def test_the_normalizer_is_the_files_or_an_assumption(keys: Any, form: str, origin: str, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from qwq_lite import catalog, ghost, memory, planning
+from qwq_lite import catalog, ghost, memory, planning, rooms
 from qwq_lite.choice import KV_TYPES, Choice
 from qwq_lite.gguf_header import TensorInfo
 from qwq_lite.hardware import EngineReport
@@ -298,8 +298,8 @@ def test_amx_counts_where_weights_are_copied_for_the_cpu(name: str, gpus: tuple[
 
 def test_a_plan_knows_of_amx_by_the_engine() -> None:
     report = EngineReport("b1", False, (), (), ("AMX", "CPU_REPACK"))
-    assert planning.room_here(report).amx
-    assert not planning.room_here(dataclasses.replace(report, extra_buffers=("CPU_REPACK",))).amx
+    assert rooms.room_here(report).amx
+    assert not rooms.room_here(dataclasses.replace(report, extra_buffers=("CPU_REPACK",))).amx
 
 
 @given(cases())

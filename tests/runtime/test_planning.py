@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from qwq_lite import catalog, gguf_header, ghost, local, machines, planning
+from qwq_lite import catalog, gguf_header, ghost, local, machines, planning, rooms
 from qwq_lite.backend import devices
 from qwq_lite.errors import PlanError, UsageError
 from qwq_lite.gguf_header import Header
@@ -56,7 +56,7 @@ def test_a_laptop_of_16_gb_is_too_small_for_qwq_and_is_told_what_is_not() -> Non
     with pytest.raises(PlanError) as caught:
         planning.plan_model("qwq-32b", machine="laptop-16gb")
     assert SHORTAGE.search(str(caught.value))
-    smaller = planning.what_fits(planning.room_of("laptop-16gb"), Wishes())
+    smaller = planning.what_fits(rooms.room_of("laptop-16gb"), Wishes())
     assert smaller is not None
     assert planning.plan_model(smaller, machine="laptop-16gb").plan.choice.n_ctx >= LEAST_CTX
 
@@ -64,7 +64,7 @@ def test_a_laptop_of_16_gb_is_too_small_for_qwq_and_is_told_what_is_not() -> Non
 @pytest.mark.parametrize("machine", [machine.name for machine in machines.MACHINES])
 @pytest.mark.parametrize("model", catalog.GEOMETRIES)
 def test_every_machine_gets_a_plan_within_its_room_or_the_largest_model_that_has_one(model: str, machine: str) -> None:
-    room = planning.room_of(machine)
+    room = rooms.room_of(machine)
     try:
         plan = planning.plan_model(model, machine=machine).plan
     except PlanError as error:
@@ -87,7 +87,7 @@ def test_every_machine_gets_a_plan_within_its_room_or_the_largest_model_that_has
 
 @pytest.mark.parametrize("machine", [machine.name for machine in machines.MACHINES])
 def test_a_reserve_and_a_budget_leave_less(machine: str) -> None:
-    room, kept, given_room = (planning.room_of(machine, *rest) for rest in ((None, 0), (None, GIB), (8 * GIB, GIB)))
+    room, kept, given_room = (rooms.room_of(machine, *rest) for rest in ((None, 0), (None, GIB), (8 * GIB, GIB)))
     if not room.gpus:
         assert (room.host - kept.host, given_room.host) == (GIB, 7 * GIB)
         return
@@ -103,7 +103,7 @@ def test_a_reserve_and_a_budget_leave_less(machine: str) -> None:
 @pytest.mark.parametrize("reserve_gib", [1, 2, 8])
 def test_a_reserve_is_kept_where_host_and_gpu_share_one_memory(machine: str, reserve_gib: int) -> None:
     """Layers that the GPU's budget sends to the host must not take from there what is to stay free."""
-    whole, kept = planning.room_of(machine), planning.room_of(machine, None, reserve_gib * GIB)
+    whole, kept = rooms.room_of(machine), rooms.room_of(machine, None, reserve_gib * GIB)
     wishes = Wishes(n_ctx=LEAST_CTX)
     try:
         plan = search([as_candidate(QWQ)], kept, wishes, by_formula(kept))
@@ -126,7 +126,7 @@ def test_nothing_fits_a_room_without_memory() -> None:
 
 @pytest.mark.parametrize("machine", ["rtx-3060-12gb", "2x-rtx-3060-12gb", "m1-16gb", "m2-pro-32gb", "desktop-64gb"])
 def test_what_fits_is_the_largest(machine: str) -> None:
-    room, fitting = planning.room_of(machine), []
+    room, fitting = rooms.room_of(machine), []
     for name, (_, geometry) in catalog.GEOMETRIES.items():  # from the largest to the smallest
         with contextlib.suppress(PlanError):
             search([as_candidate(geometry)], room, Wishes(), by_formula(room))
@@ -149,7 +149,7 @@ def test_the_faster_model_is_the_largest_that_is_no_long_wait_or_else_the_fastes
     model: str, bandwidth: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     room = Room(48 * GIB, host_bandwidth=bandwidth)
-    monkeypatch.setattr(planning, "_known_room", lambda _: (room, "a machine"))
+    monkeypatch.setattr(rooms, "known_room", lambda _: (room, "a machine"))
     found = planning.plan_model(model, quant="Q8_0", machine="any")
     speeds = {
         name: search([as_candidate(geometry)], room, Wishes(), by_formula(room)).decode_tok_s
@@ -167,7 +167,7 @@ def test_the_faster_model_is_the_largest_that_is_no_long_wait_or_else_the_fastes
 
 def test_the_smallest_model_has_no_faster_one(monkeypatch: pytest.MonkeyPatch) -> None:
     room = Room(48 * GIB, host_bandwidth=1e8)
-    monkeypatch.setattr(planning, "_known_room", lambda _: (room, "a machine"))
+    monkeypatch.setattr(rooms, "known_room", lambda _: (room, "a machine"))
     found = planning.plan_model(list(catalog.GEOMETRIES)[-1], machine="any")
     assert found.plan.slow
     assert found.faster is None
