@@ -259,7 +259,7 @@ def _check_device(
     backend = engine.start(device.pointer, None)
     if not backend:
         raise RuntimeError(f"the device {device.name} does not start")
-    engine.set_threads(device, backend, min(_N_THREADS, os.cpu_count() or 1))
+    engine.set_threads(device, backend, _N_THREADS)
     for buffer, name, extra, kind in todo:
         for rows in ROWS:
             place = {"device": device.name, "gpu": device.is_gpu, "buffer": name, "extra": extra}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes.util
 import hashlib
 import os
 import shutil
@@ -24,8 +25,12 @@ WAIT_S = 60
 ENGINE = ("libggml", "libllama", "libmtmd")
 TOOLS = ("Xvfb", "xdotool", "xclip")
 
+# Qt's plugin for X cannot be loaded without it, and a program ends then.
+QT_NEEDS = "xcb-cursor"
+
 pytestmark = pytest.mark.skipif(
-    not all(map(shutil.which, TOOLS)), reason=f"{', '.join(TOOLS)} are needed; Debian's packages are called so too"
+    not all(map(shutil.which, TOOLS)) or ctypes.util.find_library(QT_NEEDS) is None,
+    reason=f"{', '.join(TOOLS)} and lib{QT_NEEDS} are needed; Debian's packages: xvfb, xdotool, xclip, lib{QT_NEEDS}0",
 )
 
 
