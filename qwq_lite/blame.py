@@ -10,6 +10,7 @@ from qwq_lite.errors import EngineCrashed, QwqError, RequestCrashed, TemplateErr
 from qwq_lite.remote_feed import RemoteFeed
 
 ANOTHER = "; the next call starts another"  # how a crash ends
+_MOST_SHARED = 8  # deaths of a reply beside a prompt, each time another one
 _TOKENIZING, _REPLYING = "while it made this prompt into tokens", "a second time while it made this reply"
 
 
@@ -30,9 +31,9 @@ def verdict(
 ) -> Verdict:
     """Whose death it was: the prompt's that was being made, or the reply's.
 
-    One prompt and one reply are made at a time. Where there were both, both are suspected and tried again, the prompt once the
-    reply is done; so the guilty one is there a second time, beside another. A reply with others in line is tried again too, and
-    they wait behind it as they did; one that was alone is not.
+    One prompt and one reply are made at a time. Where there were both, no one is blamed: the reply is tried again at once, the
+    prompt once the reply is done, so that each has a death of its own if it is the cause. A reply with others in line is tried
+    again too, and they wait behind it as they did; one that was alone is not.
 
     Args:
         tokenizing: the request whose prompt was being made; overdue: it took too long, and was ended for that.
@@ -53,26 +54,17 @@ def verdict(
         return Verdict(None, crash, False)
     reply.n_deaths += 1
     if reply.n_deaths > 1:
-        return _guilty(crash, reply, _REPLYING)
+        return Verdict(reply.number, with_partial(_blamed(crash, _REPLYING), reply), True)
     alone = {*waiting, *feeds} == {reply.number}
     return Verdict(reply.number if alone else None, with_partial(crash, reply), True)
 
 
 def _of_two(crash: EngineCrashed, prompt: RemoteFeed, reply: RemoteFeed) -> Verdict:
-    prompt.n_deaths += 1
-    reply.n_deaths += 1
-    if prompt.n_deaths > reply.n_deaths:
-        return _guilty(crash, prompt, _TOKENIZING)
-    if reply.n_deaths > prompt.n_deaths:
-        return _guilty(crash, reply, _REPLYING)
-    prompt.rival, reply.rival, prompt.after = reply, prompt, reply
+    reply.n_shared += 1
+    if reply.n_shared > _MOST_SHARED:  # new prompts come without end, each at the moment of a death
+        return Verdict(reply.number, with_partial(crash, reply), True)
+    prompt.after = reply
     return Verdict(None, crash, True)
-
-
-def _guilty(crash: EngineCrashed, feed: RemoteFeed, when: str) -> Verdict:
-    if feed.rival is not None:  # was suspected for nothing
-        feed.rival.n_deaths -= 1
-    return Verdict(feed.number, with_partial(_blamed(crash, when), feed), True)
 
 
 def with_partial(error: EngineCrashed, feed: RemoteFeed) -> EngineCrashed:
@@ -83,7 +75,9 @@ def with_partial(error: EngineCrashed, feed: RemoteFeed) -> EngineCrashed:
 
 
 def _blamed(crash: EngineCrashed, when: str) -> RequestCrashed:
-    error = RequestCrashed(f"{str(crash).removesuffix(ANOTHER)}, {when}; it is not tried again: change the request")
+    # Another program, or the system, kills by SIGKILL: changing the request does not help then.
+    advice = "" if crash.signal == "SIGKILL" else ": change the request"
+    error = RequestCrashed(f"{str(crash).removesuffix(ANOTHER)}, {when}; it is not tried again{advice}")
     error.signal, error.assertion, error.lines = crash.signal, crash.assertion, crash.lines
     return error
 

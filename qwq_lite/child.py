@@ -115,7 +115,11 @@ def ask(module: str, function: str, question: str = "") -> subprocess.CompletedP
     command = _command(target, None)
     with _results_pipe() as (read, options):
         reading = threading.Thread(target=lambda: sent.append(_read_all(read)), daemon=True)
-        reading.start()
+        try:
+            reading.start()
+        except RuntimeError:  # no memory for a thread, or the interpreter is ending
+            os.close(read)
+            raise
         try:
             done = subprocess.run(
                 command,

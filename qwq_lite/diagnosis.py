@@ -98,7 +98,12 @@ def unusable_gpu(machine: Machine, engine: EngineReport) -> Sequence[Finding]:
 
 def _wrong_products(check: Report) -> Iterator[Finding]:
     """An engine that loads and does not compute."""
-    if check.faults:
+    if check.faults and not check.fails:
+        text = (
+            f"no result of a matrix product within its time: {check.text()}; another program may keep this machine busy"
+        )
+        yield Finding("warning", text, "qwq-lite doctor")
+    elif check.faults:
         consequence = (
             "loads go without that buffer, slower" if check.extra_buffers_only else "no answer of it can be trusted"
         )

@@ -11,7 +11,6 @@ import itertools
 import math
 import os
 import queue
-import signal
 import subprocess
 import threading
 import time
@@ -23,11 +22,11 @@ from typing import Any
 
 import psutil
 
-from qwq_lite import child, engines, process_limits, wire
-from qwq_lite.blame import ANOTHER, Verdict, verdict
+from qwq_lite import child, process_limits, wire
+from qwq_lite.blame import Verdict, verdict
+from qwq_lite.crash import crashed
 from qwq_lite.errors import EngineClosed, EngineCrashed, QwqError
 from qwq_lite.events import Done
-from qwq_lite.plan import GIB
 from qwq_lite.remote_feed import RemoteFeed
 from qwq_lite.wire import Pipe
 
@@ -48,6 +47,8 @@ _AGAIN = (
     "tokenize",
 )  # what another worker can be asked for in the place of one that died of something else
 _REAP_S = 2.0
+_BURY_S = 30.0  # a large process may take seconds to give its memory back
+_KILLS_S = 10.0  # between two looks how many processes the kernel has killed for lack of memory
 
 
 class Retired(Exception):
@@ -73,7 +74,7 @@ class WorkerProcess:
         self._file, self._idle_s, self._on_orphans = file, idle_s, on_orphans
         self._progress: queue.SimpleQueue[float] = queue.SimpleQueue()
         self.gone: EngineCrashed | None = None
-        self.retired = False  # gone, or going: nobody asked anything for idle_s
+        self.retired = False  # gone, or going: no call came for idle_s
         self._numbers = itertools.count(1)
         self._waiting: dict[int, tuple[Future[Any], str]] = {}  # and what was asked for
         self._tokenizing: int | None = None  # the request whose prompt is being made, since _began
@@ -89,7 +90,8 @@ class WorkerProcess:
         self._n_steps, self._longest_s, self._n_on_disk = 0, 0.0, 0
         self._n_holders = 1
         self.gone_at = math.inf
-        self._n_killed_before = process_limits.n_killed_for_memory()
+        self._n_killed = (process_limits.n_killed_for_memory(),) * 2  # one to two looks ago, and at the last look
+        self._counted_at = time.monotonic()
         started = child.start("qwq_lite.worker:main", python)
         self.process, self._results = started.process, started.results
         assert self.process.stdin
@@ -107,9 +109,11 @@ class WorkerProcess:
         try:
             for thread in self._threads:
                 thread.start()
-        except BaseException:  # no memory for one: nobody would watch it
+        except BaseException:  # no memory for a thread: without all four it is of no use
             self.process.kill()
             self.process.wait()
+            if self._threads[0].ident is None:  # else the reader closes them
+                self._close_streams()
             raise
 
     def hold(self) -> bool:
@@ -152,8 +156,7 @@ class WorkerProcess:
 
     def go_on(self, feed: RemoteFeed) -> None:
         """Go on with a reply that another worker had. What becomes of it is told to its reader. Raises: Retired."""
-        self._request("generate", feed, None, {})
-        feed.repeat()
+        feed.hand_over(lambda: self._request("generate", feed, None, {}))
 
     def _request(self, verb: str, feed: RemoteFeed | None, future: Future[Any] | None, fields: dict[str, Any]) -> int:
         number = next(self._numbers)
@@ -199,10 +202,14 @@ class WorkerProcess:
         self.wait()
 
     def wait(self) -> None:
-        """Wait until the process is reaped and all who waited were told."""
+        """Wait until the process is reaped and all who waited were told.
+
+        Not without end: a signal handler may have interrupted a call on this thread that holds the lock.
+        """
+        end = time.monotonic() + _BURY_S
         if threading.current_thread() not in self._threads:
             for thread in self._threads:
-                thread.join()
+                thread.join(max(0.0, end - time.monotonic()))
 
     @property
     def crash(self) -> EngineCrashed | None:
@@ -279,6 +286,8 @@ class WorkerProcess:
             if now - before > _ASLEEP_S:
                 self._seen = self._stepped = self._answered = self._began = now
             before = self._looked = now
+            if now - self._counted_at > _KILLS_S:
+                self._n_killed, self._counted_at = (self._n_killed[1], process_limits.n_killed_for_memory()), now
             if self._n_on_disk or any(feed.unread for feed in list(self._feeds.values())):
                 self._stepped = self._answered = now  # it waits for the disk, or for a reader
             silent, idle = now - self._seen, now - self._stepped
@@ -311,7 +320,7 @@ class WorkerProcess:
         return now - self._began > (_TOKENIZE_S if feed is None else feed.begin_s)
 
     def _is_idle(self, now: float) -> bool:
-        """Whether nobody asked anything for so long that the memory is given back. Then nobody can any more."""
+        """Whether no call came for so long that the memory is given back. After that none is taken."""
         with self._lock:
             if self._busy() or self._n_holders:
                 self._used = now
@@ -332,7 +341,7 @@ class WorkerProcess:
         code = self.process.wait()
         self._lines_read.wait(_REAP_S)
         with self._lock:
-            crash, found = self._post_mortem(code), None
+            crash, found = self._crash(code), None
             waiting, feeds = dict(self._waiting), dict(self._feeds)
             if not self._closing:
                 found = verdict(crash, self._tokenizing, self._overdue, waiting.keys(), feeds)
@@ -342,14 +351,18 @@ class WorkerProcess:
             self._feeds.clear()
         orphans = self._tell_all(found, waiting, feeds)
         self._outbox.put(None)
-        self._threads[1].join()
+        if self._threads[1].ident is not None:
+            self._threads[1].join()
+        self._close_streams()
+        if orphans:
+            self._on_orphans(orphans, crash)
+
+    def _close_streams(self) -> None:
         for stream in (self.process.stdin, self.process.stdout):
             if stream is not None:
                 with contextlib.suppress(OSError):
                     stream.close()
         os.close(self._results)
-        if orphans:
-            self._on_orphans(orphans, crash)
 
     def _tell_all(
         self, found: Verdict | None, waiting: Mapping[int, tuple[Future[Any], str]], feeds: Mapping[int, RemoteFeed]
@@ -369,27 +382,11 @@ class WorkerProcess:
                 orphans.append(feed)
         return orphans
 
-    def _post_mortem(self, code: int) -> EngineCrashed:
-        name = ""
-        if code < 0:
-            with contextlib.suppress(ValueError):
-                name = signal.Signals(-code).name
-        ended = self._reason or (
-            f"it was killed ({name or -code})" if code < 0 else f"it ended with exit status {code}"
-        )
-        lost = engines.forget(self.process.pid)
-        if name == "SIGKILL" and not self._reason and process_limits.n_killed_for_memory() > self._n_killed_before:
-            ended += ", out of memory"
-            if lost is not None:
-                free = process_limits.available_memory_bytes()
-                ended += f" (it needs {lost.n_bytes / GIB:.1f} GiB, {free / GIB:.1f} are free without it)"
+    def _crash(self, code: int) -> EngineCrashed:
+        n_killed = process_limits.n_killed_for_memory() - self._n_killed[0]
         said = self._assertion or next((line for line in reversed(self._lines) if line), "")
-        # Another would die of it too: its kernels were built for another CPU, or wrongly.
-        advice = "; run: qwq-lite doctor" if code in child.ILLEGAL_INSTRUCTION else ANOTHER
-        crash = EngineCrashed(
-            f"{self._file}: the engine's process is gone: {ended}{f': {said}' if said else ''}{advice}"
-        )
-        crash.signal, crash.assertion, crash.lines = name, self._assertion, tuple(self._lines)
+        crash = crashed(self._file, self.process.pid, code, self._reason, said, ran_out_of_memory=n_killed > 0)
+        crash.assertion, crash.lines = self._assertion, tuple(self._lines)
         return crash
 
     def _epitaph(self) -> QwqError:

@@ -23,7 +23,7 @@ from qwq_lite import gguf_header, wire
 from qwq_lite.blame import ANOTHER, with_partial
 from qwq_lite.chat import Model
 from qwq_lite.errors import EngineClosed, EngineCrashed, EngineError, QwqError
-from qwq_lite.events import Notice, Progress
+from qwq_lite.events import Done, Notice, Progress, Reply, Stats
 from qwq_lite.hardware import report_from_json
 from qwq_lite.model import Prompt, check_running, plain_prompt
 from qwq_lite.model import options as model_options
@@ -214,7 +214,7 @@ def _rescue(model: weakref.ref[RemoteModel], orphans: list[RemoteFeed], crash: E
 
 def _go_on(model: weakref.ref[RemoteModel], orphans: deque[RemoteFeed], crash: EngineCrashed) -> None:
     """Each in its turn, those last who wait for another. The first error is told to all who are left."""
-    orphans = deque(sorted(orphans, key=lambda feed: feed.after is not None))
+    orphans, told = deque(sorted(orphans, key=lambda feed: feed.after is not None)), list[RemoteFeed]()
     try:
         while orphans:
             owner = model()
@@ -226,11 +226,16 @@ def _go_on(model: weakref.ref[RemoteModel], orphans: deque[RemoteFeed], crash: E
                     feed.wait()
                     if feed.is_shown and feed.n_ctx != owner.n_ctx:  # its rules were made for the other
                         feed.put(with_partial(crash, feed))
+                    elif feed.cancelled and not feed.is_shown:
+                        feed.put(Done(Reply("", "", "cancelled", Stats())))
                     else:
-                        worker.go_on(feed)
-                        if feed.n_deaths:
+                        if (
+                            feed.n_deaths or feed.n_shared
+                        ) and feed not in told:  # before what the other engine adds to it
                             words = str(crash).removesuffix(ANOTHER)
                             feed.put(Notice(f"{words}; another goes on with this reply", "resumed"))
+                            told.append(feed)
+                        worker.go_on(feed)
                     orphans.popleft()
             del owner  # a model that is dropped ends
     except Exception as error:

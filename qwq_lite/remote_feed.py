@@ -6,6 +6,7 @@ import math
 import secrets
 import threading
 import time
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from qwq_lite import wire
@@ -38,8 +39,8 @@ class RemoteFeed(Feed):
         self.texts: list[str] = []
         self.begun_at = math.inf  # when its worker sent the first event: then it is being made
         self.cancelled_at = math.inf
-        self.n_deaths = 0  # of workers that were making it, or its prompt
-        self.rival: RemoteFeed | None = None  # the other one that a worker may have died of
+        self.n_deaths = 0  # of workers that were making it, and no prompt beside it
+        self.n_shared = 0  # of workers that were making it and a prompt
         self.after: RemoteFeed | None = None  # that is to be done before this one's prompt is made again
         self._over = threading.Event()
         self._request, self._asked = request, time.monotonic()
@@ -69,19 +70,23 @@ class RemoteFeed(Feed):
         """It is with a worker now, under a number."""
         self.number, self._worker, self.begun_at = number, worker, math.inf
 
-    def repeat(self) -> None:
-        """Tell the worker what the one before was told and did not do."""
+    def hand_over(self, send: Callable[[], object]) -> None:
+        """Let `send` give it to a worker, and tell that worker what the one before was told and did not do.
+
+        An order that comes meanwhile is told after that, once.
+        """
         with self._ordering:
+            send()
             n_done = sum(isinstance(entry, list) and isinstance(entry[0], str) for entry in self._entries)
             for order in self._ordered[n_done:]:
                 self._tell({"do": "order", "order": wire.order_to_json(order)})
-        if self.cancelled:
-            self._tell({"do": "cancel"})
+            if self.cancelled:
+                self._tell({"do": "cancel"})
 
     def wait(self) -> None:
-        """Wait until the reply is done that it is to come after, or rests because it is not read."""
+        """Wait until the reply is done that it is to come after, or rests because it is not read; not once it is cancelled."""
         other, self.after = self.after, None
-        while other is not None and not other._over.wait(_LOOK_S) and not other.unread:
+        while other is not None and not self.cancelled and not other._over.wait(_LOOK_S) and not other.unread:
             continue
 
     def cancel(self) -> None:

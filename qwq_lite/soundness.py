@@ -75,7 +75,7 @@ def _run(arguments: Sequence[str], _timeout_s: float) -> Ended:
         done = child.ask(__name__, _serve.__name__, json.dumps(list(arguments)))
     except subprocess.TimeoutExpired as error:
         return Ended(None, (error.output or b"").decode("utf-8", "replace"))
-    except (OSError, UsageError) as error:
+    except (OSError, RuntimeError, UsageError) as error:
         return Ended(1, "", str(error))
     return Ended(done.returncode, done.stdout, done.stderr)
 

@@ -6,6 +6,7 @@ Source: llama.cpp conversion/base.py (prepare_tensors); PEFT, TRL, bitsandbytes 
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 
 from qwq_lite import mistaken
@@ -60,8 +61,8 @@ def instead(folder: Path) -> str | None:
         return found
     if (snapshot := mistaken.snapshot(folder)) is not None:
         return f"it is a folder of the Hub's cache; name the one with the files: {snapshot}"
-    if (gguf := min(folder.glob("*.gguf"), default=None)) is not None:
-        return f"it holds GGUF files, which run as they are: qwq-lite chat {gguf}"
+    if gguf := mistaken.gguf_files(folder):
+        return f"it holds GGUF files, which run as they are: qwq-lite chat {shlex.quote(str(gguf[0]))}"
     pickles = [path for suffix in ("bin", "pt", "pth", "ckpt") for path in folder.glob(f"*.{suffix}")]
     if pickles:
         return (

@@ -18,6 +18,7 @@ from qwq_lite.backend import native
 from qwq_lite.errors import EngineError
 from qwq_lite.hardware import Device, DeviceKind, EngineReport, report_from_json
 
+_MOST_BUFFERS = 64
 _KINDS: dict[int, DeviceKind] = {0: "cpu", 1: "gpu", 2: "igpu", 3: "accel"}  # enum ggml_backend_dev_type
 
 
@@ -61,10 +62,8 @@ def _extra_buffers() -> Iterator[str]:
     name = native.symbol("ggml_backend_buft_name", ctypes.c_char_p, [pointer])
     if address:
         types = ctypes.CFUNCTYPE(ctypes.POINTER(pointer), pointer)(address)(cpu)
-        for index in itertools.count():
-            if not types[index]:
-                return
-            yield name(types[index]).decode()
+        found = itertools.takewhile(bool, (types[index] for index in range(_MOST_BUFFERS))) if types else ()
+        yield from (name(buffer).decode() for buffer in found)
 
 
 def gpu_pointers() -> list[int]:

@@ -24,6 +24,7 @@ import json
 import math
 import os
 import random
+import signal
 import sys
 import sysconfig
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 N_OUT, N_IN = 64, 256  # rows and columns of the weights
 ROWS = (1, 64)  # of the input: kernels differ for one and for many
 _SEED = 27
+_LONGEST_S = 600  # past every limit that a parent has
 _N_THREADS = 2  # a fault may be of every thread but the first
 # ggml_log_callback; the object must outlive the library
 _SILENT = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)(lambda _level, _text, _user: None)
@@ -117,6 +119,9 @@ def _settle() -> None:
         return
     import resource
 
+    # A kernel in an endless loop ends, also where the process that asked is gone.
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.alarm(_LONGEST_S)
     with contextlib.suppress(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_CORE, (1, 1))  # 0 would not hold where dumps go to a program: core(5)
 

@@ -336,25 +336,32 @@ def judged(tokenizing: int | None, feeds: dict[int, RemoteFeed], waiting: tuple[
     return blame.verdict(CRASH, tokenizing, False, waiting, feeds)
 
 
-def test_a_prompt_and_a_reply_are_told_apart_by_the_second_death() -> None:
-    for guilty in (1, 2):
-        feeds = feeds_of(begun=(1,), others=(2, 3))
-        first = judged(2, feeds, (2,))
-        assert first.culprit is None
-        assert first.known
-        assert feeds[2].after is feeds[1]  # so they are not there together again
-        other = feeds_of(begun=(4,) if guilty == 2 else (), others=(5,))
-        second = judged(2 if guilty == 2 else 5, {**feeds_again(feeds, guilty), **other}, ())
-        assert second.culprit == guilty
-        assert isinstance(second.error, qwq_lite.RequestCrashed)
-        assert feeds[3 - guilty].n_deaths == 0  # cleared of suspicion
+def test_a_prompt_and_a_reply_are_told_apart_by_a_death_of_their_own() -> None:
+    feeds = feeds_of(begun=(1,), others=(2, 3))
+    first = judged(2, feeds, (2,))
+    assert (first.culprit, first.known) == (None, True)
+    assert feeds[2].after is feeds[1]  # so they are not there together again
+    # The prompt, once the reply is done; the reply, while others wait.
+    assert judged(2, {2: feeds[2], 3: feeds[3]}).culprit == 2
+    assert [judged(None, feeds).culprit for _ in range(2)] == [None, 1]
 
 
-def feeds_again(feeds: dict[int, RemoteFeed], guilty: int) -> dict[int, RemoteFeed]:
-    """With another worker: the one that is guilty, under way again."""
-    feed = feeds[guilty]
-    feed.begun_at = 0.0 if guilty == 1 else math.inf
-    return {guilty: feed}
+def test_a_reply_is_not_blamed_for_the_prompts_beside_it() -> None:
+    """Several prompts that end the engine, each while the same reply is being made."""
+    feeds = feeds_of(begun=(1,), others=(2, 3, 4, 5))
+    for prompt in (2, 3, 4):
+        assert judged(prompt, feeds, (prompt,)).culprit is None
+        assert feeds[prompt].after is feeds[1]
+    assert judged(None, feeds).culprit is None  # its first death of its own
+    assert judged(4, {4: feeds[4], 5: feeds[5]}).culprit == 4
+
+
+def test_a_reply_is_not_tried_again_for_ever() -> None:
+    feeds = feeds_of(begun=(1,), others=tuple(range(2, 40)))
+    found = [judged(prompt, feeds, (prompt,)) for prompt in range(2, 40)]
+    given_up = next(verdict for verdict in found if verdict.culprit is not None)
+    assert given_up.culprit == 1
+    assert not isinstance(given_up.error, qwq_lite.RequestCrashed)  # nothing says that it was the cause
 
 
 def test_whose_death_it_was() -> None:
