@@ -85,6 +85,19 @@ _KNOWN = (  # the largest first
 GEOMETRIES: dict[str, tuple[CatalogModel, ModelShape]] = {model.name: (model, shape) for model, shape in _KNOWN}
 
 
+def how_to_get(name: str) -> str | None:
+    """What to type for a model that was named and is no file yet; None for what is no name of the catalogue."""
+    try:
+        known = geometry(name)[0]
+    except UsageError:
+        return None
+    folder = known.repository.rpartition("/")[2]
+    return (
+        f"is the name of a model, and a file is needed; to see what fits here, type: qwq-lite plan {known.name};"
+        f" to get it: hf download {known.repository} --local-dir {folder}, then: qwq-lite convert {folder} -q Q4_K_M"
+    )
+
+
 def geometry(name: str) -> tuple[CatalogModel, ModelShape]:
     """The known model of exactly that name, or of that repository, and its shape; case does not count.
 

@@ -138,17 +138,13 @@ def _absolute_program(python: str | None) -> str | None:
 
 def _check_no_name(model: str | os.PathLike[str]) -> None:
     """Raises: UsageError for nothing, and for a model of the catalogue, which is no file yet."""
+    if not isinstance(model, str | os.PathLike):
+        raise UsageError(f"model is {model!r}; the path of a .gguf file is expected")
     name = os.fspath(model)
     if not name:
         raise UsageError("model is empty; give the path of a .gguf file")
     if os.path.lexists(name):
         return
-    try:
-        known = catalog.geometry(name)[0]
-    except UsageError:
-        return
-    folder = known.repository.rpartition("/")[2]
-    raise UsageError(
-        f"{name}: is the name of a model, and a file is needed; to see what fits here, type: qwq-lite plan {known.name};"
-        f" to get it: hf download {known.repository} --local-dir {folder}, then: qwq-lite convert {folder} -q Q4_K_M"
-    )
+    advice = catalog.how_to_get(name)
+    if advice is not None:
+        raise UsageError(f"{name}: {advice}")

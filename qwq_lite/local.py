@@ -38,9 +38,9 @@ from qwq_lite.backend.context import Context, ContextSettings
 from qwq_lite.backend.model import LoadedModel
 from qwq_lite.chat import Model
 from qwq_lite.errors import EngineClosed, EngineError, TemplateError, UsageError
-from qwq_lite.events import Progress
+from qwq_lite.events import Notice, Progress
 from qwq_lite.hardware import EngineReport
-from qwq_lite.model import Options, Prompt, check_running, plain_prompt
+from qwq_lite.model import Options, Prompt, check_running, check_text, plain_prompt
 from qwq_lite.model import options as model_options
 from qwq_lite.orders import Course
 from qwq_lite.plan import RunPlan, Wishes
@@ -219,6 +219,11 @@ class LocalModel(Model):
         )
         thought_sampling, answer_sampling = self._sampling(options)
         notices = [*control.ignored(options, thoughts.style, templated=templated)]
+        if templated and not self._shows_system(given):
+            words = (
+                "the system prompt is ignored: the model's chat template has no place for it; put it into the question"
+            )
+            notices.append(Notice(words, "ignored"))
         if templated and options.tools and not self._shows_tools(given, options.tools):
             notices.append(
                 control.notice_of(
@@ -291,6 +296,16 @@ class LocalModel(Model):
                 raise UsageError(f"a message is {message!r}; a dict with a role and a content is expected")
         return (*history.fitted(messages, encode, self.n_ctx, options.max_tokens, options.when_full or "drop"), True)
 
+    def _shows_system(self, messages: Any) -> bool:
+        first = messages[0] if messages else {}
+        text = first.get("content") if first.get("role") == "system" else None
+        return (
+            self._template is None
+            or not isinstance(text, str)
+            or not text
+            or self._template.shows_system(self._vocab, text)
+        )
+
     def _shows_tools(self, messages: Any, tools: Sequence[Mapping[str, Any]]) -> bool:
         return self._template is None or self._template.shows(self._vocab, messages, tools=list(tools))
 
@@ -321,6 +336,7 @@ class LocalModel(Model):
 
     def tokenize(self, text: str) -> list[int]:
         """Ids of a text as plain text, normalised as the model's tokenizer does it."""
+        check_text(text)
         with self._inside():
             return self._plain(text)
 

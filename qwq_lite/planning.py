@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from qwq_lite import (
     arguments,
@@ -83,7 +83,7 @@ def plan_model(
     Raises: UsageError, FormatError, CheckpointError; PlanError when nothing fits, whose `smaller` names what does.
     """
     if memory_bytes is not None:
-        memory_bytes = arguments.whole("memory_bytes", memory_bytes, 1, 1 << 60)
+        memory_bytes = arguments.whole("memory_bytes", memory_bytes, 0, 1 << 60)
     reserve_bytes = arguments.whole("reserve_bytes", reserve_bytes, 0, 1 << 60)
     candidates, file = _candidates(model, quant)
     known = machine is not None
@@ -288,13 +288,11 @@ def _of_checkpoint(folder: Path) -> tuple[ModelShape, bool]:
             f"{folder}: has no config.json, which a checkpoint has; name a GGUF file, or a folder with one"
         )
     index = folder / "model.safetensors.index.json"
-    try:
-        config = json.loads(config_path.read_text("utf-8"))
-        names = json.loads(index.read_text("utf-8"))["weight_map"] if index.is_file() else None
-    except RecursionError as error:
-        raise CheckpointError(f"{folder}: config.json or {index.name} is nested too deeply; fetch it again") from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{folder}: no checkpoint that can be read: {error!r}") from error
+    config = _read_json(config_path)
+    listed = _read_json(index) if index.is_file() else None
+    if listed is not None and not (isinstance(listed, dict) and "weight_map" in listed):
+        raise CheckpointError(f"{index}: has no weight_map, which an index has; fetch it again")
+    names = None if listed is None else listed["weight_map"]
     if not isinstance(config, dict) or config.get("architectures") != [_ARCHITECTURE]:
         found = config.get("architectures") if isinstance(config, dict) else config
         raise CheckpointError(f"{config_path}: architectures is {found!r}; {_ARCHITECTURE} can be planned")
@@ -302,6 +300,15 @@ def _of_checkpoint(folder: Path) -> tuple[ModelShape, bool]:
         raise CheckpointError(f"{index}: weight_map is {names!r}, an object is expected")
     tied = "lm_head.weight" not in names if names is not None else bool(config.get("tie_word_embeddings", False))
     return shape.from_config(config, config_path), tied
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except RecursionError as error:
+        raise CheckpointError(f"{path}: is nested too deeply; fetch it again") from error
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: cannot be read as JSON: {error}; fetch it again") from error
 
 
 def _formula(room: Room) -> Callable[[Candidate, Sequence[Choice]], list[Footprint]]:

@@ -167,6 +167,12 @@ class ChatTemplate:
         bare = self._plain(vocab, messages, {})
         return bare is None or bare != self._plain(vocab, messages, extra)
 
+    def shows_system(self, vocab: Vocabulary, text: str) -> bool:
+        """Whether a system prompt changes the prompt of a question; True where that cannot be told."""
+        question = {"role": "user", "content": "?"}
+        found = self._plain(vocab, [{"role": "system", "content": text}, question], {})
+        return found is None or found != self._plain(vocab, [question], {})
+
     def _plain(self, vocab: Vocabulary, messages: Sequence[Message], extra: dict[str, Any]) -> str | None:
         """The prompt's text without marks; None where the template refuses."""
         with contextlib.suppress(TemplateError):

@@ -25,7 +25,7 @@ from qwq_lite.chat import Model
 from qwq_lite.errors import EngineClosed, EngineCrashed, EngineError, QwqError
 from qwq_lite.events import Done, Notice, Progress, Reply, Stats
 from qwq_lite.hardware import report_from_json
-from qwq_lite.model import Prompt, check_running, plain_prompt
+from qwq_lite.model import Prompt, check_running, check_text, plain_prompt
 from qwq_lite.model import options as model_options
 from qwq_lite.plan import RunPlan
 from qwq_lite.process import Retired, WorkerProcess
@@ -94,6 +94,7 @@ class RemoteModel(Model):
         return await in_thread(functools.partial(self.generate, prompt, session=session, **options))
 
     def tokenize(self, text: str) -> list[int]:
+        check_text(text)
         found: list[int] = self._call("tokenize", text)
         return found
 
@@ -160,7 +161,7 @@ class RemoteModel(Model):
             error = copy.copy(crash)
             error.args = (
                 f"{self._file}: the engine crashed {_CRASHES} times, each within {_WITHIN_S:.0f} s of its load, the last time:"
-                f" {crash}; wait a minute, or run: qwq-lite doctor",
+                f" {str(crash).removesuffix(ANOTHER)}; wait a minute, or run: qwq-lite doctor",
             )
             raise error
 

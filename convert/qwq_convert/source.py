@@ -20,6 +20,7 @@ from typing import Any
 
 from gguf.constants import GGMLQuantizationType
 
+from qwq_lite import catalog
 from qwq_lite.errors import CheckpointError
 from qwq_lite.files import RandomAccessFile
 from qwq_lite.gguf_header import tensor_bytes
@@ -71,6 +72,9 @@ class Checkpoint:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         if not folder.exists():
+            advice = catalog.how_to_get(str(folder))
+            if advice is not None:
+                raise CheckpointError(f"{folder}: {advice}")
             raise CheckpointError(
                 f"{folder}: no such folder; give the folder that holds config.json and *.safetensors,"
                 f" or fetch one: hf download ORGANIZATION/{folder.name} --local-dir {folder.name}"

@@ -63,7 +63,9 @@ def read_json_object(path: Path) -> dict[str, Any]:
     refuse_stand_in(path, text[:64].encode(errors="replace"))
     try:
         value = json.loads(text, object_pairs_hook=unique_keys)
-    except (ValueError, RecursionError) as error:
+    except RecursionError as error:
+        raise CheckpointError(f"{path}: is nested too deeply; fetch it again") from error
+    except ValueError as error:
         raise CheckpointError(f"{path}: is not JSON ({error}); fetch it again") from error
     if not isinstance(value, dict):
         raise CheckpointError(f"{path}: holds a {type(value).__name__}, a JSON object is expected; fetch it again")

@@ -23,8 +23,14 @@ _CHUNK = 1 << 16  # bytes
 
 
 def whole() -> str:
-    """All of standard input. Raises: UsageError for more than MOST."""
-    return _bounded(sys.stdin.read(MOST + 1), "standard input")
+    """All of standard input. Raises: UsageError for more than MOST, and for what is no UTF-8."""
+    binary = getattr(sys.stdin, "buffer", None)
+    if binary is None:  # what a caller put in its place
+        return _bounded(sys.stdin.read(MOST + 1), "standard input")
+    data = binary.read(MOST + 1)
+    if len(data) > MOST:
+        raise _too_long("standard input")
+    return _decoded(data)
 
 
 def line() -> str:
@@ -33,6 +39,15 @@ def line() -> str:
     if not text:
         raise EOFError
     return text.removesuffix("\n")
+
+
+def _decoded(data: bytes | bytearray) -> str:
+    try:
+        return data.decode("utf-8").replace("\r\n", "\n")
+    except UnicodeDecodeError as error:
+        raise UsageError(
+            f"standard input is no UTF-8 text (byte {error.start:,} is {data[error.start]:#04x})"
+        ) from error
 
 
 def _bounded(text: str, what: str) -> str:
@@ -57,7 +72,7 @@ class Beside:
             threading.Thread(target=self._take, args=(self._source,), daemon=True).start()
 
     def text(self) -> str:
-        """All of it; "" where there is none, or none has begun WAIT_S after the start. Raises: UsageError for more than MOST."""
+        """All of it; "" where there is none, or none has begun WAIT_S after the start. Raises: UsageError as `whole`."""
         if self._source is None:
             return ""
         if not self._begun.wait(max(0.0, self._asked + WAIT_S - time.monotonic())):
@@ -70,7 +85,7 @@ class Beside:
             pass
         if len(self._read) > MOST:
             raise _too_long("standard input")
-        return self._read.decode("utf-8", "replace").replace("\r\n", "\n")
+        return _decoded(self._read)
 
     def _take(self, source: int) -> None:
         # By the descriptor: a thread that holds Python's own buffer at the end of the program is a fatal error.

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
@@ -14,6 +15,7 @@ import pytest
 import qwq_lite
 from qwq_lite.cli import commands, console, standard_input
 from qwq_lite.errors import EngineCrashed, QwqError, UsageError
+from qwq_lite.events import Notice
 from tests.terminal import COMMAND, WAIT_S, chat, posix
 
 CLOCK = {"type": "function", "function": {"name": "clock", "parameters": {"type": "object", "properties": {}}}}
@@ -211,3 +213,37 @@ def test_an_empty_text_is_an_error_in_the_library_too(tmp_path: Path, monkeypatc
 def test_an_interpreter_for_no_process_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="python is given, and isolated is False"):
         qwq_lite.load(tmp_path, isolated=False, python=sys.executable)
+
+
+@posix
+@pytest.mark.parametrize("arguments", [["-p", "-"], ["-p", "Hi"]])
+def test_input_that_is_no_text_is_refused(letters_gguf: Path, arguments: list[str]) -> None:
+    command = [sys.executable, "-m", "qwq_lite", "chat", str(letters_gguf), "--ctx", "256", "-n", "2", *arguments]
+    done = subprocess.run(command, input=b"caf\xe9", capture_output=True, check=False)
+    assert done.returncode == 2
+    assert b"standard input is no UTF-8 text (byte 3 is 0xe9)" in done.stderr
+    whole = subprocess.run(command, input="café".encode(), capture_output=True, check=False)
+    assert whole.returncode == 0, whole.stderr
+
+
+def test_a_system_prompt_that_the_template_ignores_is_said(letters_gguf: Path) -> None:
+    users_only = "{% for m in messages %}{% if m.role == 'user' %}{{ m.content }}{% endif %}{% endfor %}"
+    template = letters_gguf.with_name("users.jinja")
+    template.write_text(users_only)
+    for given, n_notices in ((str(template), 1), ("chatml", 0)):
+        with qwq_lite.load(letters_gguf, n_ctx=256, chat_template=given, isolated=False) as model:
+            events = list(model.chat("Be brief.").stream("Hi", max_tokens=2))
+            found = [event.text for event in events if isinstance(event, Notice) and event.kind == "ignored"]
+            assert len(found) == n_notices
+            assert all(text.startswith("the system prompt is ignored") for text in found)
+
+
+@pytest.mark.parametrize("given", [None, 3])
+def test_what_is_no_path_no_prompt_and_no_text(letters_gguf: Path, given: Any) -> None:
+    with pytest.raises(UsageError, match=f"model is {given}"):
+        qwq_lite.load(given)
+    with qwq_lite.load(letters_gguf, n_ctx=256, isolated=False) as model:
+        with pytest.raises(UsageError, match=f"the prompt is {given}"):
+            model.generate(given)
+        with pytest.raises(UsageError, match=f"the text is {given}"):
+            model.tokenize(given)
