@@ -178,7 +178,7 @@ class ActiveReply:
             self.feed.put(event)
 
     def tell_progress(self, n_tokens: int) -> None:
-        """So many tokens more were decoded at once, of the prompt, or of all where the cache was emptied."""
+        """Tells that n_tokens more were decoded: of the prompt, or of all tokens where the cache was emptied."""
         if self.prefilled is None:
             self.n_prefilled += n_tokens
             self.feed.put(Progress("prefill", self.n_reused + self.n_prefilled, len(self.request.prompt)))

@@ -221,7 +221,7 @@ def _go_on(model: weakref.ref[RemoteModel], orphans: deque[RemoteFeed], crash: E
             owner = model()
             if owner is None or owner._closed:
                 raise EngineClosed("the model was unloaded before the reply was done; load it again")
-            with contextlib.suppress(Retired), owner._alive(_tell_nobody) as worker:  # this one may be gone too
+            with contextlib.suppress(Retired), owner._alive(_no_progress) as worker:  # this one may be gone too
                 while orphans:
                     feed = orphans[0]
                     feed.wait()
@@ -248,8 +248,8 @@ def _tell(orphans: Iterable[RemoteFeed], error: QwqError) -> None:
         feed.put(with_partial(error, feed) if isinstance(error, EngineCrashed) else copy.copy(error))
 
 
-def _tell_nobody(_progress: Progress) -> None:
-    """The caller's function is for a thread that the caller knows."""
+def _no_progress(_progress: Progress) -> None:
+    """on_progress is called on threads of the caller only."""
 
 
 def _is_templated(prompt: str | list[Any]) -> bool:

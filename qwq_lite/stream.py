@@ -36,7 +36,7 @@ def follows_from_reply(event: object) -> bool:
 class Feed:
     """The engine's end. on_cancel: called once `cancelled` is set, on the thread that cancels, a signal handler's too.
 
-    done: what was done to the reply and not yet fetched, each before its events; None where nobody wants to know. n_seen: the
+    done: what was done to the reply and not yet fetched, each before its events; None where no host keeps it. n_seen: the
     next so many texts and notices are not put, for the reader has them from another engine.
     """
 

@@ -102,7 +102,7 @@ def refuse_stand_in(path: Path, start: bytes) -> None:
 
 
 def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object whose keys occur once: of two values under one name nobody knows which is meant."""
+    """A JSON object whose keys occur once: which of two values under one name is meant cannot be told."""
     found = dict(pairs)
     if len(found) < len(pairs):
         twice, _ = Counter(key for key, _ in pairs).most_common(1)[0]

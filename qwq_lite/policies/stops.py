@@ -39,7 +39,7 @@ class Stops(Unconstrained):
         if taken.token in self.end_tokens:
             return Verdict(seen, Stop("stop", mute=True))
         hold = 0
-        if taken.forced or (taken.phase == "thinking" and not self.undivided):  # nobody wrote what ended the thought
+        if taken.forced or (taken.phase == "thinking" and not self.undivided):  # the model did not write what ended the thought
             seen = _NOTHING_SEEN
         elif self.texts:
             seen, found = self._look(seen, taken)

@@ -55,7 +55,7 @@ FILES: dict[str, tuple[Make, str]] = {
     "an empty file": (lambda room: written(room / "model.gguf"), "is empty; fetch or convert it again"),
     "a big-endian file": (
         lambda room: big_endian(room / "model.gguf"),
-        "is a big-endian GGUF, for other processors; turn it round: gguf-convert-endian {path} little",
+        "is a big-endian GGUF, for other processors; convert it: gguf-convert-endian {path} little",
     ),
     "safetensors": (
         lambda room: written(room / "model.safetensors", HEADER),
