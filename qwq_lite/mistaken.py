@@ -100,7 +100,9 @@ def _another_order(path: Path, first: bytes) -> str | None:
     version = first[4:8]
     if len(version) < 4 or struct.unpack(">I", version)[0] not in (1, 2, 3):
         return None
-    return f"is a big-endian GGUF, for other processors; convert it: gguf-convert-endian {shlex.quote(str(path))} little"
+    return (
+        f"is a big-endian GGUF, for other processors; convert it: gguf-convert-endian {shlex.quote(str(path))} little"
+    )
 
 
 def _is_safetensors(first: bytes) -> bool:

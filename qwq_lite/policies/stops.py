@@ -39,7 +39,8 @@ class Stops(Unconstrained):
         if taken.token in self.end_tokens:
             return Verdict(seen, Stop("stop", mute=True))
         hold = 0
-        if taken.forced or (taken.phase == "thinking" and not self.undivided):  # the model did not write what ended the thought
+        # Forced tokens are no text of the model's.
+        if taken.forced or (taken.phase == "thinking" and not self.undivided):
             seen = _NOTHING_SEEN
         elif self.texts:
             seen, found = self._look(seen, taken)
