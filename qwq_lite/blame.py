@@ -41,6 +41,8 @@ def verdict(
     """
     begun = [feed for feed in feeds.values() if feed.begun]
     reply = max(begun, key=lambda feed: feed.begun_at) if begun else None
+    if reply is None:  # a death at the first batch may come before the first event: then it is the first in line
+        reply = next((feed for feed in feeds.values() if feed.has_prompt), None)
     if tokenizing is not None and (tokenizing in feeds or tokenizing in waiting):
         prompt = feeds.get(tokenizing)
         if overdue and prompt is not None and prompt.is_templated:

@@ -258,7 +258,11 @@ class WorkerProcess:
             self._tokenizing = None
         with self._lock:
             future, _ = self._waiting.pop(message["id"], (None, ""))
-            feed = self._feeds.pop(message["id"], None) if "error" in message else None
+            feed = self._feeds.get(message["id"])
+            if feed is not None and "error" in message:
+                del self._feeds[message["id"]]
+            elif feed is not None:
+                feed.has_prompt, feed = True, None
         if future is not None:
             self._answered = self._seen  # what was asked before may have been waiting for this
             if "error" in message:

@@ -37,6 +37,7 @@ class RemoteFeed(Feed):
         self.n_ctx, self.begin_s, self.is_templated = 0, begin_s, is_templated
         self.number = 0
         self.texts: list[str] = []
+        self.has_prompt = False  # its worker has made the prompt into tokens
         self.begun_at = math.inf  # when its worker sent the first event: then it is being made
         self.cancelled_at = math.inf
         self.n_deaths = 0  # of workers that were making it, and no prompt beside it
@@ -68,7 +69,7 @@ class RemoteFeed(Feed):
 
     def bind(self, number: int, worker: Worker) -> None:
         """It is with a worker now, under a number."""
-        self.number, self._worker, self.begun_at = number, worker, math.inf
+        self.number, self._worker, self.has_prompt, self.begun_at = number, worker, False, math.inf
 
     def hand_over(self, send: Callable[[], object]) -> None:
         """Let `send` give it to a worker, and tell that worker what the one before was told and did not do.

@@ -365,7 +365,14 @@ def test_a_reply_is_not_tried_again_for_ever() -> None:
 
 
 def test_whose_death_it_was() -> None:
-    assert judged(None, feeds_of(begun=(), others=(1, 2))).known is False
+    assert judged(None, {}).known is False
+    assert judged(None, feeds_of(begun=(), others=(1, 2))).known is False  # their prompts are not made yet
+    early = feeds_of(begun=(), others=(1,))
+    early[1].has_prompt = True
+    assert judged(None, early).culprit == 1  # a death before the first event
+    first = feeds_of(begun=(), others=(1, 2))
+    first[1].has_prompt = True
+    assert [judged(None, first).culprit for _ in range(2)] == [None, 1]
     for is_templated, kind in ((True, qwq_lite.TemplateError), (False, qwq_lite.RequestCrashed)):
         late = blame.verdict(CRASH, 3, True, (), {3: RemoteFeed({}, is_templated=is_templated)})
         assert (late.culprit, type(late.error)) == (3, kind)
