@@ -6,8 +6,10 @@ import re
 
 import click
 
-_PARTS = re.compile(r"(?:(?P<h>\d+(?:\.\d+)?)h)?(?:(?P<m>\d+(?:\.\d+)?)m)?(?:(?P<s>\d+(?:\.\d+)?)s?)?")
-_SECONDS = {"h": 3600, "m": 60, "s": 1}
+_NUMBER = r"\d+(?:\.\d+)?"
+# A bare number is seconds only where it stands alone: 1h30 may be meant for an hour and a half.
+_PARTS = re.compile(rf"(?P<alone>{_NUMBER})|(?:(?P<h>{_NUMBER})h)?(?:(?P<m>{_NUMBER})m)?(?:(?P<s>{_NUMBER})s)?")
+_SECONDS = {"h": 3600, "m": 60, "s": 1, "alone": 1}
 
 
 def duration(text: str) -> float:

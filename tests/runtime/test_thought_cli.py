@@ -96,6 +96,7 @@ def test_a_cancelled_thought_is_no_answer(sentences_gguf: Path) -> None:
         (("--think-budget", "9", "--effort", "low"), "give one of the two"),
         (("--within", "soon"), "no length of time"),
         (("--within", "0s"), "no length of time"),
+        (("--within", "1h30"), "no length of time"),
         (("--answer-temperature", "nan"), "answer_temperature is nan"),
         (("--answer-top-p", "0"), "--answer-top-p"),
     ],
