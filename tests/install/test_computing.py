@@ -30,7 +30,6 @@ from tests.played import (
     died,
     installer,
     loaded,
-    make_venv,
     wrong,
 )
 
@@ -41,18 +40,6 @@ CUDA_ATTEMPTS = (Attempt("cuda", "wheel", "cu125"), Attempt("cuda", "wheel", "cu
 LINUX = Facts(
     system="linux", machine="x86_64", python=(3, 11), requirement="~=0.3.36", manager="apt", compiler="/usr/bin/c++"
 )
-
-
-@pytest.fixture
-def venv(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    for name in ("CMAKE_ARGS", "CC", "CXX", "CFLAGS", "CXXFLAGS"):
-        monkeypatch.delenv(name, raising=False)
-    return make_venv(tmp_path)
-
-
-@pytest.fixture
-def said() -> list[str]:
-    return []
 
 
 # --- compilers

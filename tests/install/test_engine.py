@@ -19,7 +19,7 @@ from scripts.install_engine import LOADING, read_check
 from scripts.install_facts import STAMP, Engine, Facts, read_stamp, venv_python
 from scripts.install_index import Index
 from scripts.install_steps import Installer, InstallError, carry_out, pip_reason
-from tests.played import CACHED, CARD, CPU_ATTEMPTS, ROOT, Played, installer, loaded, make_venv
+from tests.played import CACHED, CARD, CPU_ATTEMPTS, ROOT, Played, installer, loaded
 
 ILLEGAL = "this build uses CPU instructions that this CPU lacks"
 
@@ -96,18 +96,6 @@ def test_the_engine_of_this_environment() -> None:
 
 
 # --- the attempts, with pip and the check played by the test
-
-
-@pytest.fixture
-def venv(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    for name in ("CMAKE_ARGS", "CC", "CXX", "CFLAGS", "CXXFLAGS"):
-        monkeypatch.delenv(name, raising=False)
-    return make_venv(tmp_path)
-
-
-@pytest.fixture
-def said() -> list[str]:
-    return []
 
 
 @pytest.mark.parametrize(
