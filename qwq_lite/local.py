@@ -40,7 +40,7 @@ from qwq_lite.chat import Model
 from qwq_lite.errors import EngineClosed, EngineError, TemplateError, UsageError
 from qwq_lite.events import Notice, Progress
 from qwq_lite.hardware import EngineReport
-from qwq_lite.model import Options, Prompt, check_running, check_text, plain_prompt
+from qwq_lite.model import Options, Prompt, ThoughtStyle, check_running, check_text, plain_prompt
 from qwq_lite.model import options as model_options
 from qwq_lite.orders import Course
 from qwq_lite.plan import RunPlan, Wishes
@@ -218,18 +218,6 @@ class LocalModel(Model):
             scripts=self._scripts(given, options, thoughts),
         )
         thought_sampling, answer_sampling = self._sampling(options)
-        notices = [*control.ignored(options, thoughts.style, templated=templated)]
-        if templated and not self._shows_system(given):
-            words = (
-                "the system prompt is ignored: the model's chat template has no place for it; put it into the question"
-            )
-            notices.append(Notice(words, "ignored"))
-        if templated and options.tools and not self._shows_tools(given, options.tools):
-            notices.append(
-                control.notice_of(
-                    ["tools"], "the model's chat template has no place for them; describe them in a message"
-                )
-            )
         return self._scheduler.submit(
             Request(
                 tokens,
@@ -246,7 +234,7 @@ class LocalModel(Model):
                 n_words=rules.n_words,
                 within_s=options.within,
                 asked=asked,
-                notices=tuple(notices),
+                notices=self._ignored(given, options, thoughts.style, templated=templated),
                 course=course,
             )
         )
@@ -295,6 +283,22 @@ class LocalModel(Model):
             if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
                 raise UsageError(f"a message is {message!r}; a dict with a role and a content is expected")
         return (*history.fitted(messages, encode, self.n_ctx, options.max_tokens, options.when_full or "drop"), True)
+
+    def _ignored(self, given: Prompt, options: Options, style: ThoughtStyle, *, templated: bool) -> tuple[Notice, ...]:
+        """What was asked for and has nothing to act on in this reply, with the reason."""
+        notices = [*control.ignored(options, style, templated=templated)]
+        if templated and not self._shows_system(given):
+            words = (
+                "the system prompt is ignored: the model's chat template has no place for it; put it into the question"
+            )
+            notices.append(Notice(words, "ignored"))
+        if templated and options.tools and not self._shows_tools(given, options.tools):
+            notices.append(
+                control.notice_of(
+                    ["tools"], "the model's chat template has no place for them; describe them in a message"
+                )
+            )
+        return tuple(notices)
 
     def _shows_system(self, messages: Any) -> bool:
         first = messages[0] if messages else {}
