@@ -21,7 +21,7 @@ FREEZE := $(DESKTOP)/.installed-for-freezing
 # IPython is left out: it is there for the tests, and something frozen would take it along.
 FROZEN := build/desktop
 # The check of an engine is the installer's too: where it changes, the engine is checked again.
-INSTALLER := pyproject.toml $(wildcard scripts/install*.py qwq_lite/backend/engine_*.py)
+INSTALLER := pyproject.toml $(wildcard scripts/install*.py qwq_lite/selftest/engine_*.py)
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test golden parity desktop check docs bench clean

@@ -26,15 +26,16 @@ from typing import Any, NamedTuple
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "convert")]
 
-from qwq_lite import boundary, generation, scripts  # noqa: E402
-from qwq_lite.generation import Begin, Rewrite, State  # noqa: E402
-from qwq_lite.policies import arranged  # noqa: E402
-from qwq_lite.policies.headings import Headings  # noqa: E402
-from qwq_lite.policies.phases import Phases  # noqa: E402
-from qwq_lite.policies.script import Script  # noqa: E402
+from qwq_lite.prompt.script_choice import masked  # noqa: E402
+from qwq_lite.reply import generation  # noqa: E402
+from qwq_lite.reply.generation import Begin, Rewrite, State  # noqa: E402
+from qwq_lite.reply.policies.headings import Headings  # noqa: E402
+from qwq_lite.reply.policies.order import arranged  # noqa: E402
+from qwq_lite.reply.policies.phases import Phases  # noqa: E402
+from qwq_lite.reply.policies.script import Script  # noqa: E402
+from qwq_lite.reply.script_masks import ScriptMasks  # noqa: E402
 from qwq_lite.sampling import Sampling  # noqa: E402
-from qwq_lite.script_choice import masked  # noqa: E402
-from qwq_lite.script_masks import ScriptMasks  # noqa: E402
+from qwq_lite.text import boundary, scripts  # noqa: E402
 from tests.oracle import qwen_ranks, qwen_tokenizer_json  # noqa: E402
 
 N_VOCAB = 152_064  # rows of QwQ's output; those past the tokens have no text

@@ -20,10 +20,10 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "convert")]
 
-from qwq_lite import boundary  # noqa: E402
-from qwq_lite.generation import Begin  # noqa: E402
-from qwq_lite.policies.phases import OPENING, Phases  # noqa: E402
-from qwq_lite.track import Track  # noqa: E402
+from qwq_lite.reply.generation import Begin  # noqa: E402
+from qwq_lite.reply.policies.phases import OPENING, Phases  # noqa: E402
+from qwq_lite.reply.track import Track  # noqa: E402
+from qwq_lite.text import boundary  # noqa: E402
 
 
 def span(text: str, start: int | None) -> str:

@@ -18,13 +18,13 @@ import statistics
 import time
 from pathlib import Path
 
-from qwq_lite.active_reply import Request
 from qwq_lite.backend.context import Context, ContextSettings
 from qwq_lite.backend.model import LoadedModel
+from qwq_lite.engine.active_reply import Request
+from qwq_lite.engine.scheduler import Scheduler
 from qwq_lite.events import Answer, Done, Progress
-from qwq_lite.policies.stops import Stops
+from qwq_lite.reply.policies.stops import Stops
 from qwq_lite.sampling import Sampling
-from qwq_lite.scheduler import Scheduler
 
 DEMO = Path(__file__).resolve().parents[1] / "build" / "demo" / "SmolLM2-135M-Instruct-Q4_K_M.gguf"
 CHUNK = 512

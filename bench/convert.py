@@ -51,10 +51,10 @@ sys.path[:0] = [str(ROOT), str(ROOT / "convert")]
 
 from bench.measure import bare_kernels, qwq_checkpoint, two_programs, watched  # noqa: E402
 from bench.measure.figures import Report, alternate, ratios  # noqa: E402
-from qwq_lite import gguf_header  # noqa: E402
 from qwq_lite.backend import devices  # noqa: E402
-from qwq_lite.files import RandomAccessFile  # noqa: E402
-from qwq_lite.output import temporary_name  # noqa: E402
+from qwq_lite.formats import gguf_header  # noqa: E402
+from qwq_lite.system.files import RandomAccessFile  # noqa: E402
+from qwq_lite.system.output import temporary_name  # noqa: E402
 
 BUILD = ROOT / "build" / "bench"
 TYPES = ("Q8_0", "BF16")

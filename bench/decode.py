@@ -47,18 +47,19 @@ sys.path.insert(0, str(ROOT))
 from bench.measure.contestants import SAMPLING, STOP_TEXTS, Bare, Contestant, Engine, HighLevel, Stamp  # noqa: E402
 from bench.measure.fakes import N_VOCAB, EmptyContext, StubSampler, empty_model, logits  # noqa: E402
 from bench.measure.figures import Report, alternate, ratios  # noqa: E402
-from qwq_lite import gguf_header, pace  # noqa: E402
-from qwq_lite.active_reply import Request  # noqa: E402
 from qwq_lite.backend import devices  # noqa: E402
 from qwq_lite.backend.context import ContextSettings  # noqa: E402
 from qwq_lite.backend.model import LoadedModel  # noqa: E402
 from qwq_lite.backend.sampler import Row, Sampler  # noqa: E402
+from qwq_lite.engine.active_reply import Request  # noqa: E402
+from qwq_lite.engine.scheduler import PREFILL_CHUNK, Scheduler  # noqa: E402
 from qwq_lite.errors import QwqError  # noqa: E402
-from qwq_lite.policies import arranged  # noqa: E402
-from qwq_lite.policies.phases import Phases  # noqa: E402
-from qwq_lite.policies.stops import Stops  # noqa: E402
+from qwq_lite.formats import gguf_header  # noqa: E402
+from qwq_lite.plan import pace  # noqa: E402
+from qwq_lite.reply.policies.order import arranged  # noqa: E402
+from qwq_lite.reply.policies.phases import Phases  # noqa: E402
+from qwq_lite.reply.policies.stops import Stops  # noqa: E402
 from qwq_lite.sampling import Sampling  # noqa: E402
-from qwq_lite.scheduler import PREFILL_CHUNK, Scheduler  # noqa: E402
 
 DEMO = ROOT / "build" / "demo" / "SmolLM2-135M-Instruct-Q4_K_M.gguf"
 TEXT = (

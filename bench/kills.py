@@ -32,10 +32,10 @@ import psutil
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "convert")]
 
-from qwq_lite import remote  # noqa: E402
 from qwq_lite.errors import EngineCrashed  # noqa: E402
 from qwq_lite.loading import load  # noqa: E402
-from qwq_lite.remote import RemoteModel  # noqa: E402
+from qwq_lite.worker import remote  # noqa: E402
+from qwq_lite.worker.remote import RemoteModel  # noqa: E402
 
 SIGNALS = ("SIGKILL", "SIGSEGV", "SIGABRT", "SIGSTOP")
 WORKS = ("load", "prefill", "decode", "save")
@@ -112,7 +112,9 @@ def outlived(file: Path, rng: random.Random, *, fork: bool) -> tuple[str, float]
     host = subprocess.Popen(command, start_new_session=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
     time.sleep(0.15 + rng.random() * 2)
     engines = [
-        process for process in psutil.Process(host.pid).children() if "qwq_lite.worker" in " ".join(process.cmdline())
+        process
+        for process in psutil.Process(host.pid).children()
+        if "qwq_lite.worker.worker" in " ".join(process.cmdline())
     ]
     n_threads = sum(process.num_threads() for process in engines)
     host.kill()

@@ -31,13 +31,13 @@ sys.path[:0] = [str(ROOT), str(ROOT / "convert")]
 from bench.loops import Fired, fired, what  # noqa: E402
 from bench.measure.repeats import EIGHT, LEAST, Repeat, loops  # noqa: E402
 from bench.measure.thinker import N_CTX, PROMPTS, KeepsThinking, Made, Thinker  # noqa: E402
-from qwq_lite import control  # noqa: E402
-from qwq_lite.active_reply import Request  # noqa: E402
+from qwq_lite.chat.model import Options  # noqa: E402
+from qwq_lite.engine import control  # noqa: E402
+from qwq_lite.engine.active_reply import Request  # noqa: E402
 from qwq_lite.events import Done, Notice  # noqa: E402
-from qwq_lite.generation import Begin, Policy, Rewind, Stop, Taken, Verdict  # noqa: E402
-from qwq_lite.model import Options  # noqa: E402
-from qwq_lite.policies.loops import Loops, Seen  # noqa: E402
-from qwq_lite.policies.unconstrained import Unconstrained  # noqa: E402
+from qwq_lite.reply.generation import Begin, Policy, Rewind, Stop, Taken, Verdict  # noqa: E402
+from qwq_lite.reply.policies.loops import Loops, Seen  # noqa: E402
+from qwq_lite.reply.policies.unconstrained import Unconstrained  # noqa: E402
 from qwq_lite.sampling import Sampling  # noqa: E402
 
 DEMO = ROOT / "build" / "demo" / "SmolLM2-135M-Instruct-Q4_K_M.gguf"

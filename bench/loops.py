@@ -33,11 +33,11 @@ from tokenizers import Tokenizer  # noqa: E402
 
 from bench.budget import token_bytes  # noqa: E402
 from bench.measure.requested import REQUESTED  # noqa: E402
-from qwq_lite import generation  # noqa: E402
-from qwq_lite.generation import Begin, Phase, Rewind, Stop, Taken, utf8  # noqa: E402
-from qwq_lite.policies.loops import Loops  # noqa: E402
-from qwq_lite.policies.phases import Phases  # noqa: E402
-from qwq_lite.wishes import asks_for_repetition  # noqa: E402
+from qwq_lite.prompt.wishes import asks_for_repetition  # noqa: E402
+from qwq_lite.reply import generation  # noqa: E402
+from qwq_lite.reply.generation import Begin, Phase, Rewind, Stop, Taken, utf8  # noqa: E402
+from qwq_lite.reply.policies.loops import Loops  # noqa: E402
+from qwq_lite.reply.policies.phases import Phases  # noqa: E402
 from tests.oracle import qwen_tokenizer_json  # noqa: E402
 
 LONGEST = 8192  # tokens of an ordinary text

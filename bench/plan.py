@@ -43,15 +43,16 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from qwq_convert.pipeline import convert  # noqa: E402
-from qwq_lite import gguf_header, ghost, memory, pace, shape  # noqa: E402
 from qwq_lite.backend import native  # noqa: E402
+from qwq_lite.backend.choice import Choice  # noqa: E402
 from qwq_lite.backend.context import Context, ContextSettings, Entry  # noqa: E402
+from qwq_lite.backend.footprint import Footprint  # noqa: E402
 from qwq_lite.backend.measure import _breakdown, as_choice, measure  # noqa: E402
 from qwq_lite.backend.model import LoadedModel, model_params  # noqa: E402
-from qwq_lite.choice import Choice  # noqa: E402
-from qwq_lite.memory import Footprint  # noqa: E402
-from qwq_lite.recipe import FILE_TYPES, file_type  # noqa: E402
-from qwq_lite.shape import ModelShape  # noqa: E402
+from qwq_lite.formats import gguf_header, ghost, shape  # noqa: E402
+from qwq_lite.formats.recipe import FILE_TYPES, file_type  # noqa: E402
+from qwq_lite.formats.shape import ModelShape  # noqa: E402
+from qwq_lite.plan import memory, pace  # noqa: E402
 
 MIB, GIB = 1 << 20, 1 << 30
 DEMO = ROOT / "build" / "demo" / "SmolLM2-135M-Instruct"

@@ -28,7 +28,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "convert")]
 from qwq_lite.errors import EngineCrashed, QwqError, RequestCrashed  # noqa: E402
 from qwq_lite.events import Answer, Done, Notice  # noqa: E402
 from qwq_lite.loading import load  # noqa: E402
-from qwq_lite.remote import RemoteModel  # noqa: E402
+from qwq_lite.worker.remote import RemoteModel  # noqa: E402
 from tests.attacks.test_engine_deaths import rewritten  # noqa: E402
 from tests.deaths import PLANTS, POISON_SEED, POISON_TEXT, interpreter  # noqa: E402
 

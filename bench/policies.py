@@ -23,20 +23,20 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "convert")]
 
-from qwq_lite import generation  # noqa: E402
-from qwq_lite.generation import Begin, Policy, Rewind  # noqa: E402
-from qwq_lite.policies import arranged  # noqa: E402
-from qwq_lite.policies.closing import Closing, Window  # noqa: E402
-from qwq_lite.policies.deadline import Deadline  # noqa: E402
-from qwq_lite.policies.headings import Headings  # noqa: E402
-from qwq_lite.policies.loops import Loops  # noqa: E402
-from qwq_lite.policies.phases import Phases  # noqa: E402
-from qwq_lite.policies.reserve import Reserve  # noqa: E402
-from qwq_lite.policies.script import Script  # noqa: E402
-from qwq_lite.policies.stops import Stops  # noqa: E402
+from qwq_lite.reply import generation  # noqa: E402
+from qwq_lite.reply.generation import Begin, Policy, Rewind  # noqa: E402
+from qwq_lite.reply.policies.closing import Closing, Window  # noqa: E402
+from qwq_lite.reply.policies.deadline import Deadline  # noqa: E402
+from qwq_lite.reply.policies.headings import Headings  # noqa: E402
+from qwq_lite.reply.policies.loops import Loops  # noqa: E402
+from qwq_lite.reply.policies.order import arranged  # noqa: E402
+from qwq_lite.reply.policies.phases import Phases  # noqa: E402
+from qwq_lite.reply.policies.reserve import Reserve  # noqa: E402
+from qwq_lite.reply.policies.script import Script  # noqa: E402
+from qwq_lite.reply.policies.stops import Stops  # noqa: E402
+from qwq_lite.reply.script_masks import ScriptMasks  # noqa: E402
 from qwq_lite.sampling import Sampling  # noqa: E402
-from qwq_lite.script_masks import ScriptMasks  # noqa: E402
-from qwq_lite.scripts import MASKABLE  # noqa: E402
+from qwq_lite.text.scripts import MASKABLE  # noqa: E402
 
 _TEXT = (
     "Okay, let me think about this. If n is 3.5, then 2 * n is 7, so the first case holds.\n\n**Case 2**: suppose that"

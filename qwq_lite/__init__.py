@@ -18,8 +18,7 @@ from typing import TYPE_CHECKING, Any
 from qwq_lite._version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from qwq_lite.chat import Chat, Model
-    from qwq_lite.child import run_worker_if_asked
+    from qwq_lite.chat.chat import Chat, Model
     from qwq_lite.errors import (
         CheckpointError,
         ContextFull,
@@ -36,13 +35,13 @@ if TYPE_CHECKING:
     )
     from qwq_lite.events import Answer, Done, Event, Notice, Progress, Reply, Stats, Thinking
     from qwq_lite.loading import load
-    from qwq_lite.plan import RunPlan, Wishes
-    from qwq_lite.planning import Planned, plan_model
-    from qwq_lite.stream import Stream
+    from qwq_lite.plan.plan import RunPlan, Wishes
+    from qwq_lite.plan.planning import Planned, plan_model
+    from qwq_lite.reply.stream import Stream
+    from qwq_lite.system.child import run_worker_if_asked
 
 _HOMES = {
-    "chat": ("Chat", "Model"),
-    "child": ("run_worker_if_asked",),
+    "chat.chat": ("Chat", "Model"),
     "errors": (
         "CheckpointError",
         "ContextFull",
@@ -59,9 +58,10 @@ _HOMES = {
     ),
     "events": ("Answer", "Done", "Event", "Notice", "Progress", "Reply", "Stats", "Thinking"),
     "loading": ("load",),
-    "plan": ("RunPlan", "Wishes"),
-    "planning": ("Planned", "plan_model"),
-    "stream": ("Stream",),
+    "plan.plan": ("RunPlan", "Wishes"),
+    "plan.planning": ("Planned", "plan_model"),
+    "reply.stream": ("Stream",),
+    "system.child": ("run_worker_if_asked",),
 }
 __all__ = [
     "Answer",

@@ -9,13 +9,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from qwq_lite import arguments, catalog, child, prompt
-from qwq_lite.chat import Model
+from qwq_lite import arguments
+from qwq_lite.chat.chat import Model
 from qwq_lite.errors import UsageError
 from qwq_lite.events import Progress
-from qwq_lite.files import RandomAccessFile
-from qwq_lite.plan import RunPlan
-from qwq_lite.template import MAX_SOURCE
+from qwq_lite.plan.plan import RunPlan
+from qwq_lite.prompt import prompt
+from qwq_lite.prompt.template import MAX_SOURCE
+from qwq_lite.store import catalog
+from qwq_lite.system import child
+from qwq_lite.system.files import RandomAccessFile
 
 _MOST_BYTES = 4  # of a character in UTF-8
 
@@ -87,7 +90,7 @@ def load(
     if not isolated:
         if python is not None:
             raise UsageError("python is given, and isolated is False: no process of its own is started; leave out one")
-        from qwq_lite import local
+        from qwq_lite.engine import local
 
         return local.load(file, plan=plan, on_progress=on_progress, **options)
     if child.is_child():
@@ -95,7 +98,7 @@ def load(
             "this process is an engine's own, and such a one starts none: a frozen application calls"
             " qwq_lite.run_worker_if_asked() first thing in its main script; elsewhere give isolated=False"
         )
-    from qwq_lite import remote
+    from qwq_lite.worker import remote
 
     return remote.RemoteModel(
         file, options, plan, python=_absolute_program(python), idle_s=idle_unload or math.inf, on_progress=on_progress

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from qwq_lite.errors import UsageError
-from qwq_lite.gguf_header import Value
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,7 @@ class Sampling:
 _FILE_KEYS = {"temperature": "temp", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p"}  # general.sampling.*
 
 
-def resolve(user: Mapping[str, float | None], file_keys: Mapping[str, Value], catalogue: Sampling) -> Sampling:
+def resolve(user: Mapping[str, float | None], file_keys: Mapping[str, object], catalogue: Sampling) -> Sampling:
     """Each setting from the first that has it: the user, the file's general.sampling.* keys, the catalogue.
 
     Raises: UsageError for a value of the user's out of range; a file's absurd value is passed over.

@@ -19,14 +19,15 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from bench.process import anonymous_bytes, mapped_bytes, page_out  # noqa: E402
-from qwq_lite import catalog, ghost  # noqa: E402
 from qwq_lite.backend import native  # noqa: E402
 from qwq_lite.backend.context import Context, ContextSettings, Entry  # noqa: E402
 from qwq_lite.backend.measure import measure  # noqa: E402
 from qwq_lite.backend.model import LoadedModel  # noqa: E402
-from qwq_lite.memory import footprint  # noqa: E402
-from qwq_lite.plan import Candidate, Room, RunPlan, Wishes, search  # noqa: E402
-from qwq_lite.recipe import file_type  # noqa: E402
+from qwq_lite.formats import ghost  # noqa: E402
+from qwq_lite.formats.recipe import file_type  # noqa: E402
+from qwq_lite.plan.memory import footprint  # noqa: E402
+from qwq_lite.plan.plan import Candidate, Room, RunPlan, Wishes, search  # noqa: E402
+from qwq_lite.store import catalog  # noqa: E402
 
 GIB = 1 << 30
 

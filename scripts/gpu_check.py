@@ -17,12 +17,14 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from qwq_lite import catalog, gguf_header, ghost, planning, rooms  # noqa: E402
 from qwq_lite.backend import devices, native  # noqa: E402
 from qwq_lite.backend.context import Context, ContextSettings, Entry  # noqa: E402
 from qwq_lite.backend.model import LoadedModel  # noqa: E402
-from qwq_lite.plan import Wishes  # noqa: E402
-from qwq_lite.recipe import file_type  # noqa: E402
+from qwq_lite.formats import gguf_header, ghost  # noqa: E402
+from qwq_lite.formats.recipe import file_type  # noqa: E402
+from qwq_lite.plan import planning, rooms  # noqa: E402
+from qwq_lite.plan.plan import Wishes  # noqa: E402
+from qwq_lite.store import catalog  # noqa: E402
 
 GIB = 1 << 30
 CHUNK = 512

@@ -1,7 +1,7 @@
 """Look at the engine of a virtual environment, in child processes: whether it loads, finds its devices, and computes.
 
 A build that uses instructions this CPU lacks, or whose libraries are missing, ends such a child and not the installer.
-Products are checked by qwq_lite's own file (backend/engine_check.py), which `doctor` and `load` use as well.
+Products are checked by qwq_lite's own file (selftest/engine_check.py), which `doctor` and `load` use as well.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import signal
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from qwq_lite.backend import engine_check
-from qwq_lite.backend.engine_check import Ended, Report
+from qwq_lite.selftest import engine_check
+from qwq_lite.selftest.engine_check import Ended, Report
 from scripts.install_decisions import title
 from scripts.install_facts import Engine
 from scripts.install_flags import NATIVE, suspects

@@ -11,7 +11,7 @@ import re
 import shlex
 from collections.abc import Iterable, Mapping
 
-from qwq_lite.backend.engine_check import Fault
+from qwq_lite.selftest.engine_check import Fault
 
 AMX = "AMX"
 REPACK = "repacking"

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Protocol
 
-from qwq_lite.backend.engine_check import Ended, run_child
+from qwq_lite.selftest.engine_check import Ended, run_child
 
 CHECK_TIMEOUT_S = 180  # a CUDA driver can take its time at the first start
 _SHOWN = re.compile(r"\s*(Downloading \S+ \(\S+ [MG]B|Building wheel.*(started|still running)|Using cached llama)")

@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from qwq_lite.backend.engine_check import Ended
+from qwq_lite.selftest.engine_check import Ended
 from scripts.install_decisions import ACCELERATORS, Attempt, Decision, title, without_words
 from scripts.install_engine import Examined, examine, last_line
 from scripts.install_facts import STAMP, Engine, read_extra, read_stamp, shown_path, venv_python

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from gguf import GGUFWriter
 from gguf.constants import GGUFValueType
 
-from qwq_lite import gguf_header
+from qwq_lite.formats import gguf_header
 
 Number = int | float | list[int]
 N_EMBD = 64

@@ -8,11 +8,14 @@ from collections.abc import Sequence
 
 from hypothesis import strategies as st
 
-from qwq_lite import catalog, ghost, memory, rooms
-from qwq_lite.choice import KV_TYPES, Choice
+from qwq_lite.backend.choice import KV_TYPES, Choice
+from qwq_lite.backend.footprint import Buffers, Footprint
 from qwq_lite.errors import PlanError
-from qwq_lite.memory import Buffers, Footprint
-from qwq_lite.plan import (
+from qwq_lite.formats import ghost
+from qwq_lite.formats.recipe import file_type
+from qwq_lite.formats.shape import ModelShape
+from qwq_lite.plan import memory, rooms
+from qwq_lite.plan.plan import (
     HOST_WEIGHTS,
     MOST_CTX,
     Candidate,
@@ -24,8 +27,7 @@ from qwq_lite.plan import (
     search,
     split,
 )
-from qwq_lite.recipe import file_type
-from qwq_lite.shape import ModelShape
+from qwq_lite.store import catalog
 
 MIB = 1 << 20
 QWQ = catalog.geometry("qwq-32b-preview")[1]

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from qwq_lite.backend.engine_check import Ended
+from qwq_lite.selftest.engine_check import Ended
 from scripts.install_decisions import Attempt
 from scripts.install_engine import COMPUTING, LOADING
 from scripts.install_facts import venv_python

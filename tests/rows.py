@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 from gguf.constants import GGMLQuantizationType, GGUFValueType
 
-from qwq_lite import gguf_header
 from qwq_lite.backend import kernels
-from qwq_lite.gguf_header import TensorInfo
-from qwq_lite.recipe import FILE_TYPES, TENSOR_TYPES, Choice, importance_needed, tensor_types
+from qwq_lite.formats import gguf_header
+from qwq_lite.formats.gguf_header import TensorInfo
+from qwq_lite.formats.recipe import FILE_TYPES, TENSOR_TYPES, Choice, importance_needed, tensor_types
 from tests.quantizer import Floats, quantize
 
 T = GGMLQuantizationType

@@ -9,8 +9,8 @@ import struct
 from collections.abc import Sequence
 from pathlib import Path
 
-from qwq_lite import gguf_header
-from qwq_lite.gguf_header import TensorInfo, padded
+from qwq_lite.formats import gguf_header
+from qwq_lite.formats.gguf_header import TensorInfo, padded
 
 _U16, _I32 = 2, 5  # value types
 

@@ -10,15 +10,15 @@ from itertools import cycle
 
 from hypothesis import strategies as st
 
-from qwq_lite import control
-from qwq_lite.control import Rules, Thoughts
+from qwq_lite.chat.model import Options
+from qwq_lite.engine import control
+from qwq_lite.engine.control import Rules, Thoughts
 from qwq_lite.events import Event
-from qwq_lite.generation import Rewind, Stop
-from qwq_lite.model import Options
-from qwq_lite.policies.closing import MARGIN
+from qwq_lite.reply.generation import Rewind, Stop
+from qwq_lite.reply.policies.closing import MARGIN
+from qwq_lite.reply.script_masks import ScriptMasks
+from qwq_lite.reply.track import Track
 from qwq_lite.sampling import Sampling
-from qwq_lite.script_masks import ScriptMasks
-from qwq_lite.track import Track
 
 END, OPEN, CLOSE = range(3)
 TAGS, UNDIVIDED = Thoughts("tags", OPEN, CLOSE), Thoughts("undivided")

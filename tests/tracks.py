@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from qwq_lite.events import Event
-from qwq_lite.generation import Begin, Phase, Policy, Taken, Verdict
-from qwq_lite.policies.unconstrained import Unconstrained
+from qwq_lite.reply.generation import Begin, Phase, Policy, Taken, Verdict
+from qwq_lite.reply.policies.unconstrained import Unconstrained
+from qwq_lite.reply.track import Track
 from qwq_lite.sampling import Sampling
-from qwq_lite.track import Track
 
 SAMPLING = Sampling()
 END, OPEN, CLOSE, LOOP, FORCE, STOP = range(6)

@@ -26,10 +26,10 @@ import numpy.typing as npt
 from gguf.constants import GGMLQuantizationType
 
 from qwq_convert.quantize import WINDOW_VALUES
-from qwq_lite import ghost, shape
 from qwq_lite.backend import kernels
-from qwq_lite.gguf_header import TensorInfo
-from qwq_lite.recipe import file_type
+from qwq_lite.formats import ghost, shape
+from qwq_lite.formats.gguf_header import TensorInfo
+from qwq_lite.formats.recipe import file_type
 
 T = GGMLQuantizationType
 _POOL_VALUES = 1 << 26

@@ -28,8 +28,8 @@ import numpy.typing as npt
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "convert")]
 
-from qwq_lite import catalog  # noqa: E402
-from qwq_lite.shape import ModelShape  # noqa: E402
+from qwq_lite.formats.shape import ModelShape  # noqa: E402
+from qwq_lite.store import catalog  # noqa: E402
 from scripts.checkpoint_files import (  # noqa: E402
     INDEX,
     is_complete,

@@ -10,19 +10,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from qwq_lite import control, gguf_header, normalization, pace
-from qwq_lite import prompt as prompts
-from qwq_lite.active_reply import Request
 from qwq_lite.backend.context import Context, ContextSettings
 from qwq_lite.backend.model import LoadedModel
+from qwq_lite.chat.model import Options, ThoughtStyle
+from qwq_lite.engine import control
+from qwq_lite.engine.active_reply import Request
+from qwq_lite.engine.scheduler import Scheduler
 from qwq_lite.events import Done, Event, Notice
-from qwq_lite.generation import Begin, Draw, Rewrite, Taken, Verdict
-from qwq_lite.model import Options, ThoughtStyle
-from qwq_lite.policies.closing import Closing
-from qwq_lite.policies.loops import Loops
-from qwq_lite.policies.unconstrained import Unconstrained
+from qwq_lite.formats import gguf_header
+from qwq_lite.plan import pace
+from qwq_lite.prompt import prompt as prompts
+from qwq_lite.reply.generation import Begin, Draw, Rewrite, Taken, Verdict
+from qwq_lite.reply.policies.closing import Closing
+from qwq_lite.reply.policies.loops import Loops
+from qwq_lite.reply.policies.unconstrained import Unconstrained
 from qwq_lite.sampling import Sampling
-from qwq_lite.scheduler import Scheduler
+from qwq_lite.text import normalization
 
 N_CTX = 4096
 _SUBJECTS = (

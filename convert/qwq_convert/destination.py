@@ -10,11 +10,10 @@ from pathlib import Path
 
 from gguf.constants import LlamaFileType
 
+from qwq_convert.checkpoint.source import Checkpoint
 from qwq_lite.errors import OutputError, UsageError
-from qwq_lite.output import temporary_name
-from qwq_lite.recipe import file_type_name
-
-from .source import Checkpoint
+from qwq_lite.formats.recipe import file_type_name
+from qwq_lite.system.output import temporary_name
 
 
 def outputs(name: str, kinds: Sequence[LlamaFileType], output: str | Path | None) -> dict[LlamaFileType, Path]:

@@ -20,9 +20,9 @@ from dataclasses import dataclass, replace
 
 from gguf.constants import GGUFValueType
 
-from qwq_lite import gguf_header
 from qwq_lite.errors import FormatError
-from qwq_lite.gguf_header import TensorInfo, Value, padded
+from qwq_lite.formats import gguf_header
+from qwq_lite.formats.gguf_header import TensorInfo, Value, padded
 
 KEY = "qwq_lite.sha256"
 N_DIGITS = 64

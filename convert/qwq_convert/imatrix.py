@@ -17,10 +17,10 @@ import numpy as np
 import numpy.typing as npt
 from gguf.constants import GGMLQuantizationType, GGUFValueType
 
-from qwq_lite import gguf_header
 from qwq_lite.errors import CheckpointError, FormatError
-from qwq_lite.gguf_header import Header, TensorInfo, Value
-from qwq_lite.recipe import TOKEN_EMBD
+from qwq_lite.formats import gguf_header
+from qwq_lite.formats.gguf_header import Header, TensorInfo, Value
+from qwq_lite.formats.recipe import TOKEN_EMBD
 
 Floats = npt.NDArray[np.float32]
 

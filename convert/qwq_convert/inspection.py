@@ -16,15 +16,18 @@ from typing import Any, TypeVar
 
 from gguf.constants import GGUFValueType, Keys, LlamaFileType, TokenType
 
-from qwq_lite import catalog, gguf_header, normalization, sampling
+from qwq_convert import digests, metadata
+from qwq_convert.checkpoint import family, vocab
+from qwq_convert.checkpoint.source import Checkpoint
+from qwq_convert.checkpoint.tensors import pair
+from qwq_lite import sampling
 from qwq_lite.errors import QwqError
-from qwq_lite.gguf_header import Header, Value
-from qwq_lite.recipe import file_type_name
-from qwq_lite.shape import ModelShape, from_config, from_header
-
-from . import digests, family, metadata, vocab
-from .source import Checkpoint
-from .tensors import pair
+from qwq_lite.formats import gguf_header
+from qwq_lite.formats.gguf_header import Header, Value
+from qwq_lite.formats.recipe import file_type_name
+from qwq_lite.formats.shape import ModelShape, from_config, from_header
+from qwq_lite.store import catalog
+from qwq_lite.text import normalization
 
 _Found = TypeVar("_Found")
 

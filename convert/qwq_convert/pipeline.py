@@ -9,20 +9,21 @@ from pathlib import Path
 
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType, LlamaFileType
 
-from qwq_lite import gguf_header, process_limits
+from qwq_convert import destination, digests, metadata, quantize
+from qwq_convert.checkpoint import family, vocab
+from qwq_convert.checkpoint.source import Checkpoint
+from qwq_convert.checkpoint.tensors import TensorPair, pair
+from qwq_convert.imatrix import Imatrix
+from qwq_convert.roundtrip import RoundTrip
 from qwq_lite.backend.kernels import Floats
 from qwq_lite.errors import CheckpointError, UsageError
-from qwq_lite.files import RandomAccessFile
-from qwq_lite.gguf_header import TensorInfo
-from qwq_lite.output import output_files
-from qwq_lite.recipe import Choice, default_type, file_type_name, importance_needed, tensor_types
-from qwq_lite.shape import ModelShape, from_config
-
-from . import destination, digests, family, metadata, quantize, vocab
-from .imatrix import Imatrix
-from .roundtrip import RoundTrip
-from .source import Checkpoint
-from .tensors import TensorPair, pair
+from qwq_lite.formats import gguf_header
+from qwq_lite.formats.gguf_header import TensorInfo
+from qwq_lite.formats.recipe import Choice, default_type, file_type_name, importance_needed, tensor_types
+from qwq_lite.formats.shape import ModelShape, from_config
+from qwq_lite.system import process_limits
+from qwq_lite.system.files import RandomAccessFile
+from qwq_lite.system.output import output_files
 
 NO_CHOICE = Choice()
 

@@ -18,12 +18,11 @@ from dataclasses import dataclass, field
 import numpy as np
 from gguf.constants import GGMLQuantizationType
 
+from qwq_convert.checkpoint.source import Checkpoint
+from qwq_convert.checkpoint.tensors import TensorPair
+from qwq_convert.roundtrip import RoundTrip
 from qwq_lite.backend import kernels
 from qwq_lite.errors import CheckpointError
-
-from .roundtrip import RoundTrip
-from .source import Checkpoint
-from .tensors import TensorPair
 
 WINDOW_VALUES = 1 << 20  # 4 MiB as F32: fits a core's share of the last cache level, hides the cost of a Python step
 _AHEAD = 4  # windows a thread; what is done before its turn waits in memory for the digest

@@ -22,18 +22,18 @@ from typing import Literal, TypeVar
 import numpy as np
 from gguf.constants import GGUF_DEFAULT_ALIGNMENT
 
-from qwq_lite import gguf_header, process_limits
+from qwq_convert import digests
+from qwq_convert.checkpoint.source import Checkpoint
+from qwq_convert.checkpoint.tensors import TensorPair, pair
+from qwq_convert.quantize import WINDOW_VALUES, cut
+from qwq_convert.roundtrip import RoundTrip
 from qwq_lite.backend import kernels
 from qwq_lite.errors import CheckpointError, FormatError
-from qwq_lite.files import RandomAccessFile
-from qwq_lite.gguf_header import Header, TensorInfo, padded
-from qwq_lite.shape import from_config
-
-from . import digests
-from .quantize import WINDOW_VALUES, cut
-from .roundtrip import RoundTrip
-from .source import Checkpoint
-from .tensors import TensorPair, pair
+from qwq_lite.formats import gguf_header
+from qwq_lite.formats.gguf_header import Header, TensorInfo, padded
+from qwq_lite.formats.shape import from_config
+from qwq_lite.system import process_limits
+from qwq_lite.system.files import RandomAccessFile
 
 WINDOW_BYTES = 4 << 20
 _TICK_S = 0.25  # a wait without an end is not interrupted by Ctrl-C on Windows

@@ -13,10 +13,10 @@ import re
 import subprocess
 from collections.abc import Iterator
 
-from qwq_lite import child
 from qwq_lite.backend import native
+from qwq_lite.backend.hardware import Device, DeviceKind, EngineReport, report_from_json
 from qwq_lite.errors import EngineError
-from qwq_lite.hardware import Device, DeviceKind, EngineReport, report_from_json
+from qwq_lite.system import child
 
 _MOST_BUFFERS = 64
 _KINDS: dict[int, DeviceKind] = {0: "cpu", 1: "gpu", 2: "igpu", 3: "accel"}  # enum ggml_backend_dev_type

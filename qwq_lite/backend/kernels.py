@@ -16,7 +16,7 @@ from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from qwq_lite.backend import native
 from qwq_lite.errors import EngineError
-from qwq_lite.gguf_header import tensor_bytes
+from qwq_lite.formats.gguf_header import tensor_bytes
 
 Bytes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]

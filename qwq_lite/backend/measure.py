@@ -19,13 +19,13 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from qwq_lite import child
 from qwq_lite.backend import native
+from qwq_lite.backend.choice import Choice
 from qwq_lite.backend.context import ContextSettings
+from qwq_lite.backend.footprint import AMX, Buffers, Footprint
 from qwq_lite.backend.model import model_params
-from qwq_lite.choice import Choice
 from qwq_lite.errors import EngineError, PlanError
-from qwq_lite.memory import AMX, Buffers, Footprint
+from qwq_lite.system import child
 
 _BREAKDOWN = "_Z26llama_get_memory_breakdownPK13llama_context"
 _REFUSED = 1  # the child's exit status: llama.cpp said why, and it is not the file's fault alone

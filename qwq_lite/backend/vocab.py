@@ -12,9 +12,9 @@ from typing import Any
 
 from gguf.constants import TokenType
 
-from qwq_lite import tags
 from qwq_lite.backend import native, pretokenizer
 from qwq_lite.errors import EngineError
+from qwq_lite.text import tags
 
 _CONTROL, _USER_DEFINED = 1 << 3, 1 << 4  # LLAMA_TOKEN_ATTR_…
 _ANCHOR = "\x01"  # no vocabulary merges it with a letter

@@ -10,19 +10,19 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
-from qwq_lite.chat import Chat
+from qwq_lite.chat.chat import Chat
+from qwq_lite.chat.model import EFFORTS, ThoughtStyle
+from qwq_lite.chat.model import options as check_options
 from qwq_lite.cli import console, standard_input
 from qwq_lite.cli.duration import duration
 from qwq_lite.cli.reply import exit_status, show
 from qwq_lite.errors import EngineClosed, EngineError, TemplateError, UsageError
 from qwq_lite.events import Progress
-from qwq_lite.history import History
-from qwq_lite.model import EFFORTS, ThoughtStyle
-from qwq_lite.model import options as check_options
-from qwq_lite.script_choice import AnswerScript
+from qwq_lite.prompt.history import History
+from qwq_lite.prompt.script_choice import AnswerScript
 
 if TYPE_CHECKING:
-    from qwq_lite.chat import Model
+    from qwq_lite.chat.chat import Model
 
 _PROMPT = "> "
 _EFFORTS = ", ".join(f"{name} {n_tokens}" for name, n_tokens in EFFORTS.items())
@@ -206,7 +206,7 @@ def _converse(chat: Chat, interrupts: console.Interrupts, options: dict[str, Any
 
 def _say_where(model: Model) -> None:
     """The device that answers; and loudly, the GPU that could and does not."""
-    from qwq_lite import diagnosis
+    from qwq_lite.cli import diagnosis
 
     engine = model.engine
     for finding in diagnosis.unusable_gpu(diagnosis.look(Path()), engine):

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import click
 
-from qwq_lite import diagnosis, soundness
 from qwq_lite._version import __version__
-from qwq_lite.backend.engine_check import Report
-from qwq_lite.cli import console
+from qwq_lite.backend.hardware import EngineReport
+from qwq_lite.cli import console, diagnosis
 from qwq_lite.errors import EngineError
-from qwq_lite.hardware import EngineReport
+from qwq_lite.selftest import soundness
+from qwq_lite.selftest.engine_check import Report
 
 GIB = 1 << 30
 
@@ -56,7 +56,7 @@ def _engine_package() -> str:
 
 def _memory_bytes() -> tuple[int, int]:
     """What this process could have at most, and what it can still take."""
-    from qwq_lite import process_limits
+    from qwq_lite.system import process_limits
 
     return process_limits.total_memory_bytes(), process_limits.available_memory_bytes()
 

@@ -19,7 +19,7 @@ import pytest
 from gguf import GGUFValueType as Kind
 
 import qwq_lite
-from qwq_lite import gguf_header
+from qwq_lite.formats import gguf_header
 
 WAIT_S = 120
 posix = pytest.mark.skipif(sys.platform == "win32", reason="POSIX")
@@ -391,7 +391,7 @@ def test_a_file_that_is_cut_while_it_is_mapped(alive: qwq_lite.Model, demo_gguf:
 LITTLE = """
 import resource, sys
 import qwq_lite
-from qwq_lite import gguf_header
+from qwq_lite.formats import gguf_header
 resource.setrlimit(resource.RLIMIT_AS, ({limit}, {limit}))
 try:
     qwq_lite.load({file!r}, n_ctx=65536)

@@ -32,8 +32,8 @@ import pytest
 from gguf import GGUFReader
 from gguf.constants import GGMLQuantizationType, GGUFValueType
 
-from qwq_lite import gguf_header, shape
 from qwq_lite.errors import FormatError
+from qwq_lite.formats import gguf_header, shape
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="a file that grows by truncate is not sparse there")
 

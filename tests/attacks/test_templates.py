@@ -15,10 +15,10 @@ from typing import Any
 
 import pytest
 
-from qwq_lite import budget, template
-from qwq_lite.budget import Budget
 from qwq_lite.errors import TemplateError
-from qwq_lite.template import Template
+from qwq_lite.prompt import budget, template
+from qwq_lite.prompt.budget import Budget
+from qwq_lite.prompt.template import Template
 
 BILLION = "{% set ns = namespace(a=['x']) %}{% for i in range(30) %}{% set ns.a = [ns.a, ns.a] %}{% endfor %}"
 TUPLES = BILLION.replace("['x']", "('x',)").replace("[ns.a, ns.a]", "(ns.a, ns.a)")

@@ -14,8 +14,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from qwq_lite import prompt
-from qwq_lite.prompt import ChatTemplate, Message
+from qwq_lite.prompt import prompt
+from qwq_lite.prompt.prompt import ChatTemplate, Message
 
 START, END, FIM, USER, THINK, UNTHINK = range(0x11_0000, 0x11_0006)
 SPECIAL = {"<|im_start|>": START, "<|im_end|>": END, "@@fim@@": FIM, "<|user|>": USER}

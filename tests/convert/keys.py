@@ -9,10 +9,11 @@ from typing import Any
 
 from gguf.constants import LlamaFileType
 
-from qwq_convert import family, metadata, vocab
-from qwq_convert.source import Checkpoint
-from qwq_convert.tensors import pair
-from qwq_lite.shape import from_config
+from qwq_convert import metadata
+from qwq_convert.checkpoint import family, vocab
+from qwq_convert.checkpoint.source import Checkpoint
+from qwq_convert.checkpoint.tensors import pair
+from qwq_lite.formats.shape import from_config
 from scripts.checkpoint_files import write_json
 
 

@@ -12,14 +12,14 @@ from random import Random
 
 import pytest
 
-from qwq_convert import family
+from qwq_convert.checkpoint import family
+from qwq_convert.checkpoint.source import Checkpoint
+from qwq_convert.checkpoint.tensors import pair
 from qwq_convert.pipeline import convert, prepare
-from qwq_convert.source import Checkpoint
-from qwq_convert.tensors import pair
 from qwq_lite.cli import main
 from qwq_lite.errors import CheckpointError
-from qwq_lite.recipe import file_type
-from qwq_lite.shape import from_config
+from qwq_lite.formats.recipe import file_type
+from qwq_lite.formats.shape import from_config
 from tests.checkpoints import write_random_checkpoint
 from tests.convert.broken import ABSURD, BROKEN, SHARD, cut
 

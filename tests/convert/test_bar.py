@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from qwq_lite import gguf_header
+from qwq_lite.formats import gguf_header
 from tests.checkpoints import write_random_checkpoint
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="no pseudo-terminals there")

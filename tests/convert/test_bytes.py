@@ -11,10 +11,10 @@ from gguf.constants import GGMLQuantizationType
 
 from qwq_convert.imatrix import Imatrix
 from qwq_convert.pipeline import convert
-from qwq_lite import gguf_header
 from qwq_lite.backend import kernels
 from qwq_lite.errors import EngineError
-from qwq_lite.recipe import Choice, file_type
+from qwq_lite.formats import gguf_header
+from qwq_lite.formats.recipe import Choice, file_type
 from tests.checkpoints import write_random_checkpoint
 from tests.quantizer import quantize
 from tests.rows import CASES, Case, compared, importances, stored

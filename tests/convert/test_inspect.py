@@ -13,11 +13,11 @@ from gguf.constants import GGMLQuantizationType, GGUFValueType
 
 from qwq_convert.inspection import Inspection, Setting, inspect
 from qwq_convert.pipeline import convert
-from qwq_lite import gguf_header
 from qwq_lite.cli import console
 from qwq_lite.errors import CheckpointError, FormatError
-from qwq_lite.gguf_header import Value
-from qwq_lite.recipe import file_type
+from qwq_lite.formats import gguf_header
+from qwq_lite.formats.gguf_header import Value
+from qwq_lite.formats.recipe import file_type
 from tests.checkpoints import CONTROL, END_OF_TEXT, END_OF_TURN, MERGES, TEMPLATE, write_random_checkpoint
 from tests.convert.broken import BROKEN
 from tests.convert.commands import run

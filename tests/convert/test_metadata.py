@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 from gguf.constants import GGUFValueType, TokenType
 
-from qwq_convert.source import Checkpoint
-from qwq_convert.tensors import pair
+from qwq_convert.checkpoint.source import Checkpoint
+from qwq_convert.checkpoint.tensors import pair
 from qwq_lite._version import __version__
 from qwq_lite.errors import CheckpointError
-from qwq_lite.shape import from_config
+from qwq_lite.formats.shape import from_config
 from scripts.checkpoint_files import write_json
 from tests.checkpoints import (
     END_OF_TEXT,

@@ -16,10 +16,10 @@ from typing import Any
 import pytest
 
 from qwq_convert.pipeline import convert
-from qwq_lite import files, output
 from qwq_lite.cli import console
 from qwq_lite.errors import OutputError
-from qwq_lite.recipe import file_type
+from qwq_lite.formats.recipe import file_type
+from qwq_lite.system import files, output
 from tests.checkpoints import write_random_checkpoint
 
 

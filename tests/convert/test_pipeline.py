@@ -21,9 +21,10 @@ from hypothesis import strategies as st
 from qwq_convert import destination, digests, quantize, verify
 from qwq_convert.imatrix import Imatrix
 from qwq_convert.pipeline import convert, look
-from qwq_lite import files, gguf_header
 from qwq_lite.errors import CheckpointError, OutputError, UsageError
-from qwq_lite.recipe import Choice, file_type
+from qwq_lite.formats import gguf_header
+from qwq_lite.formats.recipe import Choice, file_type
+from qwq_lite.system import files
 from tests.checkpoints import write_random_checkpoint
 
 KINDS = ("Q4_K_M", "Q6_K", "Q8_0", "F16")

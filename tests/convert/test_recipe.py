@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from gguf.constants import GGMLQuantizationType, LlamaFileType
 
-from qwq_lite import recipe
 from qwq_lite.errors import UsageError
-from qwq_lite.recipe import FILE_TYPES, TENSOR_TYPES, Choice
+from qwq_lite.formats import recipe
+from qwq_lite.formats.recipe import FILE_TYPES, TENSOR_TYPES, Choice
 
 T = GGMLQuantizationType
 

@@ -20,10 +20,10 @@ from pathlib import Path
 import pytest
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType, LlamaFileType
 
-from qwq_lite import gguf_header, recipe
 from qwq_lite.backend import native
 from qwq_lite.errors import UsageError
-from qwq_lite.recipe import FILE_TYPES, TENSOR_TYPES, Choice, file_type
+from qwq_lite.formats import gguf_header, recipe
+from qwq_lite.formats.recipe import FILE_TYPES, TENSOR_TYPES, Choice, file_type
 from tests.quantizer import Log, dry_run
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="a file that grows by truncate is not sparse there")
@@ -193,7 +193,7 @@ def test_a_chosen_type_that_does_not_fit_is_refused_where_llama_cpp_fails(tmp_pa
         recipe.tensor_types(found, file_type("Q4_K_M"), 1, choice)
     script = (
         "import sys; from pathlib import Path; from gguf.constants import GGMLQuantizationType as T;"
-        "from qwq_lite.recipe import Choice, file_type; from tests.quantizer import quantize;"
+        "from qwq_lite.formats.recipe import Choice, file_type; from tests.quantizer import quantize;"
         f"quantize(Path(sys.argv[1]), Path(sys.argv[1] + '.out'), file_type('Q4_K_M'), {choice!r})"
     ).replace(repr(T.Q6_K), "T.Q6_K")
     failed = subprocess.run([sys.executable, "-c", script, source], capture_output=True, text=True, check=False)

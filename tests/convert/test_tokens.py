@@ -10,11 +10,13 @@ import pytest
 from gguf.constants import GGMLQuantizationType, LlamaFileType
 from tokenizers import Tokenizer
 
-from qwq_convert import metadata, vocab
-from qwq_convert.source import Checkpoint
-from qwq_lite import gguf_header, prompt
+from qwq_convert import metadata
+from qwq_convert.checkpoint import vocab
+from qwq_convert.checkpoint.source import Checkpoint
 from qwq_lite.backend.model import LoadedModel
-from qwq_lite.shape import from_config
+from qwq_lite.formats import gguf_header
+from qwq_lite.formats.shape import from_config
+from qwq_lite.prompt import prompt
 from tests import oracle
 from tests.checkpoints import write_random_checkpoint
 

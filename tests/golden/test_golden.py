@@ -18,8 +18,10 @@ import pytest
 from gguf.constants import TokenType
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-from qwq_lite import gguf_header, normalization, prompt
 from qwq_lite.backend.model import LoadedModel
+from qwq_lite.formats import gguf_header
+from qwq_lite.prompt import prompt
+from qwq_lite.text import normalization
 from tests import oracle
 from tests.engine_source import kept
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from qwq_lite.backend.engine_check import Ended
+from qwq_lite.selftest.engine_check import Ended
 from scripts import install_facts
 from scripts.install_decisions import Attempt, Decision, decide
 from scripts.install_engine import Examined, examine

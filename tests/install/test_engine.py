@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from qwq_lite.backend.engine_check import Ended
+from qwq_lite.selftest.engine_check import Ended
 from scripts import install_cli, install_steps
 from scripts.install_decisions import Attempt, Decision
 from scripts.install_engine import LOADING, read_check

@@ -19,10 +19,11 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from qwq_convert.pipeline import convert
-from qwq_lite import gguf_header, prompt
 from qwq_lite.backend.context import Context, ContextSettings, Entry
 from qwq_lite.backend.model import LoadedModel
-from qwq_lite.recipe import file_type
+from qwq_lite.formats import gguf_header
+from qwq_lite.formats.recipe import file_type
+from qwq_lite.prompt import prompt
 from tests.checkpoints import N_TOKENS, Layout, write_random_checkpoint
 from tests.parity import corpus
 

@@ -19,11 +19,12 @@ from transformers import PreTrainedTokenizerFast
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from qwq_convert.pipeline import convert
-from qwq_lite import gguf_header, normalization
 from qwq_lite.backend.model import LoadedModel
 from qwq_lite.errors import TemplateError
-from qwq_lite.prompt import ChatTemplate, Message
-from qwq_lite.recipe import file_type
+from qwq_lite.formats import gguf_header
+from qwq_lite.formats.recipe import file_type
+from qwq_lite.prompt.prompt import ChatTemplate, Message
+from qwq_lite.text import normalization
 from scripts.checkpoint_files import added_tokens, tokenizer_config, write_json
 from tests import oracle
 from tests.checkpoints import write_random_checkpoint

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from qwq_lite import breaks
-from qwq_lite.breaks import TAIL, Break, Kind
+from qwq_lite.text import breaks
+from qwq_lite.text.breaks import TAIL, Break, Kind
 
 # Texts with | at every place where a break ends. What follows the last one is not complete.
 ENDS = [

@@ -9,12 +9,13 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from qwq_lite import breaks, control
-from qwq_lite.control import Thoughts
+from qwq_lite.chat.model import Options
+from qwq_lite.engine import control
+from qwq_lite.engine.control import Thoughts
 from qwq_lite.events import Notice
-from qwq_lite.generation import WINDOW, Stop
-from qwq_lite.model import Options
-from qwq_lite.policies.closing import Window
+from qwq_lite.reply.generation import WINDOW, Stop
+from qwq_lite.reply.policies.closing import Window
+from qwq_lite.text import breaks
 from tests.thoughts import (
     CLOSE,
     MODELS,

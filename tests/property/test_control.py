@@ -9,19 +9,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qwq_lite import control, model
-from qwq_lite.control import Rules, Thoughts
+from qwq_lite.chat import model
+from qwq_lite.chat.model import EFFORTS, Options, ThoughtStyle
+from qwq_lite.engine import control
+from qwq_lite.engine.control import Rules, Thoughts
 from qwq_lite.errors import UsageError
-from qwq_lite.generation import Policy
-from qwq_lite.model import EFFORTS, Options, ThoughtStyle
-from qwq_lite.policies import ORDER
-from qwq_lite.policies.closing import Closing
-from qwq_lite.policies.deadline import Deadline
-from qwq_lite.policies.loops import Loops
-from qwq_lite.policies.reserve import Reserve
-from qwq_lite.policies.script import Script
-from qwq_lite.policies.stops import Stops
-from qwq_lite.script_masks import ScriptMasks
+from qwq_lite.reply.generation import Policy
+from qwq_lite.reply.policies.closing import Closing
+from qwq_lite.reply.policies.deadline import Deadline
+from qwq_lite.reply.policies.loops import Loops
+from qwq_lite.reply.policies.order import ORDER
+from qwq_lite.reply.policies.reserve import Reserve
+from qwq_lite.reply.policies.script import Script
+from qwq_lite.reply.policies.stops import Stops
+from qwq_lite.reply.script_masks import ScriptMasks
 
 END, OPEN, CLOSE, START = 256, 257, 258, 259
 NAMES = {OPEN: "<think>", CLOSE: "</think>"}

@@ -7,11 +7,11 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from qwq_lite import control
-from qwq_lite.control import Thoughts
-from qwq_lite.generation import Stop
-from qwq_lite.model import Options
-from qwq_lite.policies.deadline import fitted
+from qwq_lite.chat.model import Options
+from qwq_lite.engine import control
+from qwq_lite.engine.control import Thoughts
+from qwq_lite.reply.generation import Stop
+from qwq_lite.reply.policies.deadline import fitted
 from tests.thoughts import (
     MODELS,
     PLAIN,

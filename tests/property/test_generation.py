@@ -9,14 +9,14 @@ import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from qwq_lite import generation
 from qwq_lite.events import Answer, Event, FinishReason, Notice, Thinking
-from qwq_lite.generation import Begin, Phase, Policy, State, Stop
-from qwq_lite.policies import arranged
-from qwq_lite.policies.headings import Headings
-from qwq_lite.policies.phases import ANSWERS, CLOSINGS, Phases
-from qwq_lite.policies.stops import Stops
-from qwq_lite.track import Track
+from qwq_lite.reply import generation
+from qwq_lite.reply.generation import Begin, Phase, Policy, State, Stop
+from qwq_lite.reply.policies.headings import Headings
+from qwq_lite.reply.policies.order import arranged
+from qwq_lite.reply.policies.phases import ANSWERS, CLOSINGS, Phases
+from qwq_lite.reply.policies.stops import Stops
+from qwq_lite.reply.track import Track
 
 TEXT, END, OPEN, CLOSE = 0, 1, 2, 3
 FIRST_FREE = 100  # every piece of text gets an id of its own from here on, as no two tokens of a vocabulary share one

@@ -10,14 +10,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qwq_lite import generation
-from qwq_lite.control import Thoughts
+from qwq_lite.chat.model import Options
+from qwq_lite.engine.control import Thoughts
 from qwq_lite.events import Event, Notice, Thinking
-from qwq_lite.generation import Begin, Draw, Rewind, Stop, Taken
-from qwq_lite.model import Options
-from qwq_lite.policies.loops import Loops, warmed
+from qwq_lite.reply import generation
+from qwq_lite.reply.generation import Begin, Draw, Rewind, Stop, Taken
+from qwq_lite.reply.policies.loops import Loops, warmed
+from qwq_lite.reply.track import Track
 from qwq_lite.sampling import Sampling
-from qwq_lite.track import Track
 from tests.thoughts import CLOSE, END, MODELS, TAGS, UNDIVIDED, Words, rules_of
 
 LOOPED = Rewind(0, loop=True)

@@ -12,12 +12,15 @@ import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from qwq_lite import catalog, ghost, memory, planning, rooms
-from qwq_lite.choice import KV_TYPES, Choice
-from qwq_lite.gguf_header import TensorInfo
-from qwq_lite.hardware import EngineReport
-from qwq_lite.memory import Buffers
-from qwq_lite.plan import (
+from qwq_lite.backend.choice import KV_TYPES, Choice
+from qwq_lite.backend.footprint import Buffers
+from qwq_lite.backend.hardware import EngineReport
+from qwq_lite.formats import ghost
+from qwq_lite.formats.gguf_header import TensorInfo
+from qwq_lite.formats.recipe import file_type
+from qwq_lite.formats.shape import ModelShape
+from qwq_lite.plan import memory, planning, rooms
+from qwq_lite.plan.plan import (
     GIB,
     HOST_WEIGHTS,
     LEAST_CTX,
@@ -27,8 +30,7 @@ from qwq_lite.plan import (
     search,
     split,
 )
-from qwq_lite.recipe import file_type
-from qwq_lite.shape import ModelShape
+from qwq_lite.store import catalog
 from tests.planner import (
     DEVICES,
     MIB,

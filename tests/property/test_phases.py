@@ -11,13 +11,13 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from qwq_lite import boundary
 from qwq_lite.events import Answer, Event, FinishReason, Thinking
-from qwq_lite.generation import Begin, Phase, Policy, Stop
-from qwq_lite.policies.headings import Headings
-from qwq_lite.policies.phases import CLOSINGS, OPENING, Phases
-from qwq_lite.policies.stops import Stops
-from qwq_lite.track import Track
+from qwq_lite.reply.generation import Begin, Phase, Policy, Stop
+from qwq_lite.reply.policies.headings import Headings
+from qwq_lite.reply.policies.phases import CLOSINGS, OPENING, Phases
+from qwq_lite.reply.policies.stops import Stops
+from qwq_lite.reply.track import Track
+from qwq_lite.text import boundary
 from tests.transcripts import TRANSCRIPTS, Transcript
 
 LABEL, CLOSING = "‖", CLOSINGS[0]

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from qwq_lite import memory, planning, rooms
-from qwq_lite.choice import KV_TYPES, Choice
+from qwq_lite.backend.choice import KV_TYPES, Choice
 from qwq_lite.errors import PlanError, UsageError
-from qwq_lite.plan import (
+from qwq_lite.plan import memory, planning, rooms
+from qwq_lite.plan.plan import (
     GIB,
     HOST_WEIGHTS,
     LEAST_CTX,

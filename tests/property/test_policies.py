@@ -15,9 +15,9 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from qwq_lite import generation
 from qwq_lite.events import Answer, Event, Notice, Thinking, ThoughtEnd
-from qwq_lite.generation import (
+from qwq_lite.reply import generation
+from qwq_lite.reply.generation import (
     Action,
     Begin,
     Draw,
@@ -32,16 +32,16 @@ from qwq_lite.generation import (
     Turn,
     Verdict,
 )
-from qwq_lite.policies import ORDER, arranged
-from qwq_lite.policies.closing import Closing
-from qwq_lite.policies.deadline import Deadline
-from qwq_lite.policies.headings import Headings
-from qwq_lite.policies.loops import Loops
-from qwq_lite.policies.phases import CLOSINGS, Phases
-from qwq_lite.policies.reserve import Reserve
-from qwq_lite.policies.script import Script
-from qwq_lite.policies.stops import Stops
-from qwq_lite.policies.unconstrained import Unconstrained
+from qwq_lite.reply.policies.closing import Closing
+from qwq_lite.reply.policies.deadline import Deadline
+from qwq_lite.reply.policies.headings import Headings
+from qwq_lite.reply.policies.loops import Loops
+from qwq_lite.reply.policies.order import ORDER, arranged
+from qwq_lite.reply.policies.phases import CLOSINGS, Phases
+from qwq_lite.reply.policies.reserve import Reserve
+from qwq_lite.reply.policies.script import Script
+from qwq_lite.reply.policies.stops import Stops
+from qwq_lite.reply.policies.unconstrained import Unconstrained
 from qwq_lite.sampling import Sampling
 
 SAMPLING = Sampling()

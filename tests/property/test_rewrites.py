@@ -15,13 +15,13 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from qwq_lite import breaks
 from qwq_lite.events import Notice
-from qwq_lite.generation import Begin, Policy, Rewind, Rewrite, Taken, Verdict
-from qwq_lite.orders import Drop, Steer
-from qwq_lite.policies.phases import Phases
-from qwq_lite.policies.unconstrained import Unconstrained
-from qwq_lite.track import Track
+from qwq_lite.reply.generation import Begin, Policy, Rewind, Rewrite, Taken, Verdict
+from qwq_lite.reply.orders import Drop, Steer
+from qwq_lite.reply.policies.phases import Phases
+from qwq_lite.reply.policies.unconstrained import Unconstrained
+from qwq_lite.reply.track import Track
+from qwq_lite.text import breaks
 from tests.tracks import CLOSE, OPEN, SAMPLING, everything, phase_of, texts
 
 SPELLING = re.compile(r"[.!?]\n+| ?\w+|\n+|.")

@@ -16,16 +16,17 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from qwq_lite import control, scripts
-from qwq_lite.control import Thoughts
+from qwq_lite.chat.model import Options
+from qwq_lite.engine import control
+from qwq_lite.engine.control import Thoughts
 from qwq_lite.events import Answer
-from qwq_lite.generation import Begin, Draw, Policy, Rewind, Taken
-from qwq_lite.model import Options
-from qwq_lite.orders import Steer
-from qwq_lite.policies.script import Place, Script
+from qwq_lite.reply.generation import Begin, Draw, Policy, Rewind, Taken
+from qwq_lite.reply.orders import Steer
+from qwq_lite.reply.policies.script import Place, Script
+from qwq_lite.reply.script_masks import MaskSets, ScriptMasks
+from qwq_lite.reply.track import Track
 from qwq_lite.sampling import Sampling
-from qwq_lite.script_masks import MaskSets, ScriptMasks
-from qwq_lite.track import Track
+from qwq_lite.text import scripts
 from tests.oracle import assigned_characters, merge_by_rank, qwen_ranks
 
 LETTER = scripts.characters(scripts.MASKABLE)

@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qwq_lite import script_choice, scripts
-from qwq_lite.script_choice import AnswerScript, masked, texts_asked
+from qwq_lite.prompt import script_choice
+from qwq_lite.prompt.script_choice import AnswerScript, masked, texts_asked
+from qwq_lite.text import scripts
 
 MASKED_PROMPTS = [
     "How many positive integers n ≤ 100 satisfy n² ≡ 1 (mod 8)? Use φ(n) and ∑.",

@@ -20,9 +20,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from qwq_lite import files, output, state_file
 from qwq_lite.errors import FormatError, OutputError, UsageError
-from qwq_lite.state_file import Saved
+from qwq_lite.store import state_file
+from qwq_lite.store.state_file import Saved
+from qwq_lite.system import files, output
 
 SAVED = Saved("f1", [1, 22, 10999], {"messages": [{"role": "user", "content": "é"}], "n": 0})
 PAYLOAD = bytes(range(100))

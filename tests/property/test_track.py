@@ -15,13 +15,13 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from qwq_lite import generation
 from qwq_lite.events import Answer, Event, FinishReason, Notice, Thinking
-from qwq_lite.generation import Begin, Draw, Force, Given, Phase, Policy, Rewind, Stop, Taken, Verdict, utf8
-from qwq_lite.policies.phases import Phases
-from qwq_lite.policies.stops import Stops
-from qwq_lite.policies.unconstrained import Unconstrained
-from qwq_lite.track import Track
+from qwq_lite.reply import generation
+from qwq_lite.reply.generation import Begin, Draw, Force, Given, Phase, Policy, Rewind, Stop, Taken, Verdict, utf8
+from qwq_lite.reply.policies.phases import Phases
+from qwq_lite.reply.policies.stops import Stops
+from qwq_lite.reply.policies.unconstrained import Unconstrained
+from qwq_lite.reply.track import Track
 from tests.tracks import (
     CLOSE,
     END,

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 import qwq_lite
-from qwq_lite import scripts
-from qwq_lite.chat import Model
+from qwq_lite.chat.chat import Model
 from qwq_lite.events import Done, Reply
+from qwq_lite.text import scripts
 from tests.checkpoints import LETTERS, TOKENS, in_f16, write_scripted_checkpoint
 
 CHINESE = "从前有一座山，山上有一座庙，庙里有一个老和尚，老和尚对小和尚说：从前有一座山，"

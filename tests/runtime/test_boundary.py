@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from qwq_lite import boundary
+from qwq_lite.text import boundary
 
 MARKED = {
     "bold heading": "Let me think. 2+3 is 5.\n\n|**Final Answer**\n\n\\[ \\boxed{5} \\]\n",

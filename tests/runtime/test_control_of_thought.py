@@ -16,15 +16,15 @@ import numpy as np
 import pytest
 
 import qwq_lite
-from qwq_lite import active_reply, local
 from qwq_lite.backend.context import Context, ContextSettings, Entry
 from qwq_lite.backend.model import LoadedModel
-from qwq_lite.chat import Chat, Model
+from qwq_lite.chat.chat import Chat, Model
 from qwq_lite.cli import reply as terminal
+from qwq_lite.engine import active_reply, local
+from qwq_lite.engine.sequences import Part, Sequences
 from qwq_lite.errors import UsageError
 from qwq_lite.events import Answer, Done, Event, Notice, Progress, Reply, Stats, Thinking
-from qwq_lite.sequences import Part, Sequences
-from qwq_lite.stream import MOST_UNREAD, Stream
+from qwq_lite.reply.stream import MOST_UNREAD, Stream
 from tests.checkpoints import LETTERS, chain, in_f16, write_scripted_checkpoint
 
 LONG = "Write a very long story about a king and his three daughters, with many details."

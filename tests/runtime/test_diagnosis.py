@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from qwq_lite import diagnosis
 from qwq_lite.backend import devices
-from qwq_lite.diagnosis import Machine, findings
+from qwq_lite.backend.hardware import Device, EngineReport
+from qwq_lite.cli import diagnosis
+from qwq_lite.cli.diagnosis import Machine, findings
 from qwq_lite.errors import EngineError
-from qwq_lite.hardware import Device, EngineReport
 
 CPU = Device("CPU", "a processor", "cpu", 32 << 30, 32 << 30)
 GPU = Device("CUDA0", "NVIDIA GeForce", "gpu", 24 << 30, 23 << 30)

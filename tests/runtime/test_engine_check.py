@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from qwq_lite.backend import engine_check, engine_products
-from qwq_lite.backend.engine_check import Ended, Fault, Report, check, run_child
-from qwq_lite.recipe import TENSOR_TYPES
+from qwq_lite.formats.recipe import TENSOR_TYPES
+from qwq_lite.selftest import engine_check, engine_products
+from qwq_lite.selftest.engine_check import Ended, Fault, Report, check, run_child
 from tests.bad_engines import RET, UD2, broken_copy, only_x86_linux
 
 PLAIN, REPACKED = "ggml_vec_dot_q4_K_q8_K", "ggml_gemv_q4_K_8x8_q8_K"

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 import qwq_lite
-from qwq_lite import engines
-from qwq_lite.engines import Running
+from qwq_lite.system import engines
+from qwq_lite.system.engines import Running
 
 GIB = 1 << 30
 
@@ -53,7 +53,7 @@ def test_the_largest_comes_first(folder: Path) -> None:
 def test_a_process_that_is_gone_holds_nothing(folder: Path) -> None:
     code = f"""
 from pathlib import Path
-from qwq_lite import engines
+from qwq_lite.system import engines
 engines.folder = lambda: Path({str(folder)!r})
 engines.register(Path("a.gguf"), 1)
 print(len(engines.running()), flush=True)
@@ -120,7 +120,7 @@ def test_another_machine_is_no_matter_of_this_one(others: Running) -> None:
 def test_a_worker_is_listed_under_its_application(demo_gguf: Path, tmp_path: Path) -> None:
     code = f"""
 import qwq_lite
-from qwq_lite import engines
+from qwq_lite.system import engines
 with qwq_lite.load({str(demo_gguf)!r}, n_ctx=512) as model:
     print([(one.pid == model.pid, one.application, one.model) for one in engines.running() if one.pid == model.pid])
 print([one for one in engines.running() if one.pid == model.pid])

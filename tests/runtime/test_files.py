@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from qwq_lite.files import RandomAccessFile
+from qwq_lite.system.files import RandomAccessFile
 
 SIZE = (1 << 20) + 5
 posix = pytest.mark.skipif(sys.platform == "win32", reason="its C library claims")

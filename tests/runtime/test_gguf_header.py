@@ -12,9 +12,9 @@ from gguf.constants import GGMLQuantizationType, GGUFValueType
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from qwq_lite import gguf_header
 from qwq_lite.errors import FormatError
-from qwq_lite.gguf_header import Header, TensorInfo, Value
+from qwq_lite.formats import gguf_header
+from qwq_lite.formats.gguf_header import Header, TensorInfo, Value
 
 F32, Q8_0 = GGMLQuantizationType.F32, GGMLQuantizationType.Q8_0
 KEYS: dict[str, tuple[Value, GGUFValueType]] = {

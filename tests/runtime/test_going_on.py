@@ -17,16 +17,16 @@ from typing import Any
 import pytest
 
 import qwq_lite
-from qwq_lite import blame, remote, wire
-from qwq_lite.blame import Verdict
+from qwq_lite.engine.local import LocalModel
 from qwq_lite.events import Answer, Done, Event, Notice, Progress, Thinking
 from qwq_lite.loading import load
-from qwq_lite.local import LocalModel
-from qwq_lite.orders import Course, Entry
-from qwq_lite.policies import closing
-from qwq_lite.remote import RemoteModel
-from qwq_lite.remote_feed import RemoteFeed
-from qwq_lite.stream import Stream
+from qwq_lite.reply.orders import Course, Entry
+from qwq_lite.reply.policies import closing
+from qwq_lite.reply.stream import Stream
+from qwq_lite.worker import blame, remote, wire
+from qwq_lite.worker.blame import Verdict
+from qwq_lite.worker.remote import RemoteModel
+from qwq_lite.worker.remote_feed import RemoteFeed
 from tests.attacks.test_engine_deaths import rewritten
 from tests.deaths import POISON_SEED, POISON_TEXT, interpreter
 
@@ -313,7 +313,7 @@ def test_a_template_that_does_not_end_is_its_requests_fault(
 ) -> None:
     running = fragile.generate("abc", max_tokens=200)
     worker = fragile._held[0]
-    monkeypatch.setattr("qwq_lite.remote._BEGIN_S", 0.0)
+    monkeypatch.setattr("qwq_lite.worker.remote._BEGIN_S", 0.0)
     found = outcomes([lambda: list(fragile.generate([{"role": "user", "content": "x " * 200_000}], max_tokens=2))])
     if worker.gone:  # it took longer than nothing
         assert isinstance(found[0], qwq_lite.TemplateError)

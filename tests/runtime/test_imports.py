@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -17,44 +18,38 @@ from qwq_lite.backend import native
 ROOT = Path(__file__).resolve().parents[2]
 DESIGN = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
 FOLDERS = {"qwq_lite": ROOT / "qwq_lite", "qwq_convert": ROOT / "convert" / "qwq_convert"}
+MODULES = [(owner, path) for owner, folder in FOLDERS.items() for path in sorted(folder.rglob("*.py"))]
+WITH_CODE = {"__init__", "cli", "_pyinstaller"}  # packages of qwq_lite that entry points name
 
 
-def table(header: str) -> list[tuple[str, int]]:
-    """Rooms and their numbers, from the rows of docs/design.md below a header."""
-    rows = DESIGN.split(f"| | {header} |", maxsplit=1)[1].split("\n\n", maxsplit=1)[0].splitlines()[2:]
-    cells = [row.split("|")[1:3] for row in rows]
-    return [(name, int(number)) for number, names in cells for name in re.findall(r"`([^`]+)`", names)]
+def table(owner: str) -> dict[str, int]:
+    """Packages, and the number of their row in docs/design.md."""
+    rows = DESIGN.split(f"| package of {owner} |", maxsplit=1)[1].split("\n\n", maxsplit=1)[0].splitlines()[2:]
+    return {name: n for n, row in enumerate(rows) for name in re.findall(r"`([^`]+)`", row.split("|")[1])}
 
 
-TABLES = {"qwq_lite": table("room"), "qwq_convert": table("room of qwq_convert")}
-MODULES = [(package, path) for package, folder in FOLDERS.items() for path in sorted(folder.rglob("*.py"))]
+TABLES = {owner: table(owner) for owner in FOLDERS}
 
 
-def dotted(package: str, path: Path) -> str:
+def dotted(owner: str, path: Path) -> str:
     """A file's name below its package, as an import says it; `__init__` for the package's own file."""
-    parts = path.relative_to(FOLDERS[package]).with_suffix("").parts
+    parts = path.relative_to(FOLDERS[owner]).with_suffix("").parts
     return ".".join(parts[:-1] if len(parts) > 1 and parts[-1] == "__init__" else parts)
 
 
-def room(package: str, name: str) -> str | None:
-    """The room of a module, or None for a folder that is no room but has a room for each of its files."""
-    rooms = dict(TABLES[package])
+def row(owner: str, name: str) -> int:
+    """The row of a module: its package's, or its own; modules at the top of qwq_convert have one together."""
     top = name.split(".", maxsplit=1)[0]
-    if f"{top}/" in rooms:
-        return f"{top}/"
-    return name if name in rooms else None
+    return TABLES[owner][top if top in TABLES[owner] or owner == "qwq_lite" else owner]
 
 
-def imports(package: str, path: Path, of: str) -> Iterator[str]:
+def imports(owner: str, path: Path, of: str) -> Iterator[str]:
     """Modules below the package `of` that a file imports, at any depth of its code, and under TYPE_CHECKING too."""
-    known = {dotted(of, file) for owner, file in MODULES if owner == of}
+    known = {dotted(of, file) for package, file in MODULES if package == of}
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom):
-            base = node.module or ""
-            if node.level:
-                above = [package, *path.relative_to(FOLDERS[package]).parts]
-                base = ".".join([*above[: -node.level], *([base] if base else [])])
-            names = [f"{base}.{alias.name}" for alias in node.names]
+            assert not node.level, f"{path}: a relative import"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
         elif isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         else:
@@ -66,30 +61,43 @@ def imports(package: str, path: Path, of: str) -> Iterator[str]:
                 yield next((module for module in found if module in known), "__init__")
 
 
-@pytest.mark.parametrize("package", TABLES)
-def test_every_module_stands_in_the_table_once(package: str) -> None:
-    listed = [name for name, _ in TABLES[package]]
-    assert len(listed) == len(set(listed))
-    used = set()
-    for path in [path for owner, path in MODULES if owner == package]:
-        mine = room(package, dotted(package, path))
-        if mine is None:
-            assert path.name == "__init__.py", f"{path.name} is not in the table"
-            assert len(ast.parse(path.read_text(encoding="utf-8")).body) == 1, f"{path} has more than its docstring"
-        else:
-            used.add(mine)
-    assert used == set(listed), "the table has a room that there is not"
+@pytest.mark.parametrize("owner", FOLDERS)
+def test_every_package_stands_in_the_table_once(owner: str) -> None:
+    tops = {dotted(owner, path).split(".", maxsplit=1)[0] for package, path in MODULES if package == owner}
+    packages = {path.parent.name for path in FOLDERS[owner].glob("*/__init__.py")}
+    assert packages <= TABLES[owner].keys()
+    assert TABLES[owner].keys() == (tops if owner == "qwq_lite" else {*packages, owner})
 
 
 @pytest.mark.parametrize(
-    ("package", "path"), MODULES, ids=lambda value: value.stem if isinstance(value, Path) else value
+    "path", [path for _, path in MODULES if path.name == "__init__.py"], ids=lambda p: p.parent.name
 )
-def test_imports_run_upward(package: str, path: Path) -> None:
-    numbers, mine = dict(TABLES[package]), room(package, dotted(package, path))
-    for name in imports(package, path, package):
-        other = room(package, name)
-        if other is not None and other != mine:
-            assert mine is not None and numbers[other] < numbers[mine], f"{mine} imports {name}"
+def test_a_package_holds_a_docstring_and_few_modules(path: Path) -> None:
+    code = ast.parse(path.read_text(encoding="utf-8"))
+    assert ast.get_docstring(code)
+    assert len(code.body) == 1 or (path.parent == FOLDERS["qwq_lite"] or path.parent.name in WITH_CODE)
+    assert len([*path.parent.glob("*.py")]) <= 1 + 13
+
+
+def test_the_top_of_the_package_is_short() -> None:
+    assert len([*FOLDERS["qwq_lite"].glob("*.py")]) <= 8
+
+
+@pytest.mark.parametrize(("owner", "path"), MODULES, ids=lambda value: value.stem if isinstance(value, Path) else value)
+def test_imports_run_upward(owner: str, path: Path) -> None:
+    mine = dotted(owner, path)
+    for name in imports(owner, path, owner):
+        assert row(owner, name) <= row(owner, mine), f"{mine} imports {name}"
+
+
+@pytest.mark.parametrize("owner", FOLDERS)
+def test_no_modules_import_each_other_in_a_circle(owner: str) -> None:
+    graph = {
+        dotted(owner, path): {*imports(owner, path, owner)} - {dotted(owner, path)}
+        for package, path in MODULES
+        if package == owner
+    }
+    tuple(TopologicalSorter(graph).static_order())  # raises CycleError, which names the circle
 
 
 def test_only_the_backend_imports_llama_cpp() -> None:
@@ -99,15 +107,21 @@ def test_only_the_backend_imports_llama_cpp() -> None:
 
 
 def test_the_converter_imports_what_the_page_says() -> None:
-    sentence = re.search(r"^`qwq_convert` imports from `qwq_lite` only ([^.]+(?:\.\w[^.]*)*)\. ", DESIGN, re.MULTILINE)
+    sentence = re.search(
+        r"^`qwq_convert` imports from `qwq_lite` only (.*?), in\s+its commands (.*?) too\.", DESIGN, re.M | re.S
+    )
     assert sentence
-    paths = [path for package, path in MODULES if package == "qwq_convert"]
-    found = {name for path in paths for name in imports("qwq_convert", path, "qwq_lite")}
-    assert found == set(re.findall(r"`([^`]+)`", sentence[1]))
+    anywhere, in_commands = ({*re.findall(r"`([^`]+)`", names)} for names in sentence.groups())
+    found: dict[bool, set[str]] = {True: set(), False: set()}
+    for path in [path for owner, path in MODULES if owner == "qwq_convert"]:
+        tops = {name.split(".", maxsplit=1)[0] for name in imports("qwq_convert", path, "qwq_lite")}
+        found[path.parent.name == "cli"] |= tops
+    assert found[False] == anywhere
+    assert found[True] <= anywhere | in_commands and in_commands <= found[True]
 
 
 def test_the_runtime_does_not_import_the_converter() -> None:
-    for path in [path for package, path in MODULES if package == "qwq_lite"]:
+    for path in [path for owner, path in MODULES if owner == "qwq_lite"]:
         assert not [*imports("qwq_lite", path, "qwq_convert")], path
 
 

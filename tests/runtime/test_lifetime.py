@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 
 import qwq_lite
-from qwq_lite.sequences import Sequences
-from qwq_lite.stream import MOST_UNREAD
+from qwq_lite.engine.sequences import Sequences
+from qwq_lite.reply.stream import MOST_UNREAD
 
 QUESTION = "Tell me a long story about the sea."
 

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 import qwq_lite
-from qwq_lite.active_reply import Request
 from qwq_lite.backend.context import Context, ContextSettings
 from qwq_lite.backend.model import LoadedModel
-from qwq_lite.policies.stops import Stops
+from qwq_lite.engine.active_reply import Request
+from qwq_lite.engine.scheduler import Scheduler
+from qwq_lite.reply.policies.stops import Stops
 from qwq_lite.sampling import Sampling
-from qwq_lite.scheduler import Scheduler
 
 PROMPT = "Tell me a long story about the sea."
 

@@ -11,10 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qwq_lite import catalog, machines
 from qwq_lite.errors import UsageError
-from qwq_lite.machines import GB_S, GIB, MACHINES, MIB, OVERHEADS, Machine
-from qwq_lite.shape import ModelShape
+from qwq_lite.formats.shape import ModelShape
+from qwq_lite.plan import machines
+from qwq_lite.plan.machines import GB_S, GIB, MACHINES, MIB, OVERHEADS, Machine
+from qwq_lite.store import catalog
 
 ROOT = Path(__file__).resolve().parents[2]
 by_machine = pytest.mark.parametrize("machine", MACHINES, ids=lambda machine: machine.name)
@@ -198,7 +199,7 @@ def test_a_model_with_a_geometry_is_recognised_and_sampled_as_its_family(name: s
 
 def test_neither_module_loads_llama_cpp() -> None:
     code = (
-        f"import sys; sys.path[:0] = {[str(ROOT)]!r}; from qwq_lite import catalog, machines; "
+        f"import sys; sys.path[:0] = {[str(ROOT)]!r}; from qwq_lite.plan import machines; from qwq_lite.store import catalog; "
         "print('llama_cpp' in sys.modules)"
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

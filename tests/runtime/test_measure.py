@@ -13,15 +13,16 @@ import pytest
 from gguf.constants import GGUFValueType
 
 from bench.plan import BOUNDS, allocated, deviations, qwq
-from qwq_lite import gguf_header, ghost, memory, shape
 from qwq_lite.backend import measure as backend
+from qwq_lite.backend.choice import Choice
 from qwq_lite.backend.context import Context, ContextSettings, Entry
 from qwq_lite.backend.measure import measure
 from qwq_lite.backend.model import LoadedModel
-from qwq_lite.choice import Choice
 from qwq_lite.errors import PlanError
-from qwq_lite.recipe import file_type
-from qwq_lite.shape import ModelShape
+from qwq_lite.formats import gguf_header, ghost, shape
+from qwq_lite.formats.recipe import file_type
+from qwq_lite.formats.shape import ModelShape
+from qwq_lite.plan import memory
 
 SHAPE = qwq(2, n_vocab=8192)
 TENSORS = ghost.tensors(SHAPE, file_type("Q4_K_M"))
@@ -185,7 +186,7 @@ def test_a_build_without_the_symbol_is_no_error(ghost_gguf: Path, monkeypatch: p
 
     def in_a_child_without_it(command: list[str], **options: Any) -> Any:
         *before, code = command
-        path, _, serve = code.partition("from qwq_lite import child; ")
+        path, _, serve = code.partition("from qwq_lite.system import child; ")
         assert serve == "child.serve('qwq_lite.backend.measure:_answer')"
         gone = "import qwq_lite.backend.measure as m; m._BREAKDOWN = 'no_such_symbol'; m._answer()"
         return run([*before, path + gone], **options)

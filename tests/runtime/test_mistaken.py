@@ -13,9 +13,9 @@ import pytest
 from gguf.constants import GGUFValueType
 
 import qwq_lite
-from qwq_lite import gguf_header
 from qwq_lite.cli import commands, console
 from qwq_lite.errors import FormatError, QwqError, UsageError
+from qwq_lite.formats import gguf_header
 
 HEADER = struct.pack("<Q", 2) + b"{}"
 MB = 1 << 20
@@ -228,7 +228,7 @@ def test_json_that_is_nested_too_deeply_is_one_line(
 
 
 def test_a_template_of_brackets_is_a_template_error() -> None:
-    from qwq_lite.prompt import ChatTemplate
+    from qwq_lite.prompt.prompt import ChatTemplate
 
     for n in (60_000, 100_000):
         with pytest.raises(QwqError):

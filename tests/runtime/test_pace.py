@@ -6,12 +6,14 @@ from collections.abc import Callable
 
 import pytest
 
-from qwq_lite import catalog, ghost, memory
-from qwq_lite.choice import Choice
+from qwq_lite.backend.choice import Choice
 from qwq_lite.events import Stats
-from qwq_lite.pace import Pace, default_threads, host_bandwidth
-from qwq_lite.plan import GIB, Candidate, Gpu, Room, RunPlan
-from qwq_lite.recipe import file_type
+from qwq_lite.formats import ghost
+from qwq_lite.formats.recipe import file_type
+from qwq_lite.plan import memory
+from qwq_lite.plan.pace import Pace, default_threads, host_bandwidth
+from qwq_lite.plan.plan import GIB, Candidate, Gpu, Room, RunPlan
+from qwq_lite.store import catalog
 
 _, SMALL = catalog.geometry("deepseek-r1-distill-qwen-1.5b")
 ALL_LAYERS = SMALL.n_layer + 1

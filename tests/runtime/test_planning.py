@@ -9,11 +9,15 @@ from typing import Any
 
 import pytest
 
-from qwq_lite import catalog, gguf_header, ghost, local, machines, planning, rooms
 from qwq_lite.backend import devices
+from qwq_lite.engine import local
 from qwq_lite.errors import PlanError, UsageError
-from qwq_lite.gguf_header import Header
-from qwq_lite.plan import (
+from qwq_lite.formats import gguf_header, ghost
+from qwq_lite.formats.gguf_header import Header
+from qwq_lite.formats.recipe import file_type
+from qwq_lite.formats.shape import RopeScaling
+from qwq_lite.plan import machines, planning, rooms
+from qwq_lite.plan.plan import (
     GIB,
     LEAST_CTX,
     PATIENCE_S,
@@ -23,8 +27,7 @@ from qwq_lite.plan import (
     Wishes,
     search,
 )
-from qwq_lite.recipe import file_type
-from qwq_lite.shape import RopeScaling
+from qwq_lite.store import catalog
 from tests.planner import MIB, QWQ, SHORTAGE, as_candidate, by_formula
 
 # Machines

@@ -10,10 +10,11 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from qwq_lite import normalization, prompt
 from qwq_lite.errors import TemplateError
-from qwq_lite.gguf_header import Value
-from qwq_lite.prompt import CHATML, ChatTemplate, Message
+from qwq_lite.formats.gguf_header import Value
+from qwq_lite.prompt import prompt
+from qwq_lite.prompt.prompt import CHATML, ChatTemplate, Message
+from qwq_lite.text import normalization
 
 IM_START, IM_END, THINK, UNTHINK, BOS = 256, 257, 258, 259, 260
 CONTROL = {"<|im_start|>": IM_START, "<|im_end|>": IM_END, "<s>": BOS}

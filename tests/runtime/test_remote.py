@@ -21,10 +21,11 @@ import psutil
 import pytest
 
 import qwq_lite
-from qwq_lite import child, process, remote, remote_feed, wire
 from qwq_lite.loading import load
-from qwq_lite.remote import RemoteModel
-from qwq_lite.stream import MOST_UNREAD
+from qwq_lite.reply.stream import MOST_UNREAD
+from qwq_lite.system import child
+from qwq_lite.worker import process, remote, remote_feed, wire
+from qwq_lite.worker.remote import RemoteModel
 
 LONG = "Tell me a long story about the sea."
 WAIT_S = 60
@@ -381,7 +382,7 @@ def test_after_unload_nothing_is_left(letters_gguf: Path, monkeypatch: pytest.Mo
 
 
 def test_a_worker_starts_no_worker(demo_gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(child.MARK, "qwq_lite.worker:main")
+    monkeypatch.setenv(child.MARK, "qwq_lite.worker.worker:main")
     with pytest.raises(qwq_lite.UsageError, match="run_worker_if_asked"):
         load(demo_gguf)
 

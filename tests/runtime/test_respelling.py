@@ -10,12 +10,13 @@ from typing import NamedTuple
 import pytest
 from tokenizers import Tokenizer
 
-from qwq_lite import breaks, control
 from qwq_lite.backend.model import LoadedModel
-from qwq_lite.control import Thoughts
-from qwq_lite.generation import Rewrite, utf8
-from qwq_lite.orders import Steer
-from qwq_lite.respelling import MOST_BACK, respelled
+from qwq_lite.engine import control
+from qwq_lite.engine.control import Thoughts
+from qwq_lite.reply.generation import Rewrite, utf8
+from qwq_lite.reply.orders import Steer
+from qwq_lite.reply.respelling import MOST_BACK, respelled
+from qwq_lite.text import breaks
 from scripts.checkpoint_files import byte_symbols
 from tests import oracle
 

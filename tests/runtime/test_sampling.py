@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qwq_lite.errors import UsageError
-from qwq_lite.gguf_header import Value
+from qwq_lite.formats.gguf_header import Value
 from qwq_lite.sampling import Sampling, draw_seed, resolve
 
 CATALOGUE = Sampling(0.5, 50, 0.5, 0.05)

@@ -10,13 +10,13 @@ from typing import Any, TypeVar
 import numpy as np
 import pytest
 
-from qwq_lite import sessions
 from qwq_lite.backend.context import Context, ContextSettings, Row
 from qwq_lite.backend.model import LoadedModel
 from qwq_lite.backend.sampler import Sampler
+from qwq_lite.engine import sessions
+from qwq_lite.engine.sequences import Part, Sequence, Sequences
 from qwq_lite.errors import EngineError, FormatError
 from qwq_lite.sampling import Sampling, draw_seed
-from qwq_lite.sequences import Part, Sequence, Sequences
 
 T = TypeVar("T")
 N_CTX = 512

@@ -12,11 +12,14 @@ from pathlib import Path
 import pytest
 
 import qwq_lite
-from qwq_lite import child, diagnosis, gguf_header, planning, soundness
 from qwq_lite.backend import native
-from qwq_lite.backend.engine_check import Fault, Report
 from qwq_lite.errors import UsageError
-from qwq_lite.plan import Room, Wishes
+from qwq_lite.formats import gguf_header
+from qwq_lite.plan import planning
+from qwq_lite.plan.plan import Room, Wishes
+from qwq_lite.selftest import soundness
+from qwq_lite.selftest.engine_check import Fault, Report
+from qwq_lite.system import child
 from tests.bad_engines import RET, UD2, broken_copy, only_x86_linux
 
 PLAIN, REPACKED = "ggml_vec_dot_q4_K_q8_K", "ggml_gemv_q4_K_8x8_q8_K"
@@ -90,7 +93,7 @@ def test_another_build_or_cpu_is_checked_again(change: str, tmp_path: Path, monk
     elif change == "another file":
         (library.parent / "libcuda.so").write_bytes(b"")
     elif change == "another CPU":
-        monkeypatch.setattr(diagnosis, "cpu_features", lambda: frozenset({"amx_tile"}))
+        monkeypatch.setattr(soundness, "cpu_features", lambda: frozenset({"amx_tile"}))
     else:
         monkeypatch.setenv("LLAMA_CPP_LIB_PATH", str(library.parent.rename(tmp_path / "moved")))
     soundness.checked()

@@ -13,7 +13,7 @@ import pytest
 
 from qwq_lite.errors import EngineError, QwqError
 from qwq_lite.events import Answer, Done, Event, Notice, Reply, Thinking
-from qwq_lite.stream import Feed, Stream, in_thread
+from qwq_lite.reply.stream import Feed, Stream, in_thread
 
 WAIT_S = 60  # nothing here takes as long; a test that would hang fails instead
 DONE = Done(Reply("a", "t", "stop"))

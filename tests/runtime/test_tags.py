@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from qwq_lite import prompt
-from qwq_lite.tags import tags
+from qwq_lite.prompt import prompt
+from qwq_lite.text.tags import tags
 
 TAGS = {
     "QwQ-32B": "<think> </think> <tool_call> </tool_call> <tool_response> </tool_response> <|fim_prefix|> <|repo_name|>",

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from qwq_lite.errors import TemplateError
-from qwq_lite.template import Template
+from qwq_lite.prompt.template import Template
 
 MESSAGES = [
     {"role": "system", "content": "Be brief."},

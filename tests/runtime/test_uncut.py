@@ -10,17 +10,17 @@ import numpy as np
 import pytest
 
 import qwq_lite
-from qwq_lite.active_reply import Request
 from qwq_lite.backend.context import Context, ContextSettings
 from qwq_lite.backend.model import LoadedModel
-from qwq_lite.chat import Chat, Model
+from qwq_lite.chat.chat import Chat, Model
+from qwq_lite.engine.active_reply import Request
+from qwq_lite.engine.scheduler import Scheduler
+from qwq_lite.engine.sequences import Part, Sequences
 from qwq_lite.events import Answer, Done, Event, Notice, Progress, Reply, Thinking
-from qwq_lite.generation import Begin, Rewind, Taken, Verdict
-from qwq_lite.policies.stops import Stops
-from qwq_lite.policies.unconstrained import Unconstrained
+from qwq_lite.reply.generation import Begin, Rewind, Taken, Verdict
+from qwq_lite.reply.policies.stops import Stops
+from qwq_lite.reply.policies.unconstrained import Unconstrained
 from qwq_lite.sampling import Sampling
-from qwq_lite.scheduler import Scheduler
-from qwq_lite.sequences import Part, Sequences
 from tests.other_models import LFM2, MAMBA, MAMBA2, Architecture, write_model
 
 MODELS = (MAMBA, MAMBA2, LFM2)

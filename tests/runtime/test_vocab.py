@@ -13,8 +13,8 @@ import pytest
 import qwq_lite
 from qwq_lite.backend.model import LoadedModel
 from qwq_lite.backend.vocab import Vocab
+from qwq_lite.engine.local import LocalModel
 from qwq_lite.errors import EngineError
-from qwq_lite.local import LocalModel
 
 
 @pytest.fixture(scope="module")

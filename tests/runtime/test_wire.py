@@ -11,13 +11,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qwq_lite import gguf_header, ghost, memory, wire
-from qwq_lite.choice import Choice
+from qwq_lite.backend.choice import Choice
 from qwq_lite.errors import ContextFull, EngineError, PlanError, QwqError, UsageError
 from qwq_lite.events import Answer, Done, Event, Notice, Progress, Reply, Stats, Thinking
-from qwq_lite.plan import Candidate, Gpu, Room, RunPlan, Wishes
-from qwq_lite.recipe import file_type
-from qwq_lite.wire import Pipe
+from qwq_lite.formats import gguf_header, ghost
+from qwq_lite.formats.recipe import file_type
+from qwq_lite.plan import memory
+from qwq_lite.plan.plan import Candidate, Gpu, Room, RunPlan, Wishes
+from qwq_lite.worker import wire
+from qwq_lite.worker.wire import Pipe
 from tests.planner import QWQ
 
 EVENTS: list[Event] = [

@@ -27,11 +27,11 @@ from qwq_convert.imatrix import Imatrix
 from qwq_convert.pipeline import Conversion, Progress, Target, Written, convert, look
 from qwq_convert.quantize import memory_bytes
 from qwq_convert.roundtrip import RoundTrip
-from qwq_lite import process_limits
 from qwq_lite.cli import console
 from qwq_lite.cli.console import escaped, size
 from qwq_lite.errors import PlanError, QwqError, UsageError
-from qwq_lite.recipe import FILE_TYPES, Choice, file_type, file_type_name, tensor_type
+from qwq_lite.formats.recipe import FILE_TYPES, Choice, file_type, file_type_name, tensor_type
+from qwq_lite.system import process_limits
 
 _MUCH = 0.25  # of this machine's memory: a smaller result needs no plan
 
@@ -219,7 +219,7 @@ def _does_not_run(target: Target, checkpoint: Path) -> str | None:
     """A word on a result that this machine cannot run, with what it could; None where it can, or nobody can tell."""
     if target.n_bytes < _MUCH * process_limits.total_memory_bytes():
         return None
-    from qwq_lite import planning  # it asks a child for devices, which takes a second
+    from qwq_lite.plan import planning  # it asks a child for devices, which takes a second
 
     name = file_type_name(target.kind)
     try:

@@ -15,7 +15,7 @@ from qwq_convert.inspection import Inspection, Token, Tokenizer, TypeSum, inspec
 from qwq_lite.cli import console
 from qwq_lite.cli.console import escaped, size
 from qwq_lite.errors import CheckpointError
-from qwq_lite.shape import ModelShape
+from qwq_lite.formats.shape import ModelShape
 
 _ADDED = 12  # tokens shown
 _LINES, _COLUMNS = 4, 100  # of the template and of long values

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from qwq_lite.errors import OutputError
-from qwq_lite.output import output_files
+from qwq_lite.system.output import output_files
 
 _CHUNK = 8 << 20  # bytes
 

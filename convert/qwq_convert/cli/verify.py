@@ -10,10 +10,10 @@ from typing import Any
 
 import click
 
+from qwq_convert.checkpoint.source import Checkpoint
 from qwq_convert.cli import errors
 from qwq_convert.cli.bar import bar
 from qwq_convert.roundtrip import RoundTrip
-from qwq_convert.source import Checkpoint
 from qwq_convert.verify import Verification, compare, read_header, verify
 from qwq_lite.cli import console
 from qwq_lite.cli.console import escaped, size

@@ -1,0 +1,1 @@
+"""What a Hugging Face checkpoint says: files, tensors, tokenizer, chat templates. Knows no GGUF."""

@@ -1,0 +1,1 @@
+"""A conversation over any model. Knows no processes."""

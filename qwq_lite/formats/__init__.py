@@ -1,0 +1,1 @@
+"""What model files say: GGUF headers, shapes, tensor types. Knows no engine."""

@@ -1,0 +1,1 @@
+"""Messages to tokens: chat templates, their limits, history, what a question asks for. Knows no engine."""

@@ -1,0 +1,1 @@
+"""What a token does to a reply: policies, text, events. Knows no engine and no templates."""

@@ -1,0 +1,397 @@
+"""What a token does to a reply: text, phase, end. Pure, and tested without a model. Knows no engine and no terminal.
+
+`advance` takes a token into the reply and asks the policies, in their order, what follows from it: go on, force tokens,
+rewind, stop. `constrain` asks them what the next token may be. A policy is a deterministic fold over the reply's tokens, so
+a rewind folds the tokens that stand again from the first, and every state is as if the others had never been.
+"""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
+
+from qwq_lite.events import Answer, Event, FinishReason, Notice, Thinking, ThoughtEnd
+from qwq_lite.sampling import Sampling
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    Mask = npt.NDArray[np.float32]
+
+Phase = Literal["thinking", "answer"]
+
+
+@dataclass(frozen=True)
+class Force:
+    """The next tokens are these; nothing is sampled."""
+
+    tokens: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Rewind:
+    """Only the reply's first `n_tokens` stand; what comes next is `forced`, then sampled with another seed, without `banned`.
+
+    why: a few words for the notice. ends: what ends the thought, where the forced tokens do. loop: it leaves a loop.
+    """
+
+    n_tokens: int
+    banned: frozenset[int] = frozenset()
+    why: str = ""
+    forced: tuple[int, ...] = ()
+    ends: ThoughtEnd | None = None
+    loop: bool = False
+
+
+@dataclass(frozen=True)
+class Rewrite:
+    """The reply's text loses its last `n_drop` characters and the white space before them, and goes on with `words`.
+
+    In the tokens that tokenizing its last line together with the words gives: a Rewind, once the tokens are known.
+    n_drop: None for what follows the last place where a text may end. words: texts, and control tokens between them.
+    outside_code: the words mean nothing within a block of code, so that is closed first. why, ends: as in Rewind. n_back: so
+    many of the last tokens go before that.
+    """
+
+    n_drop: int | None
+    words: tuple[str | int, ...]
+    why: str = ""
+    ends: ThoughtEnd | None = None
+    outside_code: bool = False
+    n_back: int = 0
+
+
+@dataclass(frozen=True)
+class Stop:
+    """The reply ends. mute: the token is no text; drop: so many trailing characters of what is held do not belong to it."""
+
+    reason: FinishReason
+    drop: int = 0
+    mute: bool = False
+
+
+Action = Force | Rewind | Rewrite | Stop | None  # None: go on
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A phase begins. n_chars: so many trailing characters belong to it already; mute: the token is a tag, not text.
+
+    n_tag: so many characters before those are a tag that was written as text; they are shown nowhere. The answer may begin
+    anew: what it held so far stops counting.
+    """
+
+    phase: Phase
+    n_chars: int = 0
+    mute: bool = False
+    n_tag: int = 0
+
+
+@dataclass(frozen=True)
+class Begin:
+    """What a fold starts from: the phase in which the prompt leaves the model, and what was done to this reply from outside.
+
+    undivided: the model marks no thought, so its end is found in the text. asked_at: from the token after so many on, the
+    reader waits for the answer.
+    """
+
+    phase: Phase = "answer"
+    rewinds: tuple[Rewind, ...] = ()
+    undivided: bool = False
+    asked_at: int | None = None
+
+
+# What is made for each token is a NamedTuple: a frozen dataclass takes four times as long to make.
+
+
+class Taken(NamedTuple):
+    """One token, as a policy sees it.
+
+    text: the characters that it completed, of the phase that it leaves the reply in; n_tokens: the reply's length with it;
+    time_s: seconds from the request to the token; forced: nobody drew it; turned: the phase begins with this token.
+    end: the thought is to end for this reason, within so many tokens more; less than none: so many of the last tokens ago.
+    added: the characters that it completed, of whichever phase.
+    """
+
+    token: int
+    text: str
+    phase: Phase
+    n_tokens: int
+    time_s: float = 0.0
+    forced: bool = False
+    turned: bool = False
+    end: tuple[ThoughtEnd, int] | None = None
+    added: str = ""
+
+
+class Draw(NamedTuple):
+    """What the next token may be. Each policy in turn may change it.
+
+    masks: rows that are added to the logits, shape (n_vocab,), 0 or minus infinity; banned: tokens that are masked;
+    forced: the token itself, and nothing is sampled; eager: when the logit of this token is at most so far below the highest
+    one, nothing is sampled either and the text is rewritten. pending: bytes of an unfinished character that the token follows.
+    allowed: a row as those of masks, which is added only once a token that it masks was drawn: then another one is.
+    """
+
+    sampling: Sampling
+    masks: tuple[Mask, ...] = ()
+    banned: frozenset[int] = frozenset()
+    forced: int | None = None
+    eager: tuple[int, float, Rewrite] | None = None
+    pending: bytes = b""
+    allowed: Mask | None = None
+
+
+class Verdict(NamedTuple):
+    """A policy's word on a token: its next state, and what follows.
+
+    hold: so many trailing characters of the phase's text are not to be shown yet. end: as in Taken, for the policies after.
+    """
+
+    state: Any
+    action: Action = None
+    hold: int = 0
+    turn: Turn | None = None
+    end: tuple[ThoughtEnd, int] | None = None
+
+
+class Policy(Protocol):
+    """One rule of a reply. Its state is its own, immutable, and a function of `begin` and the tokens alone.
+
+    constrains: whether it has a word on what may be drawn; one that has not is not asked.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def constrains(self) -> bool: ...
+    def start(self, begin: Begin) -> Any: ...
+    def constrain(self, state: Any, draw: Draw) -> Draw: ...
+    def observe(self, state: Any, taken: Taken) -> Verdict: ...
+
+
+class Given(NamedTuple):
+    """What a reply's rewinds and its reader left to be kept to. bans: tokens not allowed, forced: tokens that come next, both
+    by the reply's length; ended_at: the length at which the thought is over, whatever its text; asked_at: as in Begin."""
+
+    bans: Mapping[int, frozenset[int]] = MappingProxyType({})
+    forced: Mapping[int, tuple[int, ...]] = MappingProxyType({})
+    ended_at: int | None = None
+    asked_at: int | None = None
+
+
+class State(NamedTuple):
+    """A reply so far.
+
+    pending: bytes of an unfinished UTF-8 character; held: text that is not shown yet; n_shown: characters shown in this phase;
+    forced: tokens that come next; policies: each one's own state; turned_at: the reply's length when its phase began, for the
+    first time.
+    """
+
+    phase: Phase = "answer"
+    n_tokens: int = 0
+    pending: bytes = b""
+    held: str = ""
+    n_shown: int = 0
+    forced: tuple[int, ...] = ()
+    given: Given = Given()
+    policies: tuple[Any, ...] = ()
+    turned_at: int = 0
+
+
+class Step(NamedTuple):
+    """What came of one token. action: what the caller carries out; the state is the one before it."""
+
+    state: State
+    events: tuple[Event, ...] = ()
+    action: Rewind | Rewrite | Stop | None = None
+
+
+_NO_EVENTS: tuple[Event, ...] = ()
+_new = tuple.__new__  # a NamedTuple's own way takes three times as long
+WINDOW = 96  # tokens in which a thought finds its end; nine of ten paragraphs of real thoughts have fewer than 64
+ASKED: tuple[ThoughtEnd, int] = ("asked", WINDOW)
+
+
+def start(policies: tuple[Policy, ...], begin: Begin) -> State:
+    """The state of a reply without tokens."""
+    bans: dict[int, frozenset[int]] = {}
+    forced: dict[int, tuple[int, ...]] = {}
+    ended_at: int | None = None
+    for rewind in begin.rewinds:  # what came after its place was of another text
+        place = rewind.n_tokens
+        bans = {n: banned for n, banned in bans.items() if n <= place}
+        bans[place] = bans.get(place, frozenset()) | rewind.banned
+        forced = {n: tokens[: place - n] for n, tokens in forced.items() if n < place}
+        if ended_at is not None and ended_at > place:
+            ended_at = None
+        if rewind.forced:
+            forced[place] = rewind.forced
+            if rewind.ends:
+                ended_at = place + len(rewind.forced)
+    return State(
+        begin.phase,
+        forced=forced.get(0, ()),
+        given=Given(bans, forced, ended_at, begin.asked_at),
+        policies=tuple(policy.start(begin) for policy in policies),
+    )
+
+
+def constrain(policies: tuple[Policy, ...], state: State, sampling: Sampling) -> Draw:
+    """What the next token may be."""
+    if state.forced:
+        return Draw(sampling, forced=state.forced[0])
+    draw = Draw(sampling, banned=state.given.bans.get(state.n_tokens, frozenset()), pending=state.pending)
+    for policy, own in zip(policies, state.policies, strict=True):
+        if policy.constrains:
+            draw = policy.constrain(own, draw)
+    return draw
+
+
+def advance(policies: tuple[Policy, ...], state: State, token: int, piece: bytes, time_s: float = 0.0) -> Step:
+    """Take one token into the reply. `piece` is its bytes, empty for a control token; time_s: when, since the request."""
+    text, pending = utf8(state.pending, piece)
+    given = state.given
+    n_tokens = state.n_tokens + 1
+    end = ASKED if given.asked_at is not None and n_tokens > given.asked_at else None
+    taken = _new(Taken, (token, text, state.phase, n_tokens, time_s, bool(state.forced), False, end, text))
+    states: list[Any] = []
+    forced = state.forced[1:] if n_tokens not in given.forced else given.forced[n_tokens]
+    turn: Turn | None = None
+    action: Rewind | Rewrite | Stop | None = None
+    hold = 0
+    for policy, own in zip(policies, state.policies, strict=True):
+        own, wanted, n_held, turned, ending = policy.observe(own, taken)  # noqa: PLW2901 - its new state
+        states.append(own)
+        if n_held > hold:  # noqa: PLR1730 - max() takes as long as all the rest of this loop
+            hold = n_held
+        if wanted is None and turned is None and ending is None:  # nearly always
+            continue
+        if turned is not None and turn is None:
+            turn = turned
+            taken = taken._replace(phase=turn.phase, text=_begun(state.held + text, turn), turned=True)
+        if ending is not None:
+            taken = taken._replace(end=ending)
+        if isinstance(wanted, Force):
+            forced += wanted.tokens
+        elif action is None:
+            action = wanted
+    if turn is None and n_tokens == given.ended_at and taken.phase == "thinking":  # no policy knew the words
+        turn = Turn("answer")
+    if (
+        turn is not None and isinstance(action, Stop) and action.drop > turn.n_chars
+    ):  # the phase's first text is cut away
+        turn = None
+    if turn is None and not isinstance(action, Stop):  # nearly every token
+        state, events = _shown(state, n_tokens, pending, state.held + text, forced, tuple(states), hold)
+        return _new(Step, (state, events, action))
+    after = State(
+        state.phase, n_tokens, pending, state.held + text, state.n_shown, forced, given, tuple(states), state.turned_at
+    )
+    events = _NO_EVENTS
+    if turn is not None:
+        after, events = _turned(after, state, text, turn)
+    if isinstance(action, Stop):
+        return _stopped(after, state, events, action)
+    after, more = _show(after, hold)
+    return Step(after, events + more, action)
+
+
+def _begun(whole: str, turn: Turn) -> str:
+    """What a turn leaves of the text to the phase that begins."""
+    return "" if turn.mute or not turn.n_chars else whole[-turn.n_chars :]
+
+
+def _stopped(after: State, before: State, events: tuple[Event, ...], action: Stop) -> Step:
+    """The last step: what is held is shown, but for what does not belong to the reply."""
+    if action.mute:
+        after, events = after._replace(held=before.held, pending=before.pending), ()
+        return Step(after, close(before), action)
+    if action.drop:
+        after = after._replace(held=after.held[: max(0, len(after.held) - action.drop)], pending=b"")
+    return Step(after, events + close(after), action)
+
+
+def close(state: State) -> tuple[Event, ...]:
+    """What is left to show when a phase ends: text that was held, and an unfinished character as U+FFFD."""
+    rest = state._replace(held=state.held + state.pending.decode("utf-8", "replace"), pending=b"")
+    return _show(rest, 0)[1]
+
+
+def fold(
+    policies: tuple[Policy, ...], begin: Begin, tokens: Iterable[tuple[int, bytes, float]]
+) -> tuple[State, list[Event]]:
+    """The state after tokens that stand, and all that they show. What was decided on them is history and not asked again.
+
+    tokens: each with its bytes and its time.
+    """
+    state = start(policies, begin)
+    events: list[Event] = []
+    for token, piece, time_s in tokens:
+        step = advance(policies, state, token, piece, time_s)
+        state = step.state
+        events += step.events
+    return state, events
+
+
+def utf8(pending: bytes, piece: bytes) -> tuple[str, bytes]:
+    """Complete characters of pending + piece, and the bytes of one that is not finished.
+
+    A character is never split, whatever the pieces; bytes that cannot begin or continue one become U+FFFD.
+    """
+    if not pending:
+        try:
+            return piece.decode(), b""
+        except UnicodeDecodeError:
+            pass
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    text = decoder.decode(pending + piece)
+    return text, decoder.getstate()[0]
+
+
+def _turned(counted: State, before: State, text: str, turn: Turn) -> tuple[State, tuple[Event, ...]]:
+    """The new phase with the text that belongs to it, and what was left to show of the old one."""
+    if turn.mute:  # the tag ends an unfinished character too; bytes after it begin a new one
+        old, new, pending, cut = before.held, "", b"", before.pending
+    else:
+        whole = before.held + text
+        place = len(whole) - turn.n_chars
+        old, new, pending, cut = whole[: max(0, place - turn.n_tag)], whole[place:], counted.pending, b""
+    events = close(before._replace(held=old, pending=cut))
+    turned_at = counted.n_tokens
+    if before.phase == turn.phase == "answer":
+        turned_at = before.turned_at
+        n_void = before.n_shown + sum(len(event.text) for event in events if isinstance(event, Answer))
+        if n_void:
+            events += (Notice(f"the {n_void} characters of the answer so far no longer count", "restarted", n_void),)
+    return counted._replace(phase=turn.phase, held=new, pending=pending, n_shown=0, turned_at=turned_at), events
+
+
+def _show(state: State, hold: int) -> tuple[State, tuple[Event, ...]]:
+    return _shown(state, state.n_tokens, state.pending, state.held, state.forced, state.policies, hold)
+
+
+def _shown(
+    state: State,
+    n_tokens: int,
+    pending: bytes,
+    held: str,
+    forced: tuple[int, ...],
+    policies: tuple[Any, ...],
+    hold: int,
+) -> tuple[State, tuple[Event, ...]]:
+    """The state with what is new in it, once of `held` all but `hold` characters is shown. It is made once: it is large."""
+    n_shown, events = state.n_shown, _NO_EVENTS
+    if not n_shown:
+        held = held.lstrip("\n")  # template and model part phases with newlines
+    place = len(held) - hold
+    if place > 0:
+        text = held[:place] if hold else held
+        events = (Thinking(text) if state.phase == "thinking" else Answer(text),)
+        held, n_shown = held[place:], n_shown + place
+    fields = (state.phase, n_tokens, pending, held, n_shown, forced, state.given, policies, state.turned_at)
+    return _new(State, fields), events

@@ -1,0 +1,1 @@
+"""The rules of a reply, each a small pure class. They know no engine."""

@@ -1,0 +1,110 @@
+"""Gives a thought so much time that the answer is complete by a deadline, and ends the answer at a sentence if it is not.
+
+A token's cost grows with the cache: a mean is wrong by four times between an empty one and one of 4,096 tokens. So a + b * fill
+is fitted to the last tokens, and what nine of ten stay below is added.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from operator import mul
+from typing import ClassVar, NamedTuple
+
+from qwq_lite.reply.generation import WINDOW, Begin, Stop, Taken, Verdict
+from qwq_lite.reply.policies.unconstrained import Unconstrained
+from qwq_lite.text import breaks
+
+_RECENT = 128  # tokens that the fit looks at
+_LEAST = 8  # fewer say nothing; a deadline that is over is obeyed all the same
+_REFIT = 64
+_LEAST_SLOPED = 64  # with fewer, a tenth of noise would be a slope that doubles the cost within some hundred tokens
+_SENTENCE = 36  # tokens: of real sentences 19 in 20 have no more
+_OVERTIME = 96  # tokens after which an answer without any break ends where it is
+
+
+class Cost(NamedTuple):
+    """Seconds of one token: base + slope * tokens in the cache."""
+
+    base: float
+    slope: float
+
+    def seconds(self, n_tokens: int, fill: int) -> float:
+        """Of so many tokens, from a cache that holds `fill`."""
+        return n_tokens * (self.base + self.slope * (fill + n_tokens / 2))
+
+
+class Clock(NamedTuple):
+    """last_s: when the last token came. fresh: (fill, seconds) of tokens since the last fit, recent: of those before.
+
+    tail: the answer's last characters. over_at: the reply's length when the deadline passed.
+    """
+
+    last_s: float | None = None
+    fresh: tuple[tuple[int, float], ...] = ()
+    recent: tuple[tuple[int, float], ...] = ()
+    cost: Cost | None = None
+    tail: str = ""
+    over_at: int | None = None
+
+
+@dataclass(frozen=True)
+class Deadline(Unconstrained):
+    """within_s: seconds from the request to the end of the answer. n_answer: tokens that an answer is expected to have.
+    n_prompt: what is in the cache before the reply.
+    """
+
+    within_s: float
+    n_answer: int
+    n_prompt: int
+    name: ClassVar[str] = "deadline"
+
+    def start(self, begin: Begin) -> Clock:
+        return Clock()
+
+    def observe(self, clock: Clock, taken: Taken) -> Verdict:
+        last_s, fresh, recent, cost, tail, over_at = clock
+        now_s, fill = taken.time_s, self.n_prompt + taken.n_tokens
+        if last_s is not None and not taken.forced:  # forced ones come many at a time, the first one after the prompt
+            fresh += ((fill, now_s - last_s),)
+            if len(fresh) == _REFIT or (cost is None and len(fresh) == _LEAST):
+                both = (recent + fresh)[-_RECENT:]
+                cost = fitted(both)
+                if len(fresh) == _REFIT:
+                    fresh, recent = (), both
+        clock = Clock(now_s, fresh, recent, cost, tail, over_at)
+        left_s = self.within_s - now_s
+        if taken.phase != "thinking":
+            return self._answer(clock, taken, left_s, fill)
+        if left_s > 0 and (cost is None or left_s > cost.seconds(self.n_answer + WINDOW, fill)):
+            return Verdict(clock)
+        if cost is None or left_s <= 0:
+            return Verdict(clock, end=("deadline", 0))
+        spare_s = left_s - cost.seconds(self.n_answer, fill)
+        return Verdict(clock, end=("deadline", max(0, int(spare_s / cost.seconds(1, fill)))))
+
+    def _answer(self, clock: Clock, taken: Taken, left_s: float, fill: int) -> Verdict:
+        tail = "" if taken.turned else clock.tail
+        soon = left_s <= 0 or (clock.cost is not None and left_s < clock.cost.seconds(_SENTENCE, fill))
+        if soon and not taken.forced:
+            n_after = breaks.n_after_end(tail, taken.text)
+            if n_after is not None:
+                return Verdict(clock, Stop("deadline", drop=n_after))
+        over_at = clock.over_at
+        if left_s <= 0:
+            over_at = taken.n_tokens if over_at is None else over_at
+            if taken.n_tokens >= over_at + _OVERTIME:
+                return Verdict(clock, Stop("deadline"))
+        tail = "" if taken.forced else (tail + taken.text)[-breaks.TAIL :]
+        return Verdict(Clock(clock.last_s, clock.fresh, clock.recent, clock.cost, tail, over_at))
+
+
+def fitted(samples: tuple[tuple[int, float], ...]) -> Cost:
+    """The line through (fill, seconds), by least squares, moved up until nine of ten samples lie below. It never falls."""
+    n, origin, slope = len(samples), samples[0][0], 0.0
+    if n >= _LEAST_SLOPED:
+        xs, ys = [fill - origin for fill, _ in samples], [s for _, s in samples]
+        sum_x, sum_y = sum(xs), sum(ys)
+        spread = n * sum(map(mul, xs, xs)) - sum_x * sum_x
+        slope = max(0.0, (n * sum(map(mul, xs, ys)) - sum_x * sum_y) / spread) if spread else 0.0
+    above = sorted(s - slope * fill for fill, s in samples)
+    return Cost(above[min(n - 1, int(0.9 * n))], slope)

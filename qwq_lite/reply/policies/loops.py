@@ -1,0 +1,143 @@
+"""Leaves a thought that goes round in circles, and ends an answer that does.
+
+QwQ repeats itself without end, word by word or nearly so, and a seed alone leads out of it only where sampling is not greedy. A
+thought goes back to the end of the first copy, and on without the token that began the second one, at the model's own
+temperature: on the demo model's loops 0.6 led out of two in nine, 1.0 out of nine in ten. That is done once; the next loop ends
+the thought. A penalty would break QwQ.
+An answer may repeat itself rightly, a matrix of zeros above all: it needs many more copies, and none count where they were
+asked for. Nor are four copies enough in a thought about such a question. Code and tables repeat themselves nearly all the time:
+what is fenced, indented or begins with a bar is no near repetition, which cut false alarms on files from 26 to 3 in a million.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import ClassVar, NamedTuple
+
+from qwq_lite.reply.generation import Begin, Draw, Phase, Rewind, Stop, Taken, Verdict
+from qwq_lite.reply.repetition import BLOCK, NEVER, NO_LOOPS, Limit, Loop, Written, complete, due_at
+from qwq_lite.sampling import Sampling
+from qwq_lite.text import boundary
+
+_FENCE, _INDENT = "```", "    "
+_TEMPERATURE = 1.0
+_TOP_K = 20  # the least that QwQ's authors name
+
+IN_THOUGHT, IN_ANSWER = Limit(4, 64, 64), Limit(16, 512, 2048)
+
+
+class Line(NamedTuple):
+    """The line that is being written. begins: what it begins with while it may open or close a block of code, None after that.
+    set_apart: it is indented as code is, or a table's."""
+
+    begins: str | None = ""
+    in_code: bool = False
+    set_apart: bool = False
+
+
+class Seen(NamedTuple):
+    """A phase so far: its first `n` tokens in `written`, after the reply's first `origin`.
+
+    limit: what is a loop here, None where nothing is any more. loops: stretches that are under way; next_look: the length at
+    which the next one becomes a loop. left_one: a loop was left before, and the next one ends the thought.
+    """
+
+    written: Written
+    n: int = 0
+    origin: int = 0
+    phase: Phase = "answer"
+    limit: Limit | None = None
+    loops: tuple[Loop | None, ...] = NO_LOOPS
+    next_look: int = NEVER
+    line: Line = Line()
+    left_one: bool = False
+
+
+@dataclass(frozen=True)
+class Loops:
+    """asked: the user asked for repetition, as `wishes.asks_for_repetition` says. undivided: what is taken for the thought may
+    be the answer."""
+
+    asked: bool = False
+    undivided: bool = False
+    name: ClassVar[str] = "loops"
+    constrains: ClassVar[bool] = True
+
+    def start(self, begin: Begin) -> Seen:
+        return self._phase_begins(begin.phase, 0, any(rewind.loop for rewind in begin.rewinds))
+
+    def constrain(self, seen: Seen, draw: Draw) -> Draw:
+        if seen.left_one and seen.phase == "thinking":
+            return draw._replace(sampling=warmed(draw.sampling))
+        return draw
+
+    def observe(self, seen: Seen, taken: Taken) -> Verdict:
+        written, n, origin, phase, limit, loops, next_look, line, left_one = seen
+        if taken.phase != phase:
+            return Verdict(self._phase_begins(taken.phase, taken.n_tokens, left_one))
+        if limit is None:
+            return Verdict(seen)
+        begins, in_code, set_apart = line
+        is_old = written.add(n, taken.token, not (in_code or set_apart))
+        n += 1
+        if begins is not None or "\n" in taken.text:
+            line = _line(begins, in_code, taken.text)
+            if line.in_code != in_code:
+                in_code = line.in_code
+                next_look = due_at(loops, limit, n, in_code)
+        found: Loop | None = None
+        if not n % BLOCK:
+            loops = written.loops(n, loops)
+            next_look = due_at(loops, limit, n, in_code)
+        if n >= next_look:
+            loops, found = complete(written, loops, limit, n, in_code)
+            next_look = due_at(loops, limit, n + 1, in_code)
+        seen = _new(Seen, (written, n, origin, phase, limit, loops, next_look, line, left_one))
+        circling = found is not None or (is_old and not in_code and written.circles(n))
+        if not circling or taken.forced:  # what nobody drew, as a hint, is no fault of the model's
+            return _new(Verdict, (seen, None, 0, None, None))
+        return self._leaves(seen, found)
+
+    def _leaves(self, seen: Seen, found: Loop | None) -> Verdict:
+        """found: the stretch; None where the text goes round in circles."""
+        over = seen._replace(limit=None)
+        if seen.phase == "answer":
+            return Verdict(over, Stop("loop"))
+        place = found.start + found.period if found is not None else seen.written.circles_from(seen.n)
+        if seen.left_one:
+            return Verdict(over, end=("loop", place - seen.n))
+        why = "it repeated itself" if found is not None else "it went round in circles"
+        banned = frozenset({seen.written.token(place)})
+        return Verdict(over, Rewind(seen.origin + place, banned, why, loop=True))
+
+    def _phase_begins(self, phase: Phase, origin: int, left_one: bool) -> Seen:
+        thinks = phase == "thinking"
+        limit: Limit | None = IN_THOUGHT if thinks else IN_ANSWER
+        if self.asked:
+            limit = IN_ANSWER if thinks and not self.undivided else None
+        return Seen(Written(thinks and not self.asked), 0, origin, phase, limit, left_one=left_one)
+
+
+@lru_cache
+def warmed(sampling: Sampling) -> Sampling:
+    """These settings, or what a loop is left by where they are nearly greedy."""
+    top_k = sampling.top_k and max(sampling.top_k, _TOP_K)
+    return Sampling(
+        max(sampling.temperature, _TEMPERATURE), top_k, max(sampling.top_p, 0.95), min(sampling.min_p, 0.05)
+    )
+
+
+def _line(begins: str | None, in_code: bool, text: str) -> Line:
+    """The line with more text, and whether what follows is in a block of code."""
+    last = ("-" if begins is None else begins) + text
+    if "\n" in text:
+        *whole, last = last.split("\n")
+        in_code ^= sum(map(boundary.is_fence, whole)) % 2 == 1
+    bare = last.lstrip(" \t")
+    kept = last[: len(last) - len(bare)][-len(_INDENT) :] + bare[: len(_FENCE)]
+    may_be_fence = _FENCE.startswith(bare[: len(_FENCE)])
+    return _new(Line, (kept if may_be_fence else None, in_code, kept.startswith((_INDENT, "\t", "|"))))
+
+
+_new = tuple.__new__

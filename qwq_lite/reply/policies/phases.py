@@ -1,0 +1,107 @@
+"""Thought and answer of a model with thinking tags, by the tags' ids, and by their spelling where a model writes it as text.
+
+The closing tag ends the thought wherever it stands, in code too; "**Final Answer**" does not: it stood inside the thought of 7 of
+15 real outputs. A second closing tag lets the answer begin anew. The opening one begins a thought only where nothing was written
+yet; later it is text, for an answer may speak of it. Without tags all is the phase that the reply began with.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+from qwq_lite.reply.generation import Begin, Taken, Turn, Verdict
+from qwq_lite.reply.policies.unconstrained import Unconstrained
+from qwq_lite.text.tags import THINK_TAGS
+
+OPENING, _CLOSING = THINK_TAGS
+# Real outputs have tags that the model translated; the one that opens the answer counts at a line's start alone.
+CLOSINGS = (_CLOSING, "</思考>", "‹/思考>", "‹/思考›")
+ANSWERS = ("<答案>", "‹答案>", "‹答案›")
+_LINE_START = r"(?:(?<=\n)|\A)"
+_IN_THOUGHT = re.compile("|".join([*CLOSINGS, *(_LINE_START + tag for tag in ANSWERS)]))
+_IN_ANSWER = re.compile("|".join(_LINE_START + tag for tag in CLOSINGS))
+_LONGEST = max(map(len, (*CLOSINGS, *ANSWERS)))
+_BEGINNINGS = frozenset(tag[:n] for tag in (*CLOSINGS, *ANSWERS) for n in range(1, len(tag)))
+_FIRST = re.compile("[<‹]")
+
+
+class Seen(NamedTuple):
+    """written: something was written in the reply. before: the phase's last character, empty at its start; held: those after
+    it, of which a tag may yet come."""
+
+    written: bool = False
+    before: str = ""
+    held: str = ""
+
+
+@dataclass(frozen=True)
+class Phases(Unconstrained):
+    """think_open, think_close: ids of `<think>` and `</think>`, None where the model has none; then the spellings count in
+    their place.
+    """
+
+    think_open: int | None = None
+    think_close: int | None = None
+    name: ClassVar[str] = "phases"
+
+    def start(self, begin: Begin) -> Seen:
+        return Seen()
+
+    def observe(self, seen: Seen, taken: Taken) -> Verdict:
+        if taken.token == self.think_close:
+            return Verdict(_WRITTEN, turn=Turn("answer", mute=True))
+        if taken.token == self.think_open and not seen.written:
+            return Verdict(_NOTHING_YET, turn=Turn("thinking", mute=True))
+        text = taken.text
+        if not text:
+            return Verdict(seen, hold=len(seen.held))
+        if not seen.written and self.think_open is None and taken.phase == "answer":
+            opened = _opened(seen, text)
+            if opened is not None:
+                return opened
+        if seen.held or _FIRST.search(text):
+            if taken.phase == "thinking":
+                return _looked(_IN_THOUGHT, seen, text)
+            if self.think_close is None:
+                return _looked(_IN_ANSWER, seen, text)
+        if not seen.written and not text.strip("\n"):
+            return _NOTHING
+        return _PLAIN if text[-1] != "\n" else _AFTER_NEWLINE
+
+
+def _looked(tags: re.Pattern[str], seen: Seen, text: str) -> Verdict:
+    """A tag in the text; what may become one is held back."""
+    whole = seen.before + seen.held + text
+    found = tags.search(whole)
+    if found is None:
+        after = _held(whole)
+        return Verdict(after, hold=len(after.held))
+    rest = whole[found.end() :]
+    after = _held(rest)
+    return Verdict(after, hold=len(after.held), turn=Turn("answer", len(rest), n_tag=len(found[0])))
+
+
+def _held(text: str) -> Seen:
+    n_held = next((n for n in range(min(len(text), _LONGEST - 1), 0, -1) if text[-n:] in _BEGINNINGS), 0)
+    place = len(text) - n_held
+    return Seen(True, text[max(0, place - 1) : place], text[place:])
+
+
+def _opened(seen: Seen, text: str) -> Verdict | None:
+    """A thought that is opened by a spelling, at the reply's very start; None where none is."""
+    whole = (seen.held + text).lstrip("\n")
+    if whole.startswith(OPENING):
+        after = _held(whole[len(OPENING) :])
+        return Verdict(
+            after, hold=len(after.held), turn=Turn("thinking", len(whole) - len(OPENING), n_tag=len(OPENING))
+        )
+    if OPENING.startswith(whole):
+        return Verdict(Seen(held=whole), hold=len(whole))
+    return None
+
+
+_NOTHING_YET, _WRITTEN = Seen(), Seen(True)
+# Made once: they are the word on nearly every token.
+_NOTHING, _PLAIN, _AFTER_NEWLINE = Verdict(Seen(before="\n")), Verdict(Seen(True, "x")), Verdict(Seen(True, "\n"))

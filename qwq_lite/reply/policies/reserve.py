@@ -1,0 +1,68 @@
+"""Sees to the answer that follows a thought which was ended: there is one, in the room that was kept for it.
+
+Such an answer often goes on thinking, and would do so until the context is full; so it ends at a sentence. And it may end
+before it began, where the model did not mean to answer yet; so it may not.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+from qwq_lite.reply.generation import Begin, Draw, Stop, Taken, Verdict
+from qwq_lite.text import breaks
+
+_WINDOW = 96  # tokens before the limit in which it ends where a text may end; half of a smaller limit
+
+
+class Room(NamedTuple):
+    """most: the reply's length that it may not pass. tail: the answer's last characters. has_text: there are any."""
+
+    most: int
+    tail: str = ""
+    has_text: bool = False
+
+
+@dataclass(frozen=True)
+class Reserve:
+    """n_tokens: the answer's limit. end_tokens: every id that ends a turn.
+
+    State: None where no thought was ended; True where one was, until its answer begins.
+    """
+
+    n_tokens: int
+    end_tokens: frozenset[int]
+    name: ClassVar[str] = "reserve"
+    constrains: ClassVar[bool] = True
+
+    def start(self, begin: Begin) -> Room | bool | None:
+        return any(rewind.ends for rewind in begin.rewinds) or None
+
+    def constrain(self, state: Room | bool | None, draw: Draw) -> Draw:
+        if state is None or (isinstance(state, Room) and state.has_text):
+            return draw
+        return draw._replace(banned=draw.banned | self.end_tokens)
+
+    def observe(self, state: Room | bool | None, taken: Taken) -> Verdict:
+        if state is None:
+            return _NOT_ENDED
+        if taken.phase == "thinking":
+            return Verdict(state)
+        if taken.forced:  # forced words are not the answer's
+            return Verdict(Room(taken.n_tokens + self.n_tokens))
+        if not isinstance(state, Room):
+            state = Room(taken.n_tokens - 1 + self.n_tokens)
+        elif taken.turned:  # it began anew, in the room that is left
+            state = Room(state.most)
+        n_left = state.most - taken.n_tokens
+        if n_left < min(_WINDOW, self.n_tokens // 2):
+            n_after = breaks.n_after_end(state.tail, taken.text, has_text=state.has_text)
+            if n_after is not None:
+                return Verdict(state, Stop("length", drop=n_after))
+        if n_left <= 0:
+            return Verdict(state, Stop("length"))
+        has_text = state.has_text or bool(taken.text.strip())
+        return Verdict(Room(state.most, (state.tail + taken.text)[-breaks.TAIL :], has_text))
+
+
+_NOT_ENDED = Verdict(None)

@@ -1,0 +1,1 @@
+"""What operating systems do differently: files, child processes, limits. Knows no models."""

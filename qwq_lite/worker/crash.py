@@ -1,0 +1,39 @@
+"""What an engine's process died of, as an exception. Says what is known, and no more."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+from pathlib import Path
+
+from qwq_lite.errors import EngineCrashed
+from qwq_lite.plan.plan import GIB
+from qwq_lite.system import child, engines, process_limits
+from qwq_lite.worker.blame import ANOTHER
+
+
+def crashed(
+    file: Path, pid: int, code: int, reason: str, said: str, *, ran_out_of_memory: bool = False
+) -> EngineCrashed:
+    """The exception for a process that is gone; its engine is taken off the list of those that run.
+
+    Args:
+        code: its exit status, -N for signal N. reason: why this program ended it, "" where it did not.
+        said: its last word. ran_out_of_memory: the kernel has killed a process for lack of memory meanwhile.
+    """
+    name = ""
+    if code < 0:
+        with contextlib.suppress(ValueError):
+            name = signal.Signals(-code).name
+    ended = reason or (f"it was killed ({name or -code})" if code < 0 else f"it ended with exit status {code}")
+    lost = engines.forget(pid)
+    if name == "SIGKILL" and not reason and ran_out_of_memory:
+        ended += ", out of memory"
+        if lost is not None:
+            free = process_limits.available_memory_bytes()
+            ended += f" (it needs {lost.n_bytes / GIB:.1f} GiB, {free / GIB:.1f} are free without it)"
+    # Another would die of it too: its kernels were built for another CPU, or wrongly.
+    advice = "; run: qwq-lite doctor" if code in child.ILLEGAL_INSTRUCTION else ANOTHER
+    crash = EngineCrashed(f"{file}: the engine's process is gone: {ended}{f': {said}' if said else ''}{advice}")
+    crash.signal = name
+    return crash
