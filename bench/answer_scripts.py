@@ -26,16 +26,17 @@ from typing import Any, NamedTuple
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "convert")]
 
-from qwq_lite.prompt.script_choice import masked  # noqa: E402
-from qwq_lite.reply import generation  # noqa: E402
-from qwq_lite.reply.generation import Begin, Rewrite, State  # noqa: E402
+from qwq_lite.prompt.script_intent import masked  # noqa: E402
+from qwq_lite.reply import fold  # noqa: E402
+from qwq_lite.reply.fold import State  # noqa: E402
 from qwq_lite.reply.policies.headings import Headings  # noqa: E402
 from qwq_lite.reply.policies.order import arranged  # noqa: E402
 from qwq_lite.reply.policies.phases import Phases  # noqa: E402
 from qwq_lite.reply.policies.script import Script  # noqa: E402
+from qwq_lite.reply.policy import Begin, Rewrite  # noqa: E402
 from qwq_lite.reply.script_masks import ScriptMasks  # noqa: E402
 from qwq_lite.sampling import Sampling  # noqa: E402
-from qwq_lite.text import boundary, scripts  # noqa: E402
+from qwq_lite.text import final_answer, unicode_scripts  # noqa: E402
 from tests.oracle import qwen_ranks, qwen_tokenizer_json  # noqa: E402
 
 N_VOCAB = 152_064  # rows of QwQ's output; those past the tokens have no text
@@ -65,7 +66,7 @@ class Replay:
         ranks = qwen_ranks()
         self.pieces = sorted(ranks, key=ranks.__getitem__)
         self.pieces += [b""] * (N_VOCAB - len(self.pieces))
-        self.masks = ScriptMasks(self.pieces, scripts.MASKABLE)
+        self.masks = ScriptMasks(self.pieces, unicode_scripts.MASKABLE)
 
     def tokens(self, text: str) -> list[int]:
         """The tokenizer's, of a text that may hold what looks like a control token."""
@@ -94,10 +95,10 @@ class Replay:
         first = Headings() if undivided else Phases()
         policies = arranged([first, Script(self.masks, None, _WORDS if undivided else ())])
         begin = Begin("answer" if text.startswith("<think>") else "thinking", undivided=undivided)
-        state, n_chars, shown = generation.start(policies, begin), 0, 0
+        state, n_chars, shown = fold.start(policies, begin), 0, 0
         for token in self.tokens(text):
-            step = generation.advance(policies, state, token, self.pieces[token])
-            n_chars += len(generation.utf8(state.pending, self.pieces[token])[0])
+            step = fold.advance(policies, state, token, self.pieces[token])
+            n_chars += len(fold.utf8(state.pending, self.pieces[token])[0])
             if isinstance(step.action, Rewrite):
                 assert step.action.n_drop is not None
                 return n_chars - step.action.n_drop, True
@@ -109,33 +110,33 @@ class Replay:
     def _refused(self, answer: str) -> tuple[list[str], list[str]]:
         """Texts of the tokens of an answer that its rows mask: those in the line that announces it, and the others."""
         policy = Script(self.masks)
-        state = generation.start((policy,), Begin("answer"))
+        state = fold.start((policy,), Begin("answer"))
         line = answer.lstrip().partition("\n")[0]
         n_heading = answer.find(line) + len(line) if _announces(line) else 0
         n_chars = 0
         heading: list[str] = []
         other: list[str] = []
         for token in self.tokens(answer):
-            draw = generation.constrain((policy,), state, Sampling())
+            draw = fold.constrain((policy,), state, Sampling())
             piece = self.pieces[token]
             if draw.allowed is not None and draw.allowed[token] < 0:
                 (heading if n_chars < n_heading else other).append(piece.decode("utf-8", "backslashreplace"))
-            n_chars += len(generation.utf8(state.pending, piece)[0])
-            state = generation.advance((policy,), state, token, piece).state
+            n_chars += len(fold.utf8(state.pending, piece)[0])
+            state = fold.advance((policy,), state, token, piece).state
         return heading, other
 
 
 def _announces(line: str) -> bool:
     """Whether a line does nothing but say that the answer follows: a heading, or words before a colon."""
-    return boundary.is_heading(line) or line.rstrip()[-1:] in (":", "：")
+    return final_answer.is_heading(line) or line.rstrip()[-1:] in (":", "：")
 
 
 def _n_letters(text: str) -> int:
     """Letters of scripts that can be masked, outside fenced code."""
     found, in_code = 0, False
     for line in text.split("\n"):
-        in_code ^= boundary.is_fence(line)
-        found += 0 if in_code else len(scripts.characters(scripts.MASKABLE).findall(line))
+        in_code ^= final_answer.is_fence(line)
+        found += 0 if in_code else len(unicode_scripts.characters(unicode_scripts.MASKABLE).findall(line))
     return found
 
 
@@ -144,7 +145,7 @@ def cost(replay: Replay, texts: list[str]) -> dict[str, float]:
     builds = []
     for _ in range(_ROUNDS):
         before = time.perf_counter()
-        masks = ScriptMasks(replay.pieces, scripts.MASKABLE)
+        masks = ScriptMasks(replay.pieces, unicode_scripts.MASKABLE)
         masks.row()
         builds.append(time.perf_counter() - before)
     policy = (Script(masks),)
@@ -153,11 +154,11 @@ def cost(replay: Replay, texts: list[str]) -> dict[str, float]:
     bare: list[float] = []
     for policies, found in ((policy, times), ((), bare)) * _ROUNDS:
         for text in texts:
-            state: State = generation.start(policies, Begin("answer"))
+            state: State = fold.start(policies, Begin("answer"))
             for token in replay.tokens(text):
                 before_ns = time.perf_counter_ns()
-                generation.constrain(policies, state, Sampling())
-                state = generation.advance(policies, state, token, replay.pieces[token]).state
+                fold.constrain(policies, state, Sampling())
+                state = fold.advance(policies, state, token, replay.pieces[token]).state
                 found.append((time.perf_counter_ns() - before_ns) / 1000)
     for pending in (bytes([0xE2, 0x80 + n]) for n in range(64)):
         before_ns = time.perf_counter_ns()

@@ -20,10 +20,10 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "convert")]
 
-from qwq_lite.reply.generation import Begin  # noqa: E402
+from qwq_lite.reply.builder import Track  # noqa: E402
 from qwq_lite.reply.policies.phases import OPENING, Phases  # noqa: E402
-from qwq_lite.reply.track import Track  # noqa: E402
-from qwq_lite.text import boundary  # noqa: E402
+from qwq_lite.reply.policy import Begin  # noqa: E402
+from qwq_lite.text import final_answer  # noqa: E402
 
 
 def span(text: str, start: int | None) -> str:
@@ -33,8 +33,8 @@ def span(text: str, start: int | None) -> str:
 def preview(row: dict[str, Any]) -> tuple[bool, str]:
     """Whether the final span is right, and what a reader of the stream had: right, late, never, false, or rightly none."""
     text, label = row["response"], row["answer_start"]
-    final = boundary.final_start(text, ended=bool(row["complete"]))
-    causal = boundary.causal_start(text)
+    final = final_answer.final_start(text, ended=bool(row["complete"]))
+    causal = final_answer.causal_start(text)
     if not label:
         return not final, "none" if causal is None else "false"
     word = "never" if causal is None else "right" if span(text, causal) == span(text, label) else "other"

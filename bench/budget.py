@@ -33,14 +33,14 @@ from tokenizers import Tokenizer  # noqa: E402
 
 from bench.measure.thinker import CHINESE_PROMPTS, PROMPTS, Made, Recorded, Thinker  # noqa: E402
 from qwq_convert.pipeline import convert  # noqa: E402
-from qwq_lite.chat.model import ThoughtStyle  # noqa: E402
-from qwq_lite.engine.control import closing_words, thoughts  # noqa: E402
-from qwq_lite.formats.recipe import file_type  # noqa: E402
-from qwq_lite.reply.generation import Begin, Rewind, Rewrite  # noqa: E402
+from qwq_lite.chat.options import ThoughtStyle  # noqa: E402
+from qwq_lite.engine.reply_setup import closing_words, thoughts  # noqa: E402
+from qwq_lite.formats.tensor_types import file_type  # noqa: E402
+from qwq_lite.reply.builder import Track  # noqa: E402
 from qwq_lite.reply.policies.closing import Window  # noqa: E402
 from qwq_lite.reply.policies.headings import Headings  # noqa: E402
 from qwq_lite.reply.policies.phases import Phases  # noqa: E402
-from qwq_lite.reply.track import Track  # noqa: E402
+from qwq_lite.reply.policy import Begin, Rewind, Rewrite  # noqa: E402
 from qwq_lite.text import breaks  # noqa: E402
 from scripts.checkpoint_files import byte_symbols  # noqa: E402
 from tests.checkpoints import write_tagged_checkpoint  # noqa: E402

@@ -51,11 +51,11 @@ from qwq_lite.backend import devices  # noqa: E402
 from qwq_lite.backend.context import ContextSettings  # noqa: E402
 from qwq_lite.backend.model import LoadedModel  # noqa: E402
 from qwq_lite.backend.sampler import Row, Sampler  # noqa: E402
-from qwq_lite.engine.active_reply import Request  # noqa: E402
+from qwq_lite.engine.request import Request  # noqa: E402
 from qwq_lite.engine.scheduler import PREFILL_CHUNK, Scheduler  # noqa: E402
 from qwq_lite.errors import QwqError  # noqa: E402
 from qwq_lite.formats import gguf_header  # noqa: E402
-from qwq_lite.plan import pace  # noqa: E402
+from qwq_lite.plan import speed  # noqa: E402
 from qwq_lite.reply.policies.order import arranged  # noqa: E402
 from qwq_lite.reply.policies.phases import Phases  # noqa: E402
 from qwq_lite.reply.policies.stops import Stops  # noqa: E402
@@ -89,7 +89,7 @@ def main() -> int:
     report = Report()
     measure_own_work(report)
     measure_sampler(report)
-    settings = ContextSettings(n_ctx=N_CTX, n_threads=pace.default_threads(), n_seq_max=N_SEQ_MAX)
+    settings = ContextSettings(n_ctx=N_CTX, n_threads=speed.default_threads(), n_seq_max=N_SEQ_MAX)
     with contextlib.closing(model):
         measure_engines(report, model, settings, options)
         measure_beside_busy(report, model, options)
@@ -245,7 +245,7 @@ def report_prefill(report: Report, runs: dict[str, list[Stamp]]) -> None:
 def measure_beside_busy(report: Report, model: LoadedModel, options: Any) -> None:
     """Milliseconds a token of ours while one other process keeps a core busy."""
     note("beside a busy process")
-    counts = {"default_threads": pace.default_threads(), "all_cores": psutil.cpu_count(logical=False) or 2}
+    counts = {"default_threads": speed.default_threads(), "all_cores": psutil.cpu_count(logical=False) or 2}
     prompt = model.vocab.tokenize(TEXT, False)[:N_SHORT]
     with contextlib.ExitStack() as stack:
         contestants: dict[str, Callable[[], list[float]]] = {}

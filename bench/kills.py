@@ -114,7 +114,7 @@ def outlived(file: Path, rng: random.Random, *, fork: bool) -> tuple[str, float]
     engines = [
         process
         for process in psutil.Process(host.pid).children()
-        if "qwq_lite.worker.worker" in " ".join(process.cmdline())
+        if "qwq_lite.worker.main" in " ".join(process.cmdline())
     ]
     n_threads = sum(process.num_threads() for process in engines)
     host.kill()

@@ -31,13 +31,13 @@ sys.path[:0] = [str(ROOT), str(ROOT / "convert")]
 from bench.loops import Fired, fired, what  # noqa: E402
 from bench.measure.repeats import EIGHT, LEAST, Repeat, loops  # noqa: E402
 from bench.measure.thinker import N_CTX, PROMPTS, KeepsThinking, Made, Thinker  # noqa: E402
-from qwq_lite.chat.model import Options  # noqa: E402
-from qwq_lite.engine import control  # noqa: E402
-from qwq_lite.engine.active_reply import Request  # noqa: E402
+from qwq_lite.chat.options import Options  # noqa: E402
+from qwq_lite.engine import reply_setup  # noqa: E402
+from qwq_lite.engine.request import Request  # noqa: E402
 from qwq_lite.events import Done, Notice  # noqa: E402
-from qwq_lite.reply.generation import Begin, Policy, Rewind, Stop, Taken, Verdict  # noqa: E402
 from qwq_lite.reply.policies.loops import Loops, Seen  # noqa: E402
 from qwq_lite.reply.policies.unconstrained import Unconstrained  # noqa: E402
+from qwq_lite.reply.policy import Begin, Policy, Rewind, Stop, Taken, Verdict  # noqa: E402
 from qwq_lite.sampling import Sampling  # noqa: E402
 
 DEMO = ROOT / "build" / "demo" / "SmolLM2-135M-Instruct-Q4_K_M.gguf"
@@ -96,7 +96,7 @@ class Greedy(Thinker):
     ) -> Made:
         """A reply that begins with these tokens, by this rule for loops; greedy unless another sampling is given."""
         tokens = self._template.encode(self.vocab, [{"role": "user", "content": question}], self._form)
-        rules = control.rules(
+        rules = reply_setup.rules(
             Options(max_tokens=n_most), self._thoughts, tokens, question, N_CTX, self.vocab.end_tokens,
             self.vocab.piece, self.tokenize, templated=True,
         )  # fmt: skip

@@ -33,11 +33,12 @@ from tokenizers import Tokenizer  # noqa: E402
 
 from bench.budget import token_bytes  # noqa: E402
 from bench.measure.requested import REQUESTED  # noqa: E402
-from qwq_lite.prompt.wishes import asks_for_repetition  # noqa: E402
-from qwq_lite.reply import generation  # noqa: E402
-from qwq_lite.reply.generation import Begin, Phase, Rewind, Stop, Taken, utf8  # noqa: E402
+from qwq_lite.prompt.repetition_intent import asks_for_repetition  # noqa: E402
+from qwq_lite.reply import fold  # noqa: E402
+from qwq_lite.reply.fold import utf8  # noqa: E402
 from qwq_lite.reply.policies.loops import Loops  # noqa: E402
 from qwq_lite.reply.policies.phases import Phases  # noqa: E402
+from qwq_lite.reply.policy import Begin, Phase, Rewind, Stop, Taken  # noqa: E402
 from tests.oracle import qwen_tokenizer_json  # noqa: E402
 
 LONGEST = 8192  # tokens of an ordinary text
@@ -121,9 +122,9 @@ def by_phases(row: dict[str, Any], texts: Texts) -> Fired | None:
         tokens += [texts.close] * bool(pieces) + more
         pieces += [b""] * bool(pieces) + texts.pieces(more)
     policies = (Phases(texts.close + 1, texts.close), Loops(undivided=not tagged))
-    state = generation.start(policies, Begin("thinking"))
+    state = fold.start(policies, Begin("thinking"))
     for n, (token, piece) in enumerate(zip(tokens, pieces, strict=True), 1):
-        step = generation.advance(policies, state, token, piece)
+        step = fold.advance(policies, state, token, piece)
         if step.action is not None:
             return Fired(n, what(step.action))
         state = step.state

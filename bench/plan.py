@@ -44,15 +44,19 @@ sys.path.insert(0, str(ROOT))
 
 from qwq_convert.pipeline import convert  # noqa: E402
 from qwq_lite.backend import native  # noqa: E402
-from qwq_lite.backend.choice import Choice  # noqa: E402
 from qwq_lite.backend.context import Context, ContextSettings, Entry  # noqa: E402
 from qwq_lite.backend.footprint import Footprint  # noqa: E402
 from qwq_lite.backend.measure import _breakdown, as_choice, measure  # noqa: E402
 from qwq_lite.backend.model import LoadedModel, model_params  # noqa: E402
-from qwq_lite.formats import gguf_header, ghost, shape  # noqa: E402
-from qwq_lite.formats.recipe import FILE_TYPES, file_type  # noqa: E402
+from qwq_lite.backend.settings import Choice  # noqa: E402
+from qwq_lite.formats import (  # noqa: E402
+    gguf_header,
+    header_only,
+    shape,
+)
 from qwq_lite.formats.shape import ModelShape  # noqa: E402
-from qwq_lite.plan import memory, pace  # noqa: E402
+from qwq_lite.formats.tensor_types import FILE_TYPES, file_type  # noqa: E402
+from qwq_lite.plan import memory, speed  # noqa: E402
 
 MIB, GIB = 1 << 20, 1 << 30
 DEMO = ROOT / "build" / "demo" / "SmolLM2-135M-Instruct"
@@ -121,7 +125,7 @@ def used(model: LoadedModel, choice: Choice, n_prompt: int, model_bytes: int) ->
     """One context, made by the engine's own class, used and freed."""
     native.LOG.last.clear()
     # All cores would wait for each other on a busy machine.
-    context = Context(model, ContextSettings.of(choice, pace.default_threads()))
+    context = Context(model, ContextSettings.of(choice, speed.default_threads()))
     before = _breakdown(context.pointer)
     lines = {"model": model_bytes} | {name: logged(name) for name in ("KV", "compute", "output")}
     work(context, n_prompt)
@@ -167,7 +171,7 @@ def files(folder: Path, quick: bool) -> Generator[tuple[str, Path, int], None, N
             convert(DEMO, file_type(kind), path, force=True)
             yield f"demo {kind}", path, 512
         for n_layer in (2,) if quick else (2, 8):
-            ghost.write(path, qwq(n_layer), ghost.tensors(qwq(n_layer), file_type(kind)))
+            header_only.write(path, qwq(n_layer), header_only.tensors(qwq(n_layer), file_type(kind)))
             yield f"QwQ, {n_layer} layers {kind}", path, 8
 
 
@@ -250,7 +254,7 @@ def question(path: Path, choices: Sequence[Choice], figures: dict[str, Any]) -> 
 def whole_model(folder: Path, figures: dict[str, Any]) -> None:
     """What asking takes for all of QwQ, the first child of this process: its peak is then its own."""
     path = folder / "whole.gguf"
-    ghost.write(path, qwq(64), ghost.tensors(qwq(64), file_type("Q4_K_M")))
+    header_only.write(path, qwq(64), header_only.tensors(qwq(64), file_type("Q4_K_M")))
     question(path, [Choice(n_ctx, cache, cache) for n_ctx in CONTEXTS for cache in CACHES], figures)
     figures["measure_peak_mib"] = children_peak_mib()
     figures["ghost_bytes"] = getattr(path.stat(), "st_blocks", 0) * 512

@@ -23,8 +23,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "convert")]
 
-from qwq_lite.reply import generation  # noqa: E402
-from qwq_lite.reply.generation import Begin, Policy, Rewind  # noqa: E402
+from qwq_lite.reply import fold  # noqa: E402
 from qwq_lite.reply.policies.closing import Closing, Window  # noqa: E402
 from qwq_lite.reply.policies.deadline import Deadline  # noqa: E402
 from qwq_lite.reply.policies.headings import Headings  # noqa: E402
@@ -34,9 +33,10 @@ from qwq_lite.reply.policies.phases import Phases  # noqa: E402
 from qwq_lite.reply.policies.reserve import Reserve  # noqa: E402
 from qwq_lite.reply.policies.script import Script  # noqa: E402
 from qwq_lite.reply.policies.stops import Stops  # noqa: E402
+from qwq_lite.reply.policy import Begin, Policy, Rewind  # noqa: E402
 from qwq_lite.reply.script_masks import ScriptMasks  # noqa: E402
 from qwq_lite.sampling import Sampling  # noqa: E402
-from qwq_lite.text.scripts import MASKABLE  # noqa: E402
+from qwq_lite.text.unicode_scripts import MASKABLE  # noqa: E402
 
 _TEXT = (
     "Okay, let me think about this. If n is 3.5, then 2 * n is 7, so the first case holds.\n\n**Case 2**: suppose that"
@@ -105,12 +105,12 @@ def sets(n_tokens: int) -> dict[str, tuple[Begin, tuple[Policy, ...]]]:
 
 def microseconds(begin: Begin, policies: tuple[Policy, ...], tokens: Sequence[tuple[int, bytes, float]]) -> list[float]:
     """Of each token."""
-    sampling, state = Sampling(), generation.start(policies, begin)
+    sampling, state = Sampling(), fold.start(policies, begin)
     found = []
     for token, piece, time_s in tokens:
         before = time.perf_counter_ns()
-        generation.constrain(policies, state, sampling)
-        step = generation.advance(policies, state, token, piece, time_s)
+        fold.constrain(policies, state, sampling)
+        step = fold.advance(policies, state, token, piece, time_s)
         found.append((time.perf_counter_ns() - before) / 1000)
         state = step.state
     return found
@@ -138,7 +138,7 @@ def main() -> None:
         folds = []
         for _ in range(arguments.rounds):
             before = time.perf_counter()
-            generation.fold(policies, begin, text)
+            fold.fold(policies, begin, text)
             folds.append((time.perf_counter() - before) * 1000)
         fold_ms = statistics.median(folds)
         print(f"{name:22} median {median:5.2f} us, 99 % {p99:5.2f} us, folding {len(text)} tokens {fold_ms:.0f} ms")

@@ -22,13 +22,13 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "convert")]
 
 from qwq_lite.backend import native  # noqa: E402
-from qwq_lite.backend.choice import Choice  # noqa: E402
 from qwq_lite.backend.context import Context, ContextSettings, Entry  # noqa: E402
 from qwq_lite.backend.measure import as_choice, measure  # noqa: E402
 from qwq_lite.backend.model import LoadedModel  # noqa: E402
+from qwq_lite.backend.settings import Choice  # noqa: E402
 from qwq_lite.formats import gguf_header, shape  # noqa: E402
 from qwq_lite.plan.memory import host_overhead_bytes, vocab_bytes  # noqa: E402
-from qwq_lite.plan.plan import HOST_WEIGHTS  # noqa: E402
+from qwq_lite.plan.run_plan import HOST_WEIGHTS  # noqa: E402
 
 MIB = 1 << 20
 N_OUTPUTS = 512  # of each micro-batch, all

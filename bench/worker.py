@@ -20,7 +20,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "convert")]
 
-from qwq_lite.chat.chat import Model  # noqa: E402
+from qwq_lite.chat.model import Model  # noqa: E402
 from qwq_lite.events import Answer  # noqa: E402
 from qwq_lite.loading import load  # noqa: E402
 

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 from qwq_lite._version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from qwq_lite.chat.chat import Chat, Model
+    from qwq_lite.chat.chat import Chat
+    from qwq_lite.chat.model import Model
     from qwq_lite.errors import (
         CheckpointError,
         ContextFull,
@@ -35,13 +36,14 @@ if TYPE_CHECKING:
     )
     from qwq_lite.events import Answer, Done, Event, Notice, Progress, Reply, Stats, Thinking
     from qwq_lite.loading import load
-    from qwq_lite.plan.plan import RunPlan, Wishes
     from qwq_lite.plan.planning import Planned, plan_model
+    from qwq_lite.plan.run_plan import RunPlan, Wishes
     from qwq_lite.reply.stream import Stream
     from qwq_lite.system.child import run_worker_if_asked
 
 _HOMES = {
-    "chat.chat": ("Chat", "Model"),
+    "chat.chat": ("Chat",),
+    "chat.model": ("Model",),
     "errors": (
         "CheckpointError",
         "ContextFull",
@@ -58,8 +60,8 @@ _HOMES = {
     ),
     "events": ("Answer", "Done", "Event", "Notice", "Progress", "Reply", "Stats", "Thinking"),
     "loading": ("load",),
-    "plan.plan": ("RunPlan", "Wishes"),
     "plan.planning": ("Planned", "plan_model"),
+    "plan.run_plan": ("RunPlan", "Wishes"),
     "reply.stream": ("Stream",),
     "system.child": ("run_worker_if_asked",),
 }

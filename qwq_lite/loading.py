@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from qwq_lite import arguments
-from qwq_lite.chat.chat import Model
+from qwq_lite.chat.model import Model
 from qwq_lite.errors import UsageError
 from qwq_lite.events import Progress
-from qwq_lite.plan.plan import RunPlan
-from qwq_lite.prompt import prompt
+from qwq_lite.plan.run_plan import RunPlan
+from qwq_lite.prompt import chat_template
 from qwq_lite.prompt.template import MAX_SOURCE
 from qwq_lite.store import catalog
 from qwq_lite.system import child
@@ -111,7 +111,7 @@ def _template(given: str | os.PathLike[str]) -> tuple[str, str]:
     if not isinstance(given, str | os.PathLike) or not str(given):
         raise UsageError(f"{what} is {given!r}; give a file with a template, or chatml")
     if str(given).casefold() == "chatml":
-        return prompt.CHATML, "chatml"
+        return chat_template.CHATML, "chatml"
     try:
         with RandomAccessFile(Path(given)) as file:
             raw = bytearray(min(file.size(), MAX_SOURCE * _MOST_BYTES + 1))

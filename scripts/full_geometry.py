@@ -23,10 +23,11 @@ from qwq_lite.backend import native  # noqa: E402
 from qwq_lite.backend.context import Context, ContextSettings, Entry  # noqa: E402
 from qwq_lite.backend.measure import measure  # noqa: E402
 from qwq_lite.backend.model import LoadedModel  # noqa: E402
-from qwq_lite.formats import ghost  # noqa: E402
-from qwq_lite.formats.recipe import file_type  # noqa: E402
+from qwq_lite.formats import header_only  # noqa: E402
+from qwq_lite.formats.tensor_types import file_type  # noqa: E402
 from qwq_lite.plan.memory import footprint  # noqa: E402
-from qwq_lite.plan.plan import Candidate, Room, RunPlan, Wishes, search  # noqa: E402
+from qwq_lite.plan.run_plan import Candidate, Room, RunPlan, Wishes  # noqa: E402
+from qwq_lite.plan.search import search  # noqa: E402
 from qwq_lite.store import catalog  # noqa: E402
 
 GIB = 1 << 30
@@ -35,7 +36,7 @@ GIB = 1 << 30
 def planned(path: Path, budget: int, wishes: Wishes) -> RunPlan:
     """The planner's choice for the file, as llama.cpp counts it."""
     shape = catalog.geometry("qwq-32b-preview")[1]
-    candidate = Candidate("Q4_K_M", shape, ghost.tensors(shape, file_type("Q4_K_M")))
+    candidate = Candidate("Q4_K_M", shape, header_only.tensors(shape, file_type("Q4_K_M")))
     return search(
         [candidate],
         Room(budget),
@@ -54,7 +55,7 @@ def main() -> None:
     shape = catalog.geometry("qwq-32b-preview")[1]
     with tempfile.TemporaryDirectory(prefix="qwq-lite-") as folder:
         path = Path(folder) / "full.gguf"
-        ghost.write(path, shape, ghost.tensors(shape, file_type("Q4_K_M")))
+        header_only.write(path, shape, header_only.tensors(shape, file_type("Q4_K_M")))
         repack = not arguments.no_repack
         wishes = Wishes(arguments.ctx, "q8_0", host_weights="mmap" if repack else "no-repack")
         plan = planned(path, int(arguments.memory * GIB), wishes)

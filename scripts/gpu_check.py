@@ -20,10 +20,10 @@ sys.path.insert(0, str(ROOT))
 from qwq_lite.backend import devices, native  # noqa: E402
 from qwq_lite.backend.context import Context, ContextSettings, Entry  # noqa: E402
 from qwq_lite.backend.model import LoadedModel  # noqa: E402
-from qwq_lite.formats import gguf_header, ghost  # noqa: E402
-from qwq_lite.formats.recipe import file_type  # noqa: E402
-from qwq_lite.plan import planning, rooms  # noqa: E402
-from qwq_lite.plan.plan import Wishes  # noqa: E402
+from qwq_lite.formats import gguf_header, header_only  # noqa: E402
+from qwq_lite.formats.tensor_types import file_type  # noqa: E402
+from qwq_lite.plan import free_memory, planning  # noqa: E402
+from qwq_lite.plan.run_plan import Wishes  # noqa: E402
 from qwq_lite.store import catalog  # noqa: E402
 
 GIB = 1 << 30
@@ -59,8 +59,8 @@ def main() -> None:
     shape = catalog.geometry("qwq-32b-preview")[1]
     with tempfile.TemporaryDirectory(prefix="qwq-lite-") as folder:
         path = Path(folder) / "full.gguf"
-        ghost.write(path, shape, ghost.tensors(shape, file_type("Q4_K_M")))
-        plan = planning.plan_header(gguf_header.read(path), rooms.room_here(devices.report()), Wishes())
+        header_only.write(path, shape, header_only.tensors(shape, file_type("Q4_K_M")))
+        plan = planning.plan_header(gguf_header.read(path), free_memory.room_here(devices.report()), Wishes())
         print(plan.line())
         before, choice = used_gib(), plan.choice
         weights = LoadedModel(path, choice)

@@ -22,7 +22,7 @@ from typing import Literal
 import numpy as np
 
 from qwq_convert.pipeline import convert
-from qwq_lite.formats.recipe import file_type
+from qwq_lite.formats.tensor_types import file_type
 from scripts.checkpoint_files import (
     Floats,
     Tensor,

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from qwq_convert.pipeline import convert
-from qwq_lite.formats.recipe import file_type
+from qwq_lite.formats.tensor_types import file_type
 from tests.checkpoints import (
     in_f16,
     letters,

@@ -19,7 +19,7 @@ PLANTS = {
     Vocab.tokenize = deadly
 """,
     "token": """
-    from qwq_lite.engine.active_reply import ActiveReply
+    from qwq_lite.engine.request import ActiveReply
     take = ActiveReply.take
     def deadly(reply, token, time_s=None):
         if reply.request.seed == {seed} and len(reply.track.tokens) == {token}:

@@ -8,25 +8,15 @@ from collections.abc import Sequence
 
 from hypothesis import strategies as st
 
-from qwq_lite.backend.choice import KV_TYPES, Choice
 from qwq_lite.backend.footprint import Buffers, Footprint
+from qwq_lite.backend.settings import KV_TYPES, Choice
 from qwq_lite.errors import PlanError
-from qwq_lite.formats import ghost
-from qwq_lite.formats.recipe import file_type
+from qwq_lite.formats import header_only
 from qwq_lite.formats.shape import ModelShape
-from qwq_lite.plan import memory, rooms
-from qwq_lite.plan.plan import (
-    HOST_WEIGHTS,
-    MOST_CTX,
-    Candidate,
-    Count,
-    Gpu,
-    Room,
-    RunPlan,
-    Wishes,
-    search,
-    split,
-)
+from qwq_lite.formats.tensor_types import file_type
+from qwq_lite.plan import free_memory, memory
+from qwq_lite.plan.run_plan import HOST_WEIGHTS, Candidate, Gpu, Room, RunPlan, Wishes
+from qwq_lite.plan.search import MOST_CTX, Count, search, split
 from qwq_lite.store import catalog
 
 MIB = 1 << 20
@@ -120,7 +110,7 @@ def planned(candidate: Candidate, choice: Choice, room: Room) -> RunPlan:
 
 
 def as_candidate(shape: ModelShape, label: str = "Q4_K_M", tied: bool = False) -> Candidate:
-    return Candidate(label, shape, ghost.tensors(shape, file_type(label), tied))
+    return Candidate(label, shape, header_only.tensors(shape, file_type(label), tied))
 
 
 def split_evenly(n: int, parts: int) -> tuple[int, ...]:
@@ -154,5 +144,5 @@ up_to_one_gpu = cases(st.just(Wishes()), ((), *ONE_GPU))
 _ODD = ModelShape("qwen2", 1, 256, 256, 4, 1, 64, 64, 17_153, 1e-5, 1e6)
 ODD_CONTEXT = Case((as_candidate(_ODD),), Room(1 << 30, (Gpu("CUDA0", 10_500_000),)), Wishes(), 0)
 # Half of the layers on the GPU, and so half of what a token takes.
-SOME_LAYERS = Case((as_candidate(QWQ),), rooms.room_of("rtx-3060-12gb"), Wishes(), 0)
-TWO_CARDS = Case((as_candidate(QWQ),), rooms.room_of("2x-rtx-3060-12gb"), Wishes(), 0)
+SOME_LAYERS = Case((as_candidate(QWQ),), free_memory.room_of("rtx-3060-12gb"), Wishes(), 0)
+TWO_CARDS = Case((as_candidate(QWQ),), free_memory.room_of("2x-rtx-3060-12gb"), Wishes(), 0)

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from gguf.constants import LlamaFileType
 
 from qwq_lite.backend import native
-from qwq_lite.formats.recipe import Choice
+from qwq_lite.formats.tensor_types import Choice
 
 Floats = npt.NDArray[np.float32]
 Log = collections.deque[tuple[int, str]]

@@ -13,7 +13,7 @@ from gguf.constants import GGMLQuantizationType, GGUFValueType
 from qwq_lite.backend import kernels
 from qwq_lite.formats import gguf_header
 from qwq_lite.formats.gguf_header import TensorInfo
-from qwq_lite.formats.recipe import FILE_TYPES, TENSOR_TYPES, Choice, importance_needed, tensor_types
+from qwq_lite.formats.tensor_types import FILE_TYPES, TENSOR_TYPES, Choice, importance_needed, tensor_types
 from tests.quantizer import Floats, quantize
 
 T = GGMLQuantizationType

@@ -10,14 +10,14 @@ from itertools import cycle
 
 from hypothesis import strategies as st
 
-from qwq_lite.chat.model import Options
-from qwq_lite.engine import control
-from qwq_lite.engine.control import Rules, Thoughts
+from qwq_lite.chat.options import Options
+from qwq_lite.engine import reply_setup
+from qwq_lite.engine.reply_setup import Rules, Thoughts
 from qwq_lite.events import Event
-from qwq_lite.reply.generation import Rewind, Stop
+from qwq_lite.reply.builder import Track
 from qwq_lite.reply.policies.closing import MARGIN
+from qwq_lite.reply.policy import Rewind, Stop
 from qwq_lite.reply.script_masks import ScriptMasks
-from qwq_lite.reply.track import Track
 from qwq_lite.sampling import Sampling
 
 END, OPEN, CLOSE = range(3)
@@ -86,7 +86,7 @@ def rules_of(
     text, and are about other rules. scripts: what is masked in the answer and in the thought."""
     prompt = [*words.tokenize(" so") * n_prompt][: n_prompt - opened] + [OPEN] * opened
     end = frozenset({END})
-    rules = control.rules(
+    rules = reply_setup.rules(
         options, model, prompt, "How many?", n_ctx, end, words.piece, words.tokenize, templated=model is TAGS,
         scripts=scripts,
     )  # fmt: skip

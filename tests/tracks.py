@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from qwq_lite.events import Event
-from qwq_lite.reply.generation import Begin, Phase, Policy, Taken, Verdict
+from qwq_lite.reply.builder import Track
 from qwq_lite.reply.policies.unconstrained import Unconstrained
-from qwq_lite.reply.track import Track
+from qwq_lite.reply.policy import Begin, Phase, Policy, Taken, Verdict
 from qwq_lite.sampling import Sampling
 
 SAMPLING = Sampling()

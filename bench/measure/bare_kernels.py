@@ -27,9 +27,9 @@ from gguf.constants import GGMLQuantizationType
 
 from qwq_convert.quantize import WINDOW_VALUES
 from qwq_lite.backend import kernels
-from qwq_lite.formats import ghost, shape
+from qwq_lite.formats import header_only, shape
 from qwq_lite.formats.gguf_header import TensorInfo
-from qwq_lite.formats.recipe import file_type
+from qwq_lite.formats.tensor_types import file_type
 
 T = GGMLQuantizationType
 _POOL_VALUES = 1 << 26
@@ -57,7 +57,7 @@ def tensors(folder: Path, kind: str) -> list[TensorInfo]:
     """The tensors of the checkpoint's conversion. Raises: CheckpointError for a config.json that is not understood."""
     path = folder / "config.json"
     found = shape.from_config(json.loads(path.read_text("utf-8")), path)
-    return ghost.tensors(found, file_type(kind))
+    return header_only.tensors(found, file_type(kind))
 
 
 def windows(infos: Iterable[TensorInfo]) -> Iterator[Work]:

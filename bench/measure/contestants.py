@@ -17,16 +17,16 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol, cast
 
 from qwq_lite.backend import native
-from qwq_lite.backend.choice import KV_TYPES
 from qwq_lite.backend.context import Context, ContextSettings
 from qwq_lite.backend.model import ALL_LAYERS, LoadedModel
-from qwq_lite.engine.active_reply import Request
+from qwq_lite.backend.settings import KV_TYPES
+from qwq_lite.engine.request import Request
 from qwq_lite.engine.scheduler import Scheduler
 from qwq_lite.events import Done
-from qwq_lite.reply.generation import Begin, Draw, Taken, Verdict
 from qwq_lite.reply.policies.order import arranged
 from qwq_lite.reply.policies.phases import Phases
 from qwq_lite.reply.policies.stops import Stops
+from qwq_lite.reply.policy import Begin, Draw, Taken, Verdict
 from qwq_lite.reply.stream import Stream
 from qwq_lite.sampling import Sampling
 

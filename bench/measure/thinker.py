@@ -12,18 +12,18 @@ from typing import ClassVar
 
 from qwq_lite.backend.context import Context, ContextSettings
 from qwq_lite.backend.model import LoadedModel
-from qwq_lite.chat.model import Options, ThoughtStyle
-from qwq_lite.engine import control
-from qwq_lite.engine.active_reply import Request
+from qwq_lite.chat.options import Options, ThoughtStyle
+from qwq_lite.engine import reply_setup
+from qwq_lite.engine.request import Request
 from qwq_lite.engine.scheduler import Scheduler
 from qwq_lite.events import Done, Event, Notice
 from qwq_lite.formats import gguf_header
-from qwq_lite.plan import pace
-from qwq_lite.prompt import prompt as prompts
-from qwq_lite.reply.generation import Begin, Draw, Rewrite, Taken, Verdict
+from qwq_lite.plan import speed
+from qwq_lite.prompt import chat_template as prompts
 from qwq_lite.reply.policies.closing import Closing
 from qwq_lite.reply.policies.loops import Loops
 from qwq_lite.reply.policies.unconstrained import Unconstrained
+from qwq_lite.reply.policy import Begin, Draw, Rewrite, Taken, Verdict
 from qwq_lite.sampling import Sampling
 from qwq_lite.text import normalization
 
@@ -100,25 +100,25 @@ class Thinker:
     def __init__(self, path: Path, style: ThoughtStyle, *, n_threads: int | None = None, keeps: bool = True) -> None:
         header = gguf_header.read(path)
         self.weights = LoadedModel(path)
-        settings = ContextSettings(n_ctx=N_CTX, n_threads=n_threads or pace.default_threads(), n_seq_max=2)
+        settings = ContextSettings(n_ctx=N_CTX, n_threads=n_threads or speed.default_threads(), n_seq_max=2)
         self.scheduler = Scheduler(self.weights, Context(self.weights, settings))
         self.vocab, self._keeps = self.weights.vocab, keeps
         source = header.text("tokenizer.chat_template")
         assert source is not None
         self._form, self._template = normalization.normalizer(header.keys), prompts.ChatTemplate(source)
-        self._thoughts = control.thoughts(style, None, self.vocab.special, source)
+        self._thoughts = reply_setup.thoughts(style, None, self.vocab.special, source)
 
     def tokenize(self, text: str) -> list[int]:
         return self.vocab.tokenize(text, parse_special=False)
 
     def words(self, question: str) -> tuple[str | int, ...]:
-        return control.closing_words(self._thoughts, question)
+        return reply_setup.closing_words(self._thoughts, question)
 
     def ask(self, question: str, seed: int, lead: str = "", **options: object) -> Made:
         """lead: a text before the words that end the thought."""
         asked = Options(**options)  # type: ignore[arg-type]
         tokens = self._template.encode(self.vocab, [{"role": "user", "content": question}], self._form)
-        rules = control.rules(
+        rules = reply_setup.rules(
             asked, self._thoughts, tokens, question, N_CTX, self.vocab.end_tokens, self.vocab.piece, self.tokenize,
             templated=True,
         )  # fmt: skip

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from bench.measure import watched
 from qwq_lite.backend import native
-from qwq_lite.formats.recipe import file_type
+from qwq_lite.formats.tensor_types import file_type
 
 CONVERTER = "convert_hf_to_gguf.py"
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from gguf.constants import LlamaFileType
 
-from qwq_convert.checkpoint.source import Checkpoint
+from qwq_convert.checkpoint.files import Checkpoint
 from qwq_lite.errors import OutputError, UsageError
-from qwq_lite.formats.recipe import file_type_name
+from qwq_lite.formats.tensor_types import file_type_name
 from qwq_lite.system.output import temporary_name
 
 

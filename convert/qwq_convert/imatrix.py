@@ -20,7 +20,7 @@ from gguf.constants import GGMLQuantizationType, GGUFValueType
 from qwq_lite.errors import CheckpointError, FormatError
 from qwq_lite.formats import gguf_header
 from qwq_lite.formats.gguf_header import Header, TensorInfo, Value
-from qwq_lite.formats.recipe import TOKEN_EMBD
+from qwq_lite.formats.tensor_types import TOKEN_EMBD
 
 Floats = npt.NDArray[np.float32]
 

@@ -17,15 +17,15 @@ from typing import Any, TypeVar
 from gguf.constants import GGUFValueType, Keys, LlamaFileType, TokenType
 
 from qwq_convert import digests, metadata
-from qwq_convert.checkpoint import family, vocab
-from qwq_convert.checkpoint.source import Checkpoint
+from qwq_convert.checkpoint import family, tokenizer
+from qwq_convert.checkpoint.files import Checkpoint
 from qwq_convert.checkpoint.tensors import pair
 from qwq_lite import sampling
 from qwq_lite.errors import QwqError
 from qwq_lite.formats import gguf_header
 from qwq_lite.formats.gguf_header import Header, Value
-from qwq_lite.formats.recipe import file_type_name
 from qwq_lite.formats.shape import ModelShape, from_config, from_header
+from qwq_lite.formats.tensor_types import file_type_name
 from qwq_lite.store import catalog
 from qwq_lite.text import normalization
 
@@ -305,7 +305,7 @@ def _of_checkpoint(checkpoint: Checkpoint) -> Inspection:
     found = faults.of(lambda: checkpoint.tensors) or {}
     if shape is not None and found:
         faults.of(partial(pair, checkpoint, shape))
-    words = None if shape is None else faults.of(partial(vocab.load, checkpoint, shape.n_vocab))
+    words = None if shape is None else faults.of(partial(tokenizer.load, checkpoint, shape.n_vocab))
     if shape is not None and words is not None:
         faults.of(partial(metadata.keys, checkpoint, shape, words, LlamaFileType.ALL_F32, 1))
     tensors = found.values()
@@ -359,7 +359,7 @@ def _rope(shape: ModelShape | None) -> dict[str, Value]:
     return found
 
 
-def _of_vocab(words: vocab.Vocab) -> Tokenizer:
+def _of_vocab(words: tokenizer.Vocab) -> Tokenizer:
     return Tokenizer(
         model="gpt2",
         pre=words.pre,

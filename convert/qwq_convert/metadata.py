@@ -18,9 +18,9 @@ from gguf import GGUFWriter, Metadata
 from gguf.constants import GGML_QUANT_VERSION, GGUFValueType, Keys, LlamaFileType
 from gguf.utility import size_label
 
-from qwq_convert.checkpoint.source import Checkpoint
+from qwq_convert.checkpoint.files import Checkpoint
 from qwq_convert.checkpoint.text_files import is_unicode, quoted, shown
-from qwq_convert.checkpoint.vocab import Vocab
+from qwq_convert.checkpoint.tokenizer import Vocab
 from qwq_lite._version import __version__
 from qwq_lite.errors import CheckpointError
 from qwq_lite.formats.gguf_header import Value

@@ -10,8 +10,8 @@ from pathlib import Path
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType, LlamaFileType
 
 from qwq_convert import destination, digests, metadata, quantize
-from qwq_convert.checkpoint import family, vocab
-from qwq_convert.checkpoint.source import Checkpoint
+from qwq_convert.checkpoint import family, tokenizer
+from qwq_convert.checkpoint.files import Checkpoint
 from qwq_convert.checkpoint.tensors import TensorPair, pair
 from qwq_convert.imatrix import Imatrix
 from qwq_convert.roundtrip import RoundTrip
@@ -19,8 +19,8 @@ from qwq_lite.backend.kernels import Floats
 from qwq_lite.errors import CheckpointError, UsageError
 from qwq_lite.formats import gguf_header
 from qwq_lite.formats.gguf_header import TensorInfo
-from qwq_lite.formats.recipe import Choice, default_type, file_type_name, importance_needed, tensor_types
 from qwq_lite.formats.shape import ModelShape, from_config
+from qwq_lite.formats.tensor_types import Choice, default_type, file_type_name, importance_needed, tensor_types
 from qwq_lite.system import process_limits
 from qwq_lite.system.files import RandomAccessFile
 from qwq_lite.system.output import output_files
@@ -113,7 +113,7 @@ def prepare(
     family.check(checkpoint)
     shape = from_config(checkpoint.config, checkpoint.folder / "config.json")
     pairs = pair(checkpoint, shape)
-    words = vocab.load(checkpoint, shape.n_vocab)
+    words = tokenizer.load(checkpoint, shape.n_vocab)
     importances = _importances(checkpoint, pairs, imatrix) if imatrix is not None else {}
     choice = replace(choice, has_imatrix=imatrix is not None)
     targets = []

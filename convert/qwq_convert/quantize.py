@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from gguf.constants import GGMLQuantizationType
 
-from qwq_convert.checkpoint.source import Checkpoint
+from qwq_convert.checkpoint.files import Checkpoint
 from qwq_convert.checkpoint.tensors import TensorPair
 from qwq_convert.roundtrip import RoundTrip
 from qwq_lite.backend import kernels

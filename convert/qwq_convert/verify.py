@@ -23,7 +23,7 @@ import numpy as np
 from gguf.constants import GGUF_DEFAULT_ALIGNMENT
 
 from qwq_convert import digests
-from qwq_convert.checkpoint.source import Checkpoint
+from qwq_convert.checkpoint.files import Checkpoint
 from qwq_convert.checkpoint.tensors import TensorPair, pair
 from qwq_convert.quantize import WINDOW_VALUES, cut
 from qwq_convert.roundtrip import RoundTrip

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from qwq_lite.backend import native
-from qwq_lite.backend.choice import KV_TYPES, Choice
 from qwq_lite.backend.model import LoadedModel
+from qwq_lite.backend.settings import KV_TYPES, Choice
 from qwq_lite.errors import EngineError
 
 if TYPE_CHECKING:  # numpy is imported while the weights are read, and not before

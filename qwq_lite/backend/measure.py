@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from qwq_lite.backend import native
-from qwq_lite.backend.choice import Choice
 from qwq_lite.backend.context import ContextSettings
 from qwq_lite.backend.footprint import AMX, Buffers, Footprint
 from qwq_lite.backend.model import model_params
+from qwq_lite.backend.settings import Choice
 from qwq_lite.errors import EngineError, PlanError
 from qwq_lite.system import child
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from qwq_lite.backend import devices, native
-from qwq_lite.backend.choice import Choice
+from qwq_lite.backend.settings import Choice
 from qwq_lite.backend.vocab import Vocab
 from qwq_lite.errors import EngineError
 

@@ -8,17 +8,14 @@ import os
 import weakref
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from types import TracebackType
-from typing import Any, Protocol
+from typing import Any
 
-from qwq_lite.backend.hardware import EngineReport
-from qwq_lite.chat.model import Engine
+from qwq_lite.chat.engine import Engine
 from qwq_lite.errors import FormatError, UsageError
 from qwq_lite.events import Done, Event, Reply
-from qwq_lite.plan.plan import RunPlan
+from qwq_lite.prompt.chat_template import Message
 from qwq_lite.prompt.history import History, n_leading
-from qwq_lite.prompt.prompt import Message
-from qwq_lite.reply.orders import Drop, Steer
+from qwq_lite.reply.commands import Drop, Steer
 from qwq_lite.reply.stream import Stream
 
 _SESSIONS = itertools.count(1)
@@ -231,36 +228,3 @@ def _hand_over(orders: deque[Callable[[Stream], None]], running: Stream) -> None
     with contextlib.suppress(IndexError):
         while True:
             orders.popleft()(running)
-
-
-class Model(Engine, Protocol):
-    """A loaded model. As a context manager it is unloaded at the end.
-
-    n_ctx: tokens of context. plan: what it runs with. notices: what the user should know of that, one line each.
-    engine: llama.cpp and its devices.
-    """
-
-    n_ctx: int
-    plan: RunPlan
-    notices: tuple[str, ...]
-    engine: EngineReport
-
-    def __enter__(self) -> Model:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.unload()
-
-    def chat(self, system: str | None = None, *, messages: Sequence[Message] = ()) -> Chat:
-        """A conversation: the system prompt, and messages of an earlier one where they are given."""
-        return Chat(self, system, messages=messages)
-
-    def ask(self, text: str, system: str | None = None, **options: Any) -> Reply:
-        """One answer to one question. Options as in `model.Options`."""
-        return self.chat(system).ask(text, **options)
-
-    async def aask(self, text: str, system: str | None = None, **options: Any) -> Reply:
-        """As `ask`, without holding up the event loop."""
-        return await self.chat(system).aask(text, **options)

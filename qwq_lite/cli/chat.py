@@ -11,18 +11,18 @@ from typing import TYPE_CHECKING, Any, get_args
 import click
 
 from qwq_lite.chat.chat import Chat
-from qwq_lite.chat.model import EFFORTS, ThoughtStyle
-from qwq_lite.chat.model import options as check_options
+from qwq_lite.chat.options import EFFORTS, ThoughtStyle
+from qwq_lite.chat.options import options as check_options
 from qwq_lite.cli import console, standard_input
 from qwq_lite.cli.duration import duration
 from qwq_lite.cli.reply import exit_status, show
 from qwq_lite.errors import EngineClosed, EngineError, TemplateError, UsageError
 from qwq_lite.events import Progress
 from qwq_lite.prompt.history import History
-from qwq_lite.prompt.script_choice import AnswerScript
+from qwq_lite.prompt.script_intent import AnswerScript
 
 if TYPE_CHECKING:
-    from qwq_lite.chat.chat import Model
+    from qwq_lite.chat.model import Model
 
 _PROMPT = "> "
 _EFFORTS = ", ".join(f"{name} {n_tokens}" for name, n_tokens in EFFORTS.items())

@@ -15,7 +15,7 @@ from qwq_lite._version import __version__
 from qwq_lite.backend.hardware import EngineReport
 from qwq_lite.cli import console, diagnosis
 from qwq_lite.errors import EngineError
-from qwq_lite.selftest import soundness
+from qwq_lite.selftest import kept_result
 from qwq_lite.selftest.engine_check import Report
 
 GIB = 1 << 30
@@ -34,7 +34,7 @@ def command(as_json: bool) -> None:
     engine, check, failure = None, None, ""
     try:
         engine = report_from_child()
-        check = soundness.renew(gpu=bool(engine.gpus))
+        check = kept_result.renew(gpu=bool(engine.gpus))
     except EngineError as error:
         failure = str(error)
     machine = diagnosis.look(Path())

@@ -19,25 +19,26 @@ from qwq_lite.backend import devices
 from qwq_lite.backend.context import Context, ContextSettings
 from qwq_lite.backend.hardware import EngineReport
 from qwq_lite.backend.model import LoadedModel
-from qwq_lite.chat.chat import Model
-from qwq_lite.chat.model import Options, Prompt, ThoughtStyle, check_running, check_text, plain_prompt
-from qwq_lite.chat.model import options as model_options
-from qwq_lite.engine import control, sessions
-from qwq_lite.engine.active_reply import Request
+from qwq_lite.chat.engine import Prompt, check_running, check_text, plain_prompt
+from qwq_lite.chat.model import Model
+from qwq_lite.chat.options import Options, ThoughtStyle
+from qwq_lite.chat.options import options as model_options
+from qwq_lite.engine import reply_setup, saved_state
+from qwq_lite.engine.request import Request
 from qwq_lite.engine.scheduler import PREFILL_CHUNK, Scheduler
 from qwq_lite.errors import EngineClosed, EngineError, TemplateError, UsageError
 from qwq_lite.events import Notice, Progress
 from qwq_lite.formats import gguf_header
-from qwq_lite.plan import pace, planning, rooms
-from qwq_lite.plan.plan import RunPlan, Wishes
-from qwq_lite.prompt import history, prompt, script_choice
-from qwq_lite.prompt.prompt import ChatTemplate, Message
-from qwq_lite.reply.orders import Course
+from qwq_lite.plan import free_memory, planning, speed
+from qwq_lite.plan.run_plan import RunPlan, Wishes
+from qwq_lite.prompt import chat_template, history, script_intent
+from qwq_lite.prompt.chat_template import ChatTemplate, Message
+from qwq_lite.reply.commands import Course
 from qwq_lite.reply.script_masks import MaskSets, ScriptMasks
 from qwq_lite.reply.stream import Stream, in_thread
-from qwq_lite.selftest import soundness
+from qwq_lite.selftest import kept_result
 from qwq_lite.store import catalog
-from qwq_lite.system import engines
+from qwq_lite.system import running_engines
 from qwq_lite.text import normalization
 from qwq_lite.text.tags import THINK_TAGS
 
@@ -68,8 +69,8 @@ def load(
     """
     file = Path(model)
     wishes = Wishes(n_ctx, type_k and type_k.lower(), type_v and type_v.lower(), n_gpu_layers, host_weights)
-    n_threads = pace.default_threads() if n_threads is None else n_threads
-    threads = arguments.whole("n_threads", n_threads, 1, pace.MOST_THREADS)
+    n_threads = speed.default_threads() if n_threads is None else n_threads
+    threads = arguments.whole("n_threads", n_threads, 1, speed.MOST_THREADS)
     if plan is not None and not isinstance(plan, RunPlan):
         raise UsageError(
             f"plan is a {type(plan).__name__}, a RunPlan is expected: the `plan` of what plan_model returns"
@@ -81,15 +82,16 @@ def load(
             "a plan is given, and n_ctx, type_k, type_v, n_gpu_layers or host_weights too; give one of the two"
         )
     header, notice = gguf_header.read(file), None
-    complaint = soundness.complaint(soundness.checked())  # before llama.cpp is loaded here, which may be what ends it
+    # Before llama.cpp is loaded here: a broken one may end this process.
+    complaint = kept_result.complaint(kept_result.checked())
     engine = devices.report()
-    room = rooms.room_here(engine, memory)
+    room = free_memory.room_here(engine, memory)
     if plan is not None:
         plan, notice = planning.adapted(plan, header, room)
     if plan is None or (complaint and plan.choice.repack):
         wishes = wishes if plan is None else plan.wishes
         plan = planning.plan_header(header, room, planning.without_repacking(wishes) if complaint else wishes)
-    leave = engines.register(file, plan.footprint.total)  # before it is loaded: two programs may start together
+    leave = running_engines.register(file, plan.footprint.total)  # before it is loaded: two programs may start together
     notices = [
         *(line for line in (complaint, notice) if line),
         *planning.remarks(plan.candidate.shape, room, plan.wishes),
@@ -144,7 +146,7 @@ class LocalModel(Model):
         self.notices = notices if self._vocab.ends_turns else (*notices, _ENDLESS)
         self._template = self._chat_template(template)
         self._form = normalization.normalizer(header.keys)
-        self._plain = functools.partial(prompt.tokenize, self._vocab, form=self._form)
+        self._plain = functools.partial(chat_template.tokenize, self._vocab, form=self._form)
         self._more = functools.partial(self._plain, follows=True)
         self._known = catalog.find(header.text("general.name"), header.text("general.basename"), header.path.name)
         self.n_ctx = context.n_ctx
@@ -154,7 +156,7 @@ class LocalModel(Model):
             weights,
             context,
             prefill_chunk=_GPU_PREFILL_CHUNK if on_gpu else PREFILL_CHUNK,
-            remark=pace.Pace(plan, context.settings.n_threads),
+            remark=speed.Pace(plan, context.settings.n_threads),
             tokenize=self._more,
         )
         self._callers: list[int] = []  # threads that are inside, for nobody may tokenize while the model is freed
@@ -197,11 +199,11 @@ class LocalModel(Model):
         tokens, n_dropped, templated = self._tokens(given, options)
         answered = any(isinstance(part, Mapping) and part.get("role") == "assistant" for part in given)
         thoughts = self._thoughts(options)
-        rules = control.rules(
+        rules = reply_setup.rules(
             options,
             thoughts,
             tokens,
-            control.last_question(given),
+            reply_setup.last_question(given),
             self.n_ctx,
             self._vocab.end_tokens,
             self._vocab.piece,
@@ -231,9 +233,9 @@ class LocalModel(Model):
             )
         )
 
-    def _thoughts(self, options: Options) -> control.Thoughts:
+    def _thoughts(self, options: Options) -> reply_setup.Thoughts:
         undivided = self._known is not None and self._known.undivided
-        return control.thoughts(
+        return reply_setup.thoughts(
             options.thought_style,
             "undivided" if undivided else None,
             self._vocab.special,
@@ -241,16 +243,16 @@ class LocalModel(Model):
         )
 
     def _scripts(
-        self, given: Prompt, options: Options, thoughts: control.Thoughts
+        self, given: Prompt, options: Options, thoughts: reply_setup.Thoughts
     ) -> tuple[ScriptMasks | None, ScriptMasks | None]:
         """What is masked in the answer and in the thought."""
         asked = options.answer_script or "auto", options.think_script or "any"
         texts = None
         if "auto" in asked:
             tag = None if thoughts.style == "undivided" else THINK_TAGS[1]
-            texts = script_choice.texts_asked(given, tag=tag)
-            texts = None if texts is None else [*texts, *script_choice.texts_of(options.tools or ())]
-        answer, thought = (self._masks.of(script_choice.masked(word, texts)) for word in asked)
+            texts = script_intent.texts_asked(given, tag=tag)
+            texts = None if texts is None else [*texts, *script_intent.texts_of(options.tools or ())]
+        answer, thought = (self._masks.of(script_intent.masked(word, texts)) for word in asked)
         return answer, thought
 
     def _tokens(self, given: Prompt, options: Options) -> tuple[list[int], int, bool]:
@@ -278,7 +280,7 @@ class LocalModel(Model):
 
     def _ignored(self, given: Prompt, options: Options, style: ThoughtStyle, *, templated: bool) -> tuple[Notice, ...]:
         """What was asked for and has nothing to act on in this reply, with the reason."""
-        notices = [*control.ignored(options, style, templated=templated)]
+        notices = [*reply_setup.ignored(options, style, templated=templated)]
         if templated and not self._shows_system(given):
             words = (
                 "the system prompt is ignored: the model's chat template has no place for it; put it into the question"
@@ -286,7 +288,7 @@ class LocalModel(Model):
             notices.append(Notice(words, "ignored"))
         if templated and options.tools and not self._shows_tools(given, options.tools):
             notices.append(
-                control.notice_of(
+                reply_setup.notice_of(
                     ["tools"], "the model's chat template has no place for them; describe them in a message"
                 )
             )
@@ -311,7 +313,7 @@ class LocalModel(Model):
         Raises: OutputError, UsageError for what is no JSON, EngineError, EngineClosed.
         """
         with self._inside():
-            sessions.save(self._scheduler.call, session, Path(path), self._fingerprint, extra)
+            saved_state.save(self._scheduler.call, session, Path(path), self._fingerprint, extra)
 
     def restore_session(self, session: Hashable, path: str | os.PathLike[str]) -> dict[str, Any]:
         """Bring back what `save_session` wrote, under a session's name, and return its `extra`.
@@ -319,7 +321,7 @@ class LocalModel(Model):
         Raises: FormatError for a damaged file or another model's; EngineError, EngineClosed.
         """
         with self._inside():
-            return sessions.restore(self._scheduler.call, session, Path(path), self._fingerprint)
+            return saved_state.restore(self._scheduler.call, session, Path(path), self._fingerprint)
 
     def fork_session(self, session: Hashable, twin: Hashable) -> None:
         """Let the session `twin` begin with what the session holds in the cache; nothing is computed."""
@@ -383,11 +385,11 @@ class LocalModel(Model):
         has_chatml = "<|im_start|>" in self._vocab.special
         if given is not None:
             source, origin = given
-            if source == prompt.CHATML and not has_chatml:
+            if source == chat_template.CHATML and not has_chatml:
                 words = "has no <|im_start|> in its vocabulary, so ChatML's marks are plain text to it"
                 self.notices = (*self.notices, f"{self._header.path}: {words}; a reply may not end by itself")
             return ChatTemplate(source, origin, given=True)
-        own = self._header.text("tokenizer.chat_template") or (prompt.CHATML if has_chatml else None)
+        own = self._header.text("tokenizer.chat_template") or (chat_template.CHATML if has_chatml else None)
         return None if own is None else ChatTemplate(own, str(self._header.path))
 
 

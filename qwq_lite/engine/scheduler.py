@@ -20,13 +20,13 @@ from typing import Any, NamedTuple, TypeVar
 from qwq_lite.backend.context import Aborted, Context
 from qwq_lite.backend.model import LoadedModel
 from qwq_lite.backend.sampler import Sampler
-from qwq_lite.engine.active_reply import ActiveReply, Request
-from qwq_lite.engine.drawing import draw
+from qwq_lite.engine.next_token import draw
+from qwq_lite.engine.request import ActiveReply, Request
 from qwq_lite.engine.sequences import Part, Sequences
 from qwq_lite.errors import ContextFull, EngineClosed, EngineError, QwqError, UsageError
 from qwq_lite.events import Done, FinishReason, Notice, Progress, Reply, Stats
-from qwq_lite.reply.generation import Rewind, Rewrite
-from qwq_lite.reply.respelling import Tokenize
+from qwq_lite.reply.policy import Rewind, Rewrite
+from qwq_lite.reply.retokenize import Tokenize
 from qwq_lite.reply.stream import Feed, Stream
 
 PREFILL_CHUNK = 128  # tokens of a decode call in prefill: progress is shown, and a GPU can be cancelled, between two

@@ -28,7 +28,7 @@ from typing import BinaryIO, NamedTuple, Union
 from gguf.constants import GGML_QUANT_SIZES, GGUF_DEFAULT_ALIGNMENT, GGMLQuantizationType, GGUFValueType
 
 from qwq_lite.errors import FormatError
-from qwq_lite.formats import mistaken
+from qwq_lite.formats import not_a_model
 
 Value = Union[bool, int, float, str, "list[bool]", "list[int]", "list[float]", "list[str]"]
 
@@ -279,9 +279,9 @@ def _read_file(path: Path) -> Header:
 
 def _read(path: Path) -> Header:
     if not path.is_file():  # a folder, a FIFO, nothing: opening those would fail late or never return
-        raise FormatError(f"{path}: {mistaken.no_file(path)}")
+        raise FormatError(f"{path}: {not_a_model.no_file(path)}")
     with path.open("rb") as file:
-        found = mistaken.no_gguf(path, file.read(mistaken.FIRST_BYTES))
+        found = not_a_model.no_gguf(path, file.read(not_a_model.FIRST_BYTES))
         if found is not None:
             raise FormatError(f"{path}: {found}")
         file.seek(0)

@@ -12,8 +12,8 @@ from collections.abc import Iterable, Sequence
 
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
-from qwq_lite.backend.choice import KV_TYPES, Choice
 from qwq_lite.backend.footprint import Buffers, Footprint
+from qwq_lite.backend.settings import KV_TYPES, Choice
 from qwq_lite.formats.gguf_header import TensorInfo, tensor_bytes
 from qwq_lite.formats.shape import WITHOUT_HEADS, ModelShape
 

@@ -15,19 +15,20 @@ from pathlib import Path
 from typing import Any, Literal
 
 from qwq_lite import arguments
-from qwq_lite.backend.choice import Choice
 from qwq_lite.backend.footprint import Footprint, Source
 from qwq_lite.backend.measure import measure
+from qwq_lite.backend.settings import Choice
 from qwq_lite.errors import CheckpointError, EngineError, FormatError, PlanError, UsageError
-from qwq_lite.formats import gguf_header, ghost, mistaken, shape
+from qwq_lite.formats import gguf_header, header_only, not_a_model, shape
 from qwq_lite.formats.gguf_header import TensorInfo
-from qwq_lite.formats.recipe import file_type, file_type_name
 from qwq_lite.formats.shape import ModelShape
-from qwq_lite.plan import memory, pace, rooms
-from qwq_lite.plan.plan import Candidate, Room, RunPlan, Wishes, search
-from qwq_lite.selftest import soundness
+from qwq_lite.formats.tensor_types import file_type, file_type_name
+from qwq_lite.plan import free_memory, memory, speed
+from qwq_lite.plan.run_plan import Candidate, Room, RunPlan, Wishes
+from qwq_lite.plan.search import search
+from qwq_lite.selftest import kept_result
 from qwq_lite.store import catalog
-from qwq_lite.system import engines
+from qwq_lite.system import running_engines
 
 DEFAULT_TYPE = "Q4_K_M"
 _PROPOSED = ("Q4_K_M", "Q6_K", "Q8_0", "F16", "BF16")  # what may be planned without being asked for
@@ -82,9 +83,11 @@ def plan_model(
     known = machine is not None
     wishes, complaint = (wishes, None) if known else _granted(wishes)
     room, source = (
-        rooms.known_room(machine) if machine is not None else rooms.this_room(n_threads or pace.default_threads())
+        free_memory.known_room(machine)
+        if machine is not None
+        else free_memory.this_room(n_threads or speed.default_threads())
     )
-    room = rooms.limited(room, memory_bytes, reserve_bytes)
+    room = free_memory.limited(room, memory_bytes, reserve_bytes)
     notices = [*([complaint] if complaint else []), *remarks(candidates[0].shape, room, wishes)]
     if known and n_threads is not None:
         notices.append(
@@ -151,9 +154,9 @@ def adapted(plan: RunPlan, header: gguf_header.Header, room: Room) -> tuple[RunP
 
 def _granted(wishes: Wishes) -> tuple[Wishes, str | None]:
     """Wishes as `load` would have them by what is known of the engine, and a line about it; nothing is checked here."""
-    report = soundness.kept()
+    report = kept_result.kept()
     try:
-        complaint = soundness.complaint(report) if report else None
+        complaint = kept_result.complaint(report) if report else None
     except EngineError as error:  # a plan is still one
         return wishes, str(error)
     return (without_repacking(wishes) if complaint else wishes), complaint
@@ -202,7 +205,7 @@ def held(plan: RunPlan | None = None) -> list[str]:
 
     What an engine has mapped counts as free for all others, until it reads its weights again.
     """
-    others = [other for other in engines.running() if other.pid != os.getpid()]
+    others = [other for other in running_engines.running() if other.pid != os.getpid()]
     if plan is not None and not plan.refused:
         host = plan.footprint.host.total + sum(other.n_bytes for other in others)
         if host <= plan.room.host or plan.room.gpus:
@@ -243,7 +246,7 @@ def _fitting(room: Room, wishes: Wishes) -> Iterator[tuple[str, RunPlan]]:
     """Models of the catalogue, the largest first, and their plans."""
     by_size = sorted(catalog.GEOMETRIES.values(), key=lambda pair: -pair[1].n_layer * pair[1].n_embd)
     for known, geometry in by_size:
-        candidate = Candidate(DEFAULT_TYPE, geometry, ghost.tensors(geometry, file_type(DEFAULT_TYPE)))
+        candidate = Candidate(DEFAULT_TYPE, geometry, header_only.tensors(geometry, file_type(DEFAULT_TYPE)))
         with contextlib.suppress(PlanError):
             yield known.name, search([candidate], room, wishes, _formula(room))
 
@@ -262,7 +265,7 @@ def _candidates(model: str, quant: str | None) -> tuple[list[Candidate], Path | 
     else:
         geometry, tied = catalog.geometry(model)[1], False
     first = file_type_name(file_type(DEFAULT_TYPE if quant is None else quant))
-    made = {name: ghost.tensors(geometry, file_type(name), tied) for name in dict.fromkeys((*_PROPOSED, first))}
+    made = {name: header_only.tensors(geometry, file_type(name), tied) for name in dict.fromkeys((*_PROPOSED, first))}
     size = {name: sum(info.n_bytes for info in infos) for name, infos in made.items()}
     smaller = sorted((name for name in made if size[name] < size[first]), key=lambda name: -size[name])
     return [Candidate(name, geometry, made[name]) for name in [first, *smaller]], None
@@ -271,8 +274,8 @@ def _candidates(model: str, quant: str | None) -> tuple[list[Candidate], Path | 
 def _of_checkpoint(folder: Path) -> tuple[ModelShape, bool]:
     config_path = folder / "config.json"
     if not config_path.is_file():
-        inside = mistaken.snapshot(folder)
-        models = mistaken.gguf_files(inside or folder)
+        inside = not_a_model.snapshot(folder)
+        models = not_a_model.gguf_files(inside or folder)
         if models:
             raise CheckpointError(f"{folder}: is no checkpoint but a folder; name the file in it: {models[0]}")
         if inside is not None:
@@ -322,7 +325,7 @@ def _measured(
         else:
             with tempfile.TemporaryDirectory(prefix="qwq-lite-") as folder:
                 path = Path(folder) / "ghost.gguf"
-                ghost.write(path, candidate.shape, list(candidate.tensors))
+                header_only.write(path, candidate.shape, list(candidate.tensors))
                 found = measure(path, choices)
         if found is None:
             notice = "this build of llama.cpp cannot be asked for its own count; the numbers are by formula"

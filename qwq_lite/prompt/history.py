@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Literal
 
 from qwq_lite.errors import ContextFull
-from qwq_lite.prompt.prompt import Message
+from qwq_lite.prompt.chat_template import Message
 
 WhenFull = Literal["drop", "error"]
 History = Literal["all", "answer"]

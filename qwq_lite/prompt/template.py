@@ -28,8 +28,8 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace, missing
 
 from qwq_lite.errors import TemplateError
-from qwq_lite.prompt import sandbox
-from qwq_lite.prompt.budget import (
+from qwq_lite.prompt import template_builtins
+from qwq_lite.prompt.template_limits import (
     CURRENT,
     FIELD,
     MAX_INT,
@@ -236,9 +236,9 @@ class _Sandbox(ImmutableSandboxedEnvironment):
     code_generator_class = _Generator
     intercepted_binops = frozenset(ImmutableSandboxedEnvironment.default_binop_table)
     key = staticmethod(checked_key)
-    cut = staticmethod(sandbox.cut)
-    weighed = staticmethod(sandbox.weighed)
-    joined = staticmethod(sandbox.joined)
+    cut = staticmethod(template_builtins.cut)
+    weighed = staticmethod(template_builtins.weighed)
+    joined = staticmethod(template_builtins.joined)
 
     def _generate(self, source: nodes.Template, *args: Any, **options: Any) -> str:
         for number, node in enumerate(list(source.find_all(nodes.Node))):
@@ -256,10 +256,10 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         return values
 
     def contained(self, value: Any, container: Any) -> bool:
-        return sandbox.contains(container, value)
+        return template_builtins.contains(container, value)
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
-        return sandbox.calculate(operator, left, right)
+        return template_builtins.calculate(operator, left, right)
 
     def getattr(self, obj: Any, attribute: str) -> Any:
         found = self._attribute(obj, attribute)
@@ -284,14 +284,14 @@ class _Sandbox(ImmutableSandboxedEnvironment):
             return obj[name]  # raises, and names what is undefined
         if isinstance(obj, Namespace) and not name.startswith("_"):
             return getattr(obj, name, missing)
-        if isinstance(obj, LoopContext) and name in sandbox.LOOP:
+        if isinstance(obj, LoopContext) and name in template_builtins.LOOP:
             value = getattr(obj, name)
             return (
-                sandbox.Allowed(sandbox.call_weighed, value)
+                template_builtins.Allowed(template_builtins.call_weighed, value)
                 if callable(value) and name in ("changed", "cycle")
                 else value
             )
-        method = sandbox.method(obj, name)
+        method = template_builtins.method(obj, name)
         if method is not None:
             return method
         hidden = hasattr(type(obj), name) or (name.startswith("__") and not isinstance(obj, Mapping))
@@ -303,7 +303,7 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         budget.grow(_ARGUMENT_BYTES * (len(args) + len(options)))
         if isinstance(__obj, LoopContext):
             args = (_Each(args[0]), *args[1:]) if args else args
-        elif not isinstance(__obj, sandbox.Allowed | Macro | Undefined):
+        elif not isinstance(__obj, template_builtins.Allowed | Macro | Undefined):
             raise SecurityError(f"a call of a {type(__obj).__name__} is unsafe")
         return __context.call(__obj, *args, **options)
 
@@ -317,7 +317,7 @@ def _environment() -> _Sandbox:
         optimized=False,
         finalize=_output,
     )
-    environment.filters = {**sandbox.FILTERS, _EACH: _Each}
-    environment.tests = dict(sandbox.TESTS)
-    environment.globals = dict(sandbox.GLOBALS)
+    environment.filters = {**template_builtins.FILTERS, _EACH: _Each}
+    environment.tests = dict(template_builtins.TESTS)
+    environment.globals = dict(template_builtins.GLOBALS)
     return environment

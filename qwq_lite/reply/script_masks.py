@@ -15,7 +15,7 @@ import unicodedata
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from qwq_lite.text import scripts
+from qwq_lite.text import unicode_scripts
 
 if TYPE_CHECKING:
     import numpy as np
@@ -40,7 +40,7 @@ class ScriptMasks:
 
     def __init__(self, pieces: Sequence[bytes], masked: frozenset[str]) -> None:
         self.masked = masked
-        self._pieces, self._letters = pieces, scripts.characters(masked)
+        self._pieces, self._letters = pieces, unicode_scripts.characters(masked)
         self._continuing = [token for token, piece in enumerate(pieces) if piece and piece[0] & 0xC0 == 0x80]
         self._completions: dict[bytes, tuple[int, int]] = {}
         self._rows: dict[bytes, Mask] = {}  # that used last is the last

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from qwq_lite.errors import QwqError
 from qwq_lite.events import Answer, Done, Event, Notice, Thinking
-from qwq_lite.reply.orders import Conclude, Drop, Entry, Order, Steer
+from qwq_lite.reply.commands import Conclude, Drop, Entry, Order, Steer
 
 if TYPE_CHECKING:
     import asyncio

@@ -25,11 +25,11 @@ import psutil
 from qwq_lite.errors import EngineClosed, EngineCrashed, QwqError
 from qwq_lite.events import Done
 from qwq_lite.system import child, process_limits
-from qwq_lite.worker import wire
-from qwq_lite.worker.blame import Verdict, verdict
-from qwq_lite.worker.crash import crashed
-from qwq_lite.worker.remote_feed import RemoteFeed
-from qwq_lite.worker.wire import Pipe
+from qwq_lite.worker import protocol
+from qwq_lite.worker.crashed_request import Verdict, verdict
+from qwq_lite.worker.process_exit import crashed
+from qwq_lite.worker.protocol import Pipe
+from qwq_lite.worker.resumable_feed import RemoteFeed
 
 _LINES_KEPT = 20
 _TICK_S = 0.1
@@ -93,7 +93,7 @@ class WorkerProcess:
         self.gone_at = math.inf
         self._n_killed = (process_limits.n_killed_for_memory(),) * 2  # one to two looks ago, and at the last look
         self._counted_at = time.monotonic()
-        started = child.start("qwq_lite.worker.worker:main", python)
+        started = child.start("qwq_lite.worker.main:main", python)
         self.process, self._results = started.process, started.results
         assert self.process.stdin
         self._pipe = Pipe(self._results, self.process.stdin.fileno())
@@ -161,7 +161,7 @@ class WorkerProcess:
 
     def _request(self, verb: str, feed: RemoteFeed | None, future: Future[Any] | None, fields: dict[str, Any]) -> int:
         number = next(self._numbers)
-        data = wire.encoded({"id": number, "do": verb, **fields, **(feed.message() if feed else {})})
+        data = protocol.encoded({"id": number, "do": verb, **fields, **(feed.message() if feed else {})})
         with self._lock:
             if self.gone is not None:
                 raise self._epitaph() if self._closing or verb not in _AGAIN else Retired
@@ -183,7 +183,7 @@ class WorkerProcess:
 
     def tell(self, message: dict[str, Any]) -> None:
         """Send a message, without waiting: a signal handler or a finalizer may be the caller."""
-        self._outbox.put(wire.encoded(message))
+        self._outbox.put(protocol.encoded(message))
 
     def end(self) -> None:
         """Ask the worker to free the model and go; kill it where it does not."""
@@ -244,7 +244,7 @@ class WorkerProcess:
         elif "began" in message:
             self._tokenizing, self._began = int(message["id"]), self._seen
         elif "event" in message:
-            event = wire.event_from_json(message["event"])
+            event = protocol.event_from_json(message["event"])
             feed = self._feeds.get(message["id"])
             if feed is not None:
                 if isinstance(event, Done):
@@ -267,11 +267,11 @@ class WorkerProcess:
         if future is not None:
             self._answered = self._seen  # what was asked before may have been waiting for this
             if "error" in message:
-                future.set_exception(wire.error_from_json(message["error"]))
+                future.set_exception(protocol.error_from_json(message["error"]))
             else:
                 future.set_result(message["result"])
         elif feed is not None:
-            feed.put(wire.error_from_json(message["error"]))
+            feed.put(protocol.error_from_json(message["error"]))
 
     def _busy(self) -> bool:
         return bool(self._waiting or self._feeds)

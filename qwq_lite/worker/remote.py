@@ -20,18 +20,18 @@ from pathlib import Path
 from typing import Any
 
 from qwq_lite.backend.hardware import report_from_json
-from qwq_lite.chat.chat import Model
-from qwq_lite.chat.model import Prompt, check_running, check_text, plain_prompt
-from qwq_lite.chat.model import options as model_options
+from qwq_lite.chat.engine import Prompt, check_running, check_text, plain_prompt
+from qwq_lite.chat.model import Model
+from qwq_lite.chat.options import options as model_options
 from qwq_lite.errors import EngineClosed, EngineCrashed, EngineError, QwqError
 from qwq_lite.events import Done, Notice, Progress, Reply, Stats
 from qwq_lite.formats import gguf_header
-from qwq_lite.plan.plan import RunPlan
+from qwq_lite.plan.run_plan import RunPlan
 from qwq_lite.reply.stream import Stream, in_thread
-from qwq_lite.worker import wire
-from qwq_lite.worker.blame import ANOTHER, with_partial
+from qwq_lite.worker import protocol
+from qwq_lite.worker.crashed_request import ANOTHER, with_partial
 from qwq_lite.worker.process import Retired, WorkerProcess
-from qwq_lite.worker.remote_feed import RemoteFeed
+from qwq_lite.worker.resumable_feed import RemoteFeed
 
 _BEGIN_S = 60.0  # for messages to become a prompt; a template has 2 s by its own clock
 _CRASHES, _WITHIN_S = 3, 60.0  # in a row, each so soon after its load
@@ -188,13 +188,13 @@ class RemoteModel(Model):
         try:
             if self._header is None:  # while the child starts
                 self._header = gguf_header.read(self._file)
-            plan = None if self._given_plan is None else wire.plan_to_json(self._given_plan)
+            plan = None if self._given_plan is None else protocol.plan_to_json(self._given_plan)
             found = worker.ask("load", meanwhile=show, model=str(self._file), options=self._options, plan=plan)
         except BaseException:
             worker.kill()
             raise
         self.n_ctx, self.notices = int(found["n_ctx"]), tuple(found["notices"])
-        self.plan = wire.plan_from_json(found["plan"], self._header)
+        self.plan = protocol.plan_from_json(found["plan"], self._header)
         self.engine = report_from_json(found["engine"])
         self._loaded_at = time.monotonic()
         return worker

@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 
 from qwq_lite.errors import TemplateError
-from qwq_lite.prompt import budget, template
-from qwq_lite.prompt.budget import Budget
+from qwq_lite.prompt import template, template_limits
 from qwq_lite.prompt.template import Template
+from qwq_lite.prompt.template_limits import Budget
 
 BILLION = "{% set ns = namespace(a=['x']) %}{% for i in range(30) %}{% set ns.a = [ns.a, ns.a] %}{% endfor %}"
 TUPLES = BILLION.replace("['x']", "('x',)").replace("[ns.a, ns.a]", "(ns.a, ns.a)")
@@ -261,6 +261,6 @@ def test_memory_that_runs_out_is_a_template_error(monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_budget_is_one_renderings_own() -> None:
-    nearly = "{% for i in range(90000) %}{% endfor %}" * (budget.MAX_STEPS // 100_000)
+    nearly = "{% for i in range(90000) %}{% endfor %}" * (template_limits.MAX_STEPS // 100_000)
     compiled = Template(nearly)
     assert [compiled.render({}, time_limit_s=60) for _ in range(2)] == ["", ""]

@@ -14,8 +14,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from qwq_lite.prompt import prompt
-from qwq_lite.prompt.prompt import ChatTemplate, Message
+from qwq_lite.prompt import chat_template
+from qwq_lite.prompt.chat_template import ChatTemplate, Message
 
 START, END, FIM, USER, THINK, UNTHINK = range(0x11_0000, 0x11_0006)
 SPECIAL = {"<|im_start|>": START, "<|im_end|>": END, "@@fim@@": FIM, "<|user|>": USER}
@@ -44,7 +44,7 @@ VOCAB = MergingVocabulary()
 def as_text(text: str) -> list[int]:
     """The tokens of a text that nobody wrote control tokens in."""
     parts = re.split("(" + "|".join(map(re.escape, SPECIAL)) + ")", text)
-    return [token for part in parts for token in prompt.tokenize(VOCAB, part, "none")]
+    return [token for part in parts for token in chat_template.tokenize(VOCAB, part, "none")]
 
 
 def encode(source: str, *messages: Message, **extra: Any) -> list[int]:

@@ -10,8 +10,8 @@ from typing import Any
 from gguf.constants import LlamaFileType
 
 from qwq_convert import metadata
-from qwq_convert.checkpoint import family, vocab
-from qwq_convert.checkpoint.source import Checkpoint
+from qwq_convert.checkpoint import family, tokenizer
+from qwq_convert.checkpoint.files import Checkpoint
 from qwq_convert.checkpoint.tensors import pair
 from qwq_lite.formats.shape import from_config
 from scripts.checkpoint_files import write_json
@@ -23,7 +23,7 @@ def read(folder: Path, n_params: int = 32_760_000_000) -> tuple[metadata.GgufKey
         family.check(checkpoint)
         shape = from_config(checkpoint.config, folder / "config.json")
         pair(checkpoint, shape)
-        words = vocab.load(checkpoint, shape.n_vocab)
+        words = tokenizer.load(checkpoint, shape.n_vocab)
         keys = metadata.keys(checkpoint, shape, words, LlamaFileType.MOSTLY_Q4_K_M, n_params)
         return keys, checkpoint.notices
 

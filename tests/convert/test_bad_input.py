@@ -13,13 +13,13 @@ from random import Random
 import pytest
 
 from qwq_convert.checkpoint import family
-from qwq_convert.checkpoint.source import Checkpoint
+from qwq_convert.checkpoint.files import Checkpoint
 from qwq_convert.checkpoint.tensors import pair
 from qwq_convert.pipeline import convert, prepare
 from qwq_lite.cli import main
 from qwq_lite.errors import CheckpointError
-from qwq_lite.formats.recipe import file_type
 from qwq_lite.formats.shape import from_config
+from qwq_lite.formats.tensor_types import file_type
 from tests.checkpoints import write_random_checkpoint
 from tests.convert.broken import ABSURD, BROKEN, SHARD, cut
 

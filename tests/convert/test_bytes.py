@@ -14,7 +14,7 @@ from qwq_convert.pipeline import convert
 from qwq_lite.backend import kernels
 from qwq_lite.errors import EngineError
 from qwq_lite.formats import gguf_header
-from qwq_lite.formats.recipe import Choice, file_type
+from qwq_lite.formats.tensor_types import Choice, file_type
 from tests.checkpoints import write_random_checkpoint
 from tests.quantizer import quantize
 from tests.rows import CASES, Case, compared, importances, stored

@@ -25,7 +25,7 @@ from qwq_convert.quantize import memory_bytes
 from qwq_lite.cli import commands, console
 from qwq_lite.errors import OutputError, PlanError
 from qwq_lite.formats import gguf_header
-from qwq_lite.formats.recipe import FILE_TYPES, file_type
+from qwq_lite.formats.tensor_types import FILE_TYPES, file_type
 from qwq_lite.plan import planning
 from tests.checkpoints import write_random_checkpoint
 

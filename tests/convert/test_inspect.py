@@ -17,7 +17,7 @@ from qwq_lite.cli import console
 from qwq_lite.errors import CheckpointError, FormatError
 from qwq_lite.formats import gguf_header
 from qwq_lite.formats.gguf_header import Value
-from qwq_lite.formats.recipe import file_type
+from qwq_lite.formats.tensor_types import file_type
 from tests.checkpoints import CONTROL, END_OF_TEXT, END_OF_TURN, MERGES, TEMPLATE, write_random_checkpoint
 from tests.convert.broken import BROKEN
 from tests.convert.commands import run

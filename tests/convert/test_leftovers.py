@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 
 from qwq_convert.pipeline import convert
 from qwq_lite.errors import CheckpointError
-from qwq_lite.formats.recipe import file_type
+from qwq_lite.formats.tensor_types import file_type
 from tests.checkpoints import write_random_checkpoint
 from tests.convert.broken import FIRST, HEAD, INDEX, SHARD, both, change_header, remove, rename, write
 from tests.convert.keys import read

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from gguf.constants import GGUFValueType, TokenType
 
-from qwq_convert.checkpoint.source import Checkpoint
+from qwq_convert.checkpoint.files import Checkpoint
 from qwq_convert.checkpoint.tensors import pair
 from qwq_lite._version import __version__
 from qwq_lite.errors import CheckpointError

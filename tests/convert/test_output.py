@@ -18,7 +18,7 @@ import pytest
 from qwq_convert.pipeline import convert
 from qwq_lite.cli import console
 from qwq_lite.errors import OutputError
-from qwq_lite.formats.recipe import file_type
+from qwq_lite.formats.tensor_types import file_type
 from qwq_lite.system import files, output
 from tests.checkpoints import write_random_checkpoint
 

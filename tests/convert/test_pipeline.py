@@ -23,7 +23,7 @@ from qwq_convert.imatrix import Imatrix
 from qwq_convert.pipeline import convert, look
 from qwq_lite.errors import CheckpointError, OutputError, UsageError
 from qwq_lite.formats import gguf_header
-from qwq_lite.formats.recipe import Choice, file_type
+from qwq_lite.formats.tensor_types import Choice, file_type
 from qwq_lite.system import files
 from tests.checkpoints import write_random_checkpoint
 

@@ -22,8 +22,8 @@ from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType
 
 from qwq_lite.backend import native
 from qwq_lite.errors import UsageError
-from qwq_lite.formats import gguf_header, recipe
-from qwq_lite.formats.recipe import FILE_TYPES, TENSOR_TYPES, Choice, file_type
+from qwq_lite.formats import gguf_header, tensor_types
+from qwq_lite.formats.tensor_types import FILE_TYPES, TENSOR_TYPES, Choice, file_type
 from tests.quantizer import Log, dry_run
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="a file that grows by truncate is not sparse there")
@@ -82,7 +82,9 @@ def shapes(size: Geometry, tied: bool) -> dict[str, tuple[int, ...]]:
 def write_ghost(path: Path, size: Geometry, tied: bool) -> dict[str, tuple[int, ...]]:
     """A header of F16 tensors over a data section of holes. Returns its shapes."""
     found = shapes(size, tied)
-    infos = gguf_header.layout((name, it, T.F32 if recipe.stays_f32(name, it) else T.F16) for name, it in found.items())
+    infos = gguf_header.layout(
+        (name, it, T.F32 if tensor_types.stays_f32(name, it) else T.F16) for name, it in found.items()
+    )
     keys: dict[str, tuple[gguf_header.Value, GGUFValueType]] = {
         "qwen2.block_count": (size.n_layer, U32),
         "qwen2.context_length": (32_768, U32),
@@ -118,7 +120,7 @@ def assert_types_are_llama_cpps(
     found = write_ghost(source, size, tied)
     for kind, choice in wanted:
         theirs = dry_run(source, kind, choice, log)
-        ours = recipe.tensor_types(found, kind, size.n_layer, choice)
+        ours = tensor_types.tensor_types(found, kind, size.n_layer, choice)
         assert set(theirs.types) == set(found), "every line of the log was understood"
         different = {
             tensor: (kind.name, theirs.types[tensor])
@@ -128,8 +130,12 @@ def assert_types_are_llama_cpps(
         assert not different, (kind, choice, "ours, theirs")
         n_bytes = sum(gguf_header.tensor_bytes(found[tensor], kind) for tensor, kind in ours.items())
         assert theirs.mib == f"{n_bytes / MIB:.2f}", (kind, choice)
-        inner = {tensor: kind for tensor, kind in ours.items() if tensor not in (recipe.OUTPUT, recipe.TOKEN_EMBD)}
-        needed = any(recipe.importance_needed(it, tensor, kind) for tensor, it in inner.items())
+        inner = {
+            tensor: kind
+            for tensor, kind in ours.items()
+            if tensor not in (tensor_types.OUTPUT, tensor_types.TOKEN_EMBD)
+        }
+        needed = any(tensor_types.importance_needed(it, tensor, kind) for tensor, it in inner.items())
         assert theirs.needs_imatrix == (needed and not choice.has_imatrix), (kind, choice)
     source.unlink()
 
@@ -181,7 +187,7 @@ def test_the_file_types_that_need_an_imatrix(tmp_path: Path, log: Log) -> None:
     source = tmp_path / "ghost.gguf"
     write_ghost(source, GEOMETRIES["one layer"], tied=False)
     refused = {name for name, kind in FILE_TYPES.items() if dry_run(source, kind, BARE, log).needs_imatrix}
-    assert refused == {name for name, kind in FILE_TYPES.items() if recipe.needs_imatrix(kind)}
+    assert refused == {name for name, kind in FILE_TYPES.items() if tensor_types.needs_imatrix(kind)}
 
 
 def test_a_chosen_type_that_does_not_fit_is_refused_where_llama_cpp_fails(tmp_path: Path) -> None:
@@ -190,10 +196,10 @@ def test_a_chosen_type_that_does_not_fit_is_refused_where_llama_cpp_fails(tmp_pa
     found = write_ghost(source, Geometry(1, 896, 512, 14, 1, 1000), tied=False)
     choice = Choice(token_embedding_type=T.Q6_K)
     with pytest.raises(UsageError, match=r"token_embd.weight has 896 columns.*Q6_K's blocks of 256; .*Q8_0"):
-        recipe.tensor_types(found, file_type("Q4_K_M"), 1, choice)
+        tensor_types.tensor_types(found, file_type("Q4_K_M"), 1, choice)
     script = (
         "import sys; from pathlib import Path; from gguf.constants import GGMLQuantizationType as T;"
-        "from qwq_lite.formats.recipe import Choice, file_type; from tests.quantizer import quantize;"
+        "from qwq_lite.formats.tensor_types import Choice, file_type; from tests.quantizer import quantize;"
         f"quantize(Path(sys.argv[1]), Path(sys.argv[1] + '.out'), file_type('Q4_K_M'), {choice!r})"
     ).replace(repr(T.Q6_K), "T.Q6_K")
     failed = subprocess.run([sys.executable, "-c", script, source], capture_output=True, text=True, check=False)
@@ -202,6 +208,6 @@ def test_a_chosen_type_that_does_not_fit_is_refused_where_llama_cpp_fails(tmp_pa
 
 
 def test_the_oracle_notices_a_wrong_type(tmp_path: Path, log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recipe, "more_bits", lambda i_layer, n_layer: False)
+    monkeypatch.setattr(tensor_types, "more_bits", lambda i_layer, n_layer: False)
     with pytest.raises(AssertionError, match="Q4_K"):
         assert_types_are_llama_cpps(tmp_path, GEOMETRIES["14B"], False, [(file_type("Q4_K_M"), BARE)], log)

@@ -15,13 +15,13 @@ from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qwq_convert.checkpoint.source import Checkpoint
+from qwq_convert.checkpoint.files import Checkpoint
 from qwq_convert.pipeline import convert
 from qwq_convert.roundtrip import Floats, RoundTrip
 from qwq_convert.verify import compare, read_header
 from qwq_lite.backend import kernels
 from qwq_lite.errors import CheckpointError, EngineError
-from qwq_lite.formats.recipe import file_type
+from qwq_lite.formats.tensor_types import file_type
 from tests.checkpoints import write_random_checkpoint
 from tests.convert.commands import run
 

@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 
 from qwq_convert import digests
-from qwq_convert.checkpoint.source import Checkpoint
+from qwq_convert.checkpoint.files import Checkpoint
 from qwq_convert.inspection import inspect
 from qwq_convert.pipeline import convert
 from qwq_convert.verify import compare, read_header, verify
 from qwq_lite.errors import FormatError
 from qwq_lite.formats import gguf_header
-from qwq_lite.formats.recipe import file_type
+from qwq_lite.formats.tensor_types import file_type
 from tests.checkpoints import write_random_checkpoint
 from tests.convert.commands import run
 from tests.splits import write_split

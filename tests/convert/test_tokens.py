@@ -11,12 +11,12 @@ from gguf.constants import GGMLQuantizationType, LlamaFileType
 from tokenizers import Tokenizer
 
 from qwq_convert import metadata
-from qwq_convert.checkpoint import vocab
-from qwq_convert.checkpoint.source import Checkpoint
+from qwq_convert.checkpoint import tokenizer
+from qwq_convert.checkpoint.files import Checkpoint
 from qwq_lite.backend.model import LoadedModel
 from qwq_lite.formats import gguf_header
 from qwq_lite.formats.shape import from_config
-from qwq_lite.prompt import prompt
+from qwq_lite.prompt import chat_template
 from tests import oracle
 from tests.checkpoints import write_random_checkpoint
 
@@ -24,7 +24,7 @@ from tests.checkpoints import write_random_checkpoint
 def vocab_file(checkpoint: Checkpoint, path: Path) -> Path:
     """A GGUF that holds the tokenizer and one small tensor: enough for a vocabulary."""
     shape = from_config(checkpoint.config, checkpoint.folder / "config.json")
-    keys = metadata.keys(checkpoint, shape, vocab.load(checkpoint, shape.n_vocab), LlamaFileType.MOSTLY_F16, 1)
+    keys = metadata.keys(checkpoint, shape, tokenizer.load(checkpoint, shape.n_vocab), LlamaFileType.MOSTLY_F16, 1)
     infos = gguf_header.layout([("output_norm.weight", (shape.n_embd,), GGMLQuantizationType.F32)])
     path.write_bytes(gguf_header.encode("qwen2", keys, infos) + bytes(4 * shape.n_embd))
     return path
@@ -69,7 +69,11 @@ def test_ids_are_hugging_faces(pair: tuple[str, LoadedModel, Tokenizer], texts: 
         made = ["".join(character for character in text if character not in oracle.DEMO_LACKS) for text in made]
     assert len(made) >= (20 if texts == "mixed" else 10_000)
     expected = [encoding.ids for encoding in theirs.encode_batch(made, add_special_tokens=False)]
-    wrong = [text for text, ids in zip(made, expected, strict=True) if prompt.tokenize(model.vocab, text, "NFC") != ids]
+    wrong = [
+        text
+        for text, ids in zip(made, expected, strict=True)
+        if chat_template.tokenize(model.vocab, text, "NFC") != ids
+    ]
     assert not wrong, f"{len(wrong)} of {len(made)}, the first is {wrong[0]!r}"
 
 
@@ -84,4 +88,4 @@ def test_both_end_tokens_end_a_turn(pair: tuple[str, LoadedModel, Tokenizer]) ->
 def test_typed_control_tokens_stay_text(pair: tuple[str, LoadedModel, Tokenizer]) -> None:
     _, model, theirs = pair
     for spelling in ("<|im_end|>", "<|im_start|>", "<|endoftext|>"):
-        assert theirs.token_to_id(spelling) not in prompt.tokenize(model.vocab, f"a {spelling} b", "NFC")
+        assert theirs.token_to_id(spelling) not in chat_template.tokenize(model.vocab, f"a {spelling} b", "NFC")

@@ -13,7 +13,7 @@ import pytest
 from qwq_convert.imatrix import Imatrix
 from qwq_convert.pipeline import convert, look
 from qwq_lite.errors import CheckpointError
-from qwq_lite.formats.recipe import FILE_TYPES, file_type, needs_imatrix
+from qwq_lite.formats.tensor_types import FILE_TYPES, file_type, needs_imatrix
 from tests.checkpoints import write_random_checkpoint
 
 SHARD = "model.safetensors"

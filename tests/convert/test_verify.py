@@ -26,7 +26,7 @@ from qwq_convert.pipeline import convert
 from qwq_convert.verify import Fault, Verification, read_header, verify
 from qwq_lite.errors import FormatError
 from qwq_lite.formats import gguf_header
-from qwq_lite.formats.recipe import file_type
+from qwq_lite.formats.tensor_types import file_type
 from tests.checkpoints import write_random_checkpoint
 from tests.convert.commands import run
 

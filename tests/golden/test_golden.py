@@ -20,7 +20,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 
 from qwq_lite.backend.model import LoadedModel
 from qwq_lite.formats import gguf_header
-from qwq_lite.prompt import prompt
+from qwq_lite.prompt import chat_template
 from qwq_lite.text import normalization
 from tests import oracle
 from tests.engine_source import kept
@@ -66,7 +66,7 @@ class Golden:
         return normalization.normalizer(self.header.keys)
 
     def ours(self, text: str) -> list[int]:
-        return prompt.tokenize(self.model.vocab, text, self.form)
+        return chat_template.tokenize(self.model.vocab, text, self.form)
 
     def cases(self) -> list[tuple[str, list[int]]]:
         """Each text, and its golden ids."""

@@ -22,8 +22,8 @@ from qwq_convert.pipeline import convert
 from qwq_lite.backend.context import Context, ContextSettings, Entry
 from qwq_lite.backend.model import LoadedModel
 from qwq_lite.formats import gguf_header
-from qwq_lite.formats.recipe import file_type
-from qwq_lite.prompt import prompt
+from qwq_lite.formats.tensor_types import file_type
+from qwq_lite.prompt import chat_template
 from tests.checkpoints import N_TOKENS, Layout, write_random_checkpoint
 from tests.parity import corpus
 
@@ -112,8 +112,8 @@ def token_lists(model: LoadedModel) -> Mapping[str, list[int]]:
     """Name -> tokens of each text; the chat goes through the model's own template."""
     template = gguf_header.read(model.path).keys["tokenizer.chat_template"]
     assert isinstance(template, str)
-    lists = {name: prompt.tokenize(model.vocab, text, "NFC") for name, text in corpus.plain_texts().items()}
-    lists["chat"] = prompt.ChatTemplate(template).encode(model.vocab, corpus.CHAT, "NFC")
+    lists = {name: chat_template.tokenize(model.vocab, text, "NFC") for name, text in corpus.plain_texts().items()}
+    lists["chat"] = chat_template.ChatTemplate(template).encode(model.vocab, corpus.CHAT, "NFC")
     return {name: tokens[:LONGEST] for name, tokens in lists.items()}
 
 

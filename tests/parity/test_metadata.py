@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 import pytest
 
 from qwq_convert.pipeline import convert
-from qwq_lite.formats.recipe import file_type
+from qwq_lite.formats.tensor_types import file_type
 from scripts.checkpoint_files import added_tokens, tokenizer_config, write_json, write_safetensors
 from tests import oracle
 from tests.checkpoints import Dtype, Layout, random_tensors, write_random_checkpoint

@@ -22,8 +22,8 @@ from qwq_convert.pipeline import convert
 from qwq_lite.backend.model import LoadedModel
 from qwq_lite.errors import TemplateError
 from qwq_lite.formats import gguf_header
-from qwq_lite.formats.recipe import file_type
-from qwq_lite.prompt.prompt import ChatTemplate, Message
+from qwq_lite.formats.tensor_types import file_type
+from qwq_lite.prompt.chat_template import ChatTemplate, Message
 from qwq_lite.text import normalization
 from scripts.checkpoint_files import added_tokens, tokenizer_config, write_json
 from tests import oracle

@@ -13,16 +13,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qwq_lite.chat.model import Options
-from qwq_lite.engine.control import Thoughts
+from qwq_lite.chat.options import Options
+from qwq_lite.engine.reply_setup import Thoughts
 from qwq_lite.events import Answer, Event, Notice, Thinking
-from qwq_lite.reply.generation import Draw, Rewind, Stop
-from qwq_lite.reply.orders import Drop, Steer
+from qwq_lite.reply.builder import Track
+from qwq_lite.reply.commands import Drop, Steer
 from qwq_lite.reply.policies.order import ORDER
+from qwq_lite.reply.policy import Draw, Rewind, Stop
 from qwq_lite.reply.script_masks import ScriptMasks
-from qwq_lite.reply.track import Track
 from qwq_lite.sampling import Sampling
-from qwq_lite.text.scripts import MASKABLE
+from qwq_lite.text.unicode_scripts import MASKABLE
 from tests.thoughts import CLOSE, MODELS, TAGS, UNDIVIDED, Words, rules_of
 
 HINT = "Think of it so"

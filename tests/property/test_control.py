@@ -9,12 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qwq_lite.chat import model
-from qwq_lite.chat.model import EFFORTS, Options, ThoughtStyle
-from qwq_lite.engine import control
-from qwq_lite.engine.control import Rules, Thoughts
+from qwq_lite.chat import options
+from qwq_lite.chat.options import EFFORTS, Options, ThoughtStyle
+from qwq_lite.engine import reply_setup
+from qwq_lite.engine.reply_setup import Rules, Thoughts
 from qwq_lite.errors import UsageError
-from qwq_lite.reply.generation import Policy
 from qwq_lite.reply.policies.closing import Closing
 from qwq_lite.reply.policies.deadline import Deadline
 from qwq_lite.reply.policies.loops import Loops
@@ -22,6 +21,7 @@ from qwq_lite.reply.policies.order import ORDER
 from qwq_lite.reply.policies.reserve import Reserve
 from qwq_lite.reply.policies.script import Script
 from qwq_lite.reply.policies.stops import Stops
+from qwq_lite.reply.policy import Policy
 from qwq_lite.reply.script_masks import ScriptMasks
 
 END, OPEN, CLOSE, START = 256, 257, 258, 259
@@ -45,7 +45,7 @@ def rules_of(
     templated: bool = True,
 ) -> Rules:  # fmt: skip
     end = frozenset({END})
-    return control.rules(options, thoughts, prompt, question, n_ctx, end, piece, tokenize, templated=templated)
+    return reply_setup.rules(options, thoughts, prompt, question, n_ctx, end, piece, tokenize, templated=templated)
 
 
 def policy_of(rules: Rules, kind: type[Any]) -> Any:
@@ -64,7 +64,7 @@ def test_the_users_word_counts_first(
     asked: ThoughtStyle, known: ThoughtStyle | None, special: Mapping[str, int], template: str | None
 ) -> None:
     ids = (OPEN, CLOSE) if special and asked == "tags" else (None, None)
-    assert control.thoughts(asked, known, special, template) == Thoughts(asked, *ids)
+    assert reply_setup.thoughts(asked, known, special, template) == Thoughts(asked, *ids)
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def test_the_users_word_counts_first(
 def test_then_the_models_tokens_then_what_is_known_of_it_then_its_template(
     known: ThoughtStyle | None, special: dict[str, int], template: str | None, found: Thoughts
 ) -> None:
-    assert control.thoughts(None, known, special, template) == found
+    assert reply_setup.thoughts(None, known, special, template) == found
 
 
 @pytest.mark.parametrize(
@@ -117,7 +117,7 @@ def test_a_spelled_thought_that_the_template_closed_is_closed() -> None:
     class Chars:  # a token is a word here: a tail of few tokens holds both tags
         words = ("assistant\n", "<think>", "\n\n", "</think>", "\n\n")
 
-    rules = control.rules(
+    rules = reply_setup.rules(
         Options(), SPELLED, list(range(5)), "", 4096, frozenset(), lambda n: Chars.words[n].encode(), tokenize,
         templated=True,
     )  # fmt: skip
@@ -142,7 +142,7 @@ def test_tags_count_at_the_prompts_end_only_and_in_a_templates_prompt_only() -> 
     ],
 )
 def test_what_ends_a_thought_without_tags_is_in_the_questions_language(question: str, heading: str) -> None:
-    assert control.closing_words(UNDIVIDED, question) == (f"\n\n{heading}\n\n",)
+    assert reply_setup.closing_words(UNDIVIDED, question) == (f"\n\n{heading}\n\n",)
     closing = policy_of(rules_of(Options(), UNDIVIDED, PROMPT, question), Closing)
     assert closing.words == (f"\n\n{heading}\n\n",)
     assert closing.n_words >= len(tokenize(closing.words[0]))
@@ -151,8 +151,8 @@ def test_what_ends_a_thought_without_tags_is_in_the_questions_language(question:
 
 @pytest.mark.parametrize("question", ["How many?", "多少？"])
 def test_what_ends_a_thought_with_tags_is_the_tag(question: str) -> None:
-    assert control.closing_words(TAGS, question) == ("\n", CLOSE, "\n\n")
-    assert control.closing_words(SPELLED, question) == ("\n</think>\n\n",)
+    assert reply_setup.closing_words(TAGS, question) == ("\n", CLOSE, "\n\n")
+    assert reply_setup.closing_words(SPELLED, question) == ("\n</think>\n\n",)
 
 
 MATRIX = "Write the 16x16 zero matrix as a Python list."
@@ -190,7 +190,7 @@ def parts(*texts: str) -> list[dict[str, str]]:
 def test_a_prompt_asks_what_the_user_said_last_and_for_repetition_where_that_was_ever_asked(
     prompt: Any, question: str | None, may_repeat: bool
 ) -> None:
-    asked = control.last_question(prompt)
+    asked = reply_setup.last_question(prompt)
     assert question is None or asked.text == question
     assert asked.may_repeat == may_repeat
 
@@ -199,9 +199,11 @@ def test_a_prompt_asks_what_the_user_said_last_and_for_repetition_where_that_was
 @pytest.mark.parametrize("prompt", ["How many?", MATRIX, [1, 2, 3], [said("user", parts(MATRIX))]])
 def test_loops_are_looked_for_and_those_that_were_asked_for_are_none(thoughts: Thoughts, prompt: Any) -> None:
     asked = prompt != "How many?"
-    questions = (control.last_question(prompt), prompt) if isinstance(prompt, str) else (control.last_question(prompt),)
+    questions = (
+        (reply_setup.last_question(prompt), prompt) if isinstance(prompt, str) else (reply_setup.last_question(prompt),)
+    )
     for question in questions:
-        rules = control.rules(
+        rules = reply_setup.rules(
             Options(), thoughts, PROMPT, question, 4096, frozenset({END}), piece, tokenize, templated=True
         )
         assert policy_of(rules, Loops) == Loops(asked, undivided=thoughts is UNDIVIDED)
@@ -212,7 +214,7 @@ def test_a_heading_that_ends_a_thought_has_no_letter_that_the_answer_may_not_hav
     """Wherever the words stand: in closing, in script, and in what a budget of nothing forces."""
     masks = ScriptMasks([bytes([n]) for n in range(256)], masked) if masked else None
     heading = "**Final Answer**\n\n" if "han" in masked else "**最终答案**\n\n"
-    rules = control.rules(
+    rules = reply_setup.rules(
         Options(thinking_budget=0), UNDIVIDED, PROMPT, "一共有多少个？", 4096, frozenset({END}), piece, tokenize,
         templated=True, scripts=(masks, None),
     )  # fmt: skip
@@ -280,8 +282,8 @@ def test_thought_and_answer_have_room_in_the_context(
         assert (rules.thinking_limit, closing, kept, rules.begin.phase) == (None, None, None, "answer")
         return
     assert rules.thinking_limit is not None
-    assert 1 <= kept.n_tokens <= max(1, room // 2, min(control.ANSWER_RESERVE, room // 2))
-    assert kept.n_tokens == min(control.ANSWER_RESERVE if reserve is None else reserve, max(1, room // 2))
+    assert 1 <= kept.n_tokens <= max(1, room // 2, min(reply_setup.ANSWER_RESERVE, room // 2))
+    assert kept.n_tokens == min(reply_setup.ANSWER_RESERVE if reserve is None else reserve, max(1, room // 2))
     assert rules.thinking_limit + kept.n_tokens <= room or room == 1
     assert budget is None or rules.thinking_limit <= budget + max(budget // 10, 96)
     assert deadline is None or deadline.n_answer <= kept.n_tokens
@@ -308,12 +310,12 @@ THOUGHT = {
 @pytest.mark.parametrize("name", THOUGHT)
 def test_an_option_about_a_thought_is_said_to_be_ignored_where_there_is_none(name: str) -> None:
     options = Options(**{name: THOUGHT[name]})  # type: ignore[arg-type] # each its own
-    (notice,) = control.ignored(options, "none", templated=True)
+    (notice,) = reply_setup.ignored(options, "none", templated=True)
     assert notice.kind == "ignored"
     assert notice.text.startswith(f"{name} (--")
     assert not [
-        *control.ignored(options, "tags", templated=True),
-        *control.ignored(options, "undivided", templated=True),
+        *reply_setup.ignored(options, "tags", templated=True),
+        *reply_setup.ignored(options, "undivided", templated=True),
     ]
 
 
@@ -334,7 +336,7 @@ def test_an_option_about_a_thought_is_said_to_be_ignored_where_there_is_none(nam
 def test_what_is_ignored_is_named_with_the_reason(
     options: Options, style: ThoughtStyle, templated: bool, words: str
 ) -> None:
-    (notice,) = control.ignored(options, style, templated=templated)
+    (notice,) = reply_setup.ignored(options, style, templated=templated)
     assert notice.text.startswith(words)
 
 
@@ -350,7 +352,7 @@ def test_what_is_ignored_is_named_with_the_reason(
     ],
 )
 def test_what_is_done_without_the_option_too_is_not_ignored(options: Options, style: ThoughtStyle) -> None:
-    assert [*control.ignored(options, style, templated=True)] == []
+    assert [*reply_setup.ignored(options, style, templated=True)] == []
 
 
 @pytest.mark.parametrize("model", [TAGS, UNDIVIDED, Thoughts("none")])
@@ -383,17 +385,17 @@ def test_a_stop_text_counts_in_a_thought_that_is_part_of_the_answers_text(model:
 )
 def test_an_option_that_cannot_be_meant_is_refused(given: dict[str, Any], words: str) -> None:
     with pytest.raises(UsageError, match=words):
-        model.options(given)
+        options.options(given)
 
 
 @pytest.mark.parametrize("given", [{"effort": ["low"]}, {"effort": {}}, {"history": []}, {"thought_style": 1}])
 def test_an_option_of_another_type_is_refused_too(given: dict[str, Any]) -> None:
     with pytest.raises(UsageError):
-        model.options(given)
+        options.options(given)
 
 
 @pytest.mark.parametrize("number", [10**400, -(10**400)])
 def test_a_number_beyond_all_others_is_refused(number: int) -> None:
     for name in ("within", "thinking_budget", "answer_reserve"):
         with pytest.raises(UsageError):
-            model.options({name: number})
+            options.options({name: number})

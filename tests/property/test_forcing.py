@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qwq_lite.events import Answer, Notice, Thinking, ThoughtEnd
-from qwq_lite.reply.generation import Draw, Rewind
-from qwq_lite.reply.orders import Steer
+from qwq_lite.reply.commands import Steer
 from qwq_lite.reply.policies.phases import Phases
+from qwq_lite.reply.policy import Draw, Rewind
 from tests.tracks import (
     CLOSE,
     NEWLINE,

@@ -10,13 +10,14 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from qwq_lite.events import Answer, Event, FinishReason, Notice, Thinking
-from qwq_lite.reply import generation
-from qwq_lite.reply.generation import Begin, Phase, Policy, State, Stop
+from qwq_lite.reply import fold
+from qwq_lite.reply.builder import Track
+from qwq_lite.reply.fold import State
 from qwq_lite.reply.policies.headings import Headings
 from qwq_lite.reply.policies.order import arranged
 from qwq_lite.reply.policies.phases import ANSWERS, CLOSINGS, Phases
 from qwq_lite.reply.policies.stops import Stops
-from qwq_lite.reply.track import Track
+from qwq_lite.reply.policy import Begin, Phase, Policy, Stop
 
 TEXT, END, OPEN, CLOSE = 0, 1, 2, 3
 FIRST_FREE = 100  # every piece of text gets an id of its own from here on, as no two tokens of a vocabulary share one
@@ -100,7 +101,7 @@ def ended(pieces: Iterable[bytes]) -> list[Token]:
 
 def state_after(tokens: Iterable[Token], policies: tuple[Policy, ...] | None = None, phase: Phase = "answer") -> State:
     timed = ((token, piece, 0.0) for token, piece in tokens)
-    return generation.fold(rules() if policies is None else policies, Begin(phase), timed)[0]
+    return fold.fold(rules() if policies is None else policies, Begin(phase), timed)[0]
 
 
 @given(TEXTS, PLACES)
@@ -179,7 +180,7 @@ def test_a_character_that_the_closing_tag_cuts_belongs_to_the_thought() -> None:
 
 def test_an_end_token_stops_shows_nothing_of_itself_and_is_counted() -> None:
     policies = rules()
-    step = generation.advance(policies, state_after(text("a", "b", "c")), END, b"")
+    step = fold.advance(policies, state_after(text("a", "b", "c")), END, b"")
     assert isinstance(step.action, Stop)
     assert (step.events, step.action.reason, step.state.n_tokens) == ((), "stop", 4)
 
@@ -222,9 +223,9 @@ def test_an_end_token_counts_and_its_reason_comes_first() -> None:
 
 
 def test_a_reply_that_is_left_shows_its_unfinished_character_and_what_was_held() -> None:
-    assert generation.close(State(phase="thinking", pending=b"\xe4\xba")) == (Thinking("\ufffd"),)
-    assert generation.close(state_after(text("xS", b"T\xe4"), rules("STOP"))) == (Answer("ST\ufffd"),)
-    assert generation.close(State()) == ()
+    assert fold.close(State(phase="thinking", pending=b"\xe4\xba")) == (Thinking("\ufffd"),)
+    assert fold.close(state_after(text("xS", b"T\xe4"), rules("STOP"))) == (Answer("ST\ufffd"),)
+    assert fold.close(State()) == ()
 
 
 # Stop texts. What ends first in the text ends the reply, as it would if every token were one character: so the place does

@@ -10,8 +10,8 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from qwq_lite.errors import ContextFull, TemplateError
+from qwq_lite.prompt.chat_template import Message
 from qwq_lite.prompt.history import WhenFull, fitted
-from qwq_lite.prompt.prompt import Message
 
 N_FRAME = 2  # tokens that a prompt has beside its messages, as templates have
 NO_ROOM = st.sampled_from([None, 1, 3, 1000])  # max_tokens

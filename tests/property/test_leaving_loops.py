@@ -10,13 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qwq_lite.chat.model import Options
-from qwq_lite.engine.control import Thoughts
+from qwq_lite.chat.options import Options
+from qwq_lite.engine.reply_setup import Thoughts
 from qwq_lite.events import Event, Notice, Thinking
-from qwq_lite.reply import generation
-from qwq_lite.reply.generation import Begin, Draw, Rewind, Stop, Taken
+from qwq_lite.reply import fold
+from qwq_lite.reply.builder import Track
 from qwq_lite.reply.policies.loops import Loops, warmed
-from qwq_lite.reply.track import Track
+from qwq_lite.reply.policy import Begin, Draw, Rewind, Stop, Taken
 from qwq_lite.sampling import Sampling
 from tests.thoughts import CLOSE, END, MODELS, TAGS, UNDIVIDED, Words, rules_of
 
@@ -133,12 +133,12 @@ def test_folding_again_says_the_same_and_stops_nothing() -> None:
     rewinds, _, _ = Model(words, LOOP, " It is five.").run(track)
     begin = Begin("thinking", tuple(rewinds))
     timed = [(token, words.piece(token), 0.0) for token in track.tokens]
-    state, events = generation.fold(rules.policies, begin, timed[: len(timed) // 2])
+    state, events = fold.fold(rules.policies, begin, timed[: len(timed) // 2])
     for token, piece, time_s in timed[len(timed) // 2 :]:
-        step = generation.advance(rules.policies, state, token, piece, time_s)
+        step = fold.advance(rules.policies, state, token, piece, time_s)
         state = step.state
         events += step.events
-    whole, all_events = generation.fold(rules.policies, begin, timed)
+    whole, all_events = fold.fold(rules.policies, begin, timed)
     place = [policy.name for policy in rules.policies].index("loops")  # its text is each fold's own
     for one, other in ((state, whole), (whole, state)):
         own = one.policies[place]._replace(written=other.policies[place].written)

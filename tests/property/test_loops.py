@@ -12,8 +12,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from bench.measure.repeats import stretches
-from qwq_lite.reply.generation import Action, Begin, Rewind, Stop, Taken
 from qwq_lite.reply.policies.loops import IN_ANSWER, IN_THOUGHT, Loops, Seen
+from qwq_lite.reply.policy import Action, Begin, Rewind, Stop, Taken
 from qwq_lite.reply.repetition import WINDOW, Limit
 from tests.thoughts import CLOSE
 

@@ -12,24 +12,16 @@ import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from qwq_lite.backend.choice import KV_TYPES, Choice
 from qwq_lite.backend.footprint import Buffers
 from qwq_lite.backend.hardware import EngineReport
-from qwq_lite.formats import ghost
+from qwq_lite.backend.settings import KV_TYPES, Choice
+from qwq_lite.formats import header_only
 from qwq_lite.formats.gguf_header import TensorInfo
-from qwq_lite.formats.recipe import file_type
 from qwq_lite.formats.shape import ModelShape
-from qwq_lite.plan import memory, planning, rooms
-from qwq_lite.plan.plan import (
-    GIB,
-    HOST_WEIGHTS,
-    LEAST_CTX,
-    Gpu,
-    Room,
-    Wishes,
-    search,
-    split,
-)
+from qwq_lite.formats.tensor_types import file_type
+from qwq_lite.plan import free_memory, memory, planning
+from qwq_lite.plan.run_plan import GIB, HOST_WEIGHTS, Gpu, Room, Wishes
+from qwq_lite.plan.search import LEAST_CTX, search, split
 from qwq_lite.store import catalog
 from tests.planner import (
     DEVICES,
@@ -262,7 +254,7 @@ IN_AMX = {
 
 @pytest.mark.parametrize("weight_type", ["Q8_0", "Q4_0", "Q4_1", "Q4_K_M", "Q5_K_S", "IQ4_XS", "F16", "BF16", "IQ4_NL"])
 def test_the_buffer_for_amx_holds_every_matrix_of_its_types(weight_type: str) -> None:
-    infos = ghost.tensors(QWQ, file_type(weight_type))
+    infos = header_only.tensors(QWQ, file_type(weight_type))
     host, plain = (memory.footprint(QWQ, infos, Choice(LEAST_CTX), amx=amx).host for amx in (True, False))
     matrices = [info for info in infos if len(info.shape) == 2 and info.name != "token_embd.weight"]
     held = [(info, *IN_AMX[info.type.name]) for info in matrices if info.type.name in IN_AMX]
@@ -275,7 +267,7 @@ def test_the_buffer_for_amx_holds_every_matrix_of_its_types(weight_type: str) ->
 
 
 def test_a_tied_output_is_a_second_copy_in_the_buffer_for_amx() -> None:
-    infos = ghost.tensors(QWQ, file_type("Q8_0"), True)
+    infos = header_only.tensors(QWQ, file_type("Q8_0"), True)
     (embedding,) = [info for info in infos if info.name == "token_embd.weight"]
     copy = embedding.n_bytes * 38 // 34
     for choice, expected in ((Choice(LEAST_CTX), copy), (Choice(LEAST_CTX, repack=False), 0)):
@@ -300,8 +292,8 @@ def test_amx_counts_where_weights_are_copied_for_the_cpu(name: str, gpus: tuple[
 
 def test_a_plan_knows_of_amx_by_the_engine() -> None:
     report = EngineReport("b1", False, (), (), ("AMX", "CPU_REPACK"))
-    assert rooms.room_here(report).amx
-    assert not rooms.room_here(dataclasses.replace(report, extra_buffers=("CPU_REPACK",))).amx
+    assert free_memory.room_here(report).amx
+    assert not free_memory.room_here(dataclasses.replace(report, extra_buffers=("CPU_REPACK",))).amx
 
 
 @given(cases())

@@ -12,12 +12,12 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from qwq_lite.events import Answer, Event, FinishReason, Thinking
-from qwq_lite.reply.generation import Begin, Phase, Policy, Stop
+from qwq_lite.reply.builder import Track
 from qwq_lite.reply.policies.headings import Headings
 from qwq_lite.reply.policies.phases import CLOSINGS, OPENING, Phases
 from qwq_lite.reply.policies.stops import Stops
-from qwq_lite.reply.track import Track
-from qwq_lite.text import boundary
+from qwq_lite.reply.policy import Begin, Phase, Policy, Stop
+from qwq_lite.text import final_answer
 from tests.transcripts import TRANSCRIPTS, Transcript
 
 LABEL, CLOSING = "‖", CLOSINGS[0]
@@ -99,7 +99,7 @@ def test_there_are_texts_enough_of_both_kinds() -> None:
 def test_a_text_without_tags_turns_where_its_reader_would(transcript: Transcript, sizes: list[int]) -> None:
     text = transcript.marked.replace(LABEL, "")
     found = read(pieces_of(text, cycle(sizes)), Headings(), Begin("thinking", undivided=True), ended=transcript.ended)
-    place = boundary.causal_start(text)
+    place = final_answer.causal_start(text)
     if transcript.causal:
         assert place == transcript.marked.index(LABEL)
     assert found.phase == ("thinking" if place is None else "answer")
@@ -127,7 +127,7 @@ HARD = st.sampled_from([*FENCES, *DISPLAYS, *HEADINGS, "x", " ", "\t", " " * 57,
 @example([" " * 57, "```\n", "**Final Answer**\n"], [1])
 def test_blocks_and_formulas_turn_a_text_where_its_reader_would(lines: list[str], sizes: list[int]) -> None:
     text = "".join(lines)
-    place = boundary.causal_start(text)
+    place = final_answer.causal_start(text)
     found = read(pieces_of(text, cycle(sizes)), Headings(), Begin("thinking", undivided=True), ended=True)
     assert found.phase == ("thinking" if place is None else "answer")
     assert found.thinking == text[:place].lstrip("\n")

@@ -11,21 +11,11 @@ import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from qwq_lite.backend.choice import KV_TYPES, Choice
+from qwq_lite.backend.settings import KV_TYPES, Choice
 from qwq_lite.errors import PlanError, UsageError
-from qwq_lite.plan import memory, planning, rooms
-from qwq_lite.plan.plan import (
-    GIB,
-    HOST_WEIGHTS,
-    LEAST_CTX,
-    MOST_CTX,
-    Gpu,
-    Room,
-    RunPlan,
-    Wishes,
-    search,
-    split,
-)
+from qwq_lite.plan import free_memory, memory, planning
+from qwq_lite.plan.run_plan import GIB, HOST_WEIGHTS, Gpu, Room, RunPlan, Wishes
+from qwq_lite.plan.search import LEAST_CTX, MOST_CTX, search, split
 from tests.planner import (
     MIB,
     ODD_CONTEXT,
@@ -236,7 +226,7 @@ def test_a_small_shortage_is_not_called_nothing() -> None:
 @pytest.mark.parametrize(
     "room",
     [
-        rooms.room_of("m1-16gb"),
+        free_memory.room_of("m1-16gb"),
         Room(10 * GIB, (Gpu("CUDA0", GIB),)),
         Room(8 * GIB, (Gpu("CUDA0", GIB), Gpu("CUDA1", 2 * GIB))),
     ],
@@ -314,7 +304,7 @@ def test_a_wish_within_its_range_is_taken(name: str, values: tuple[Any, ...]) ->
 @pytest.mark.parametrize("machine", ["laptop-32gb", "rtx-3060-12gb"])
 @pytest.mark.parametrize("name", HOST_WEIGHTS)
 def test_where_host_weights_lie_is_what_was_wished(name: str, machine: str) -> None:
-    room = rooms.room_of(machine)
+    room = free_memory.room_of(machine)
     plan = search([as_candidate(QWQ)], room, Wishes(host_weights=name), by_formula(room))
     assert plan.host_weights == name
     assert plan.choice == dataclasses.replace(plan.choice, **HOST_WEIGHTS[name])
@@ -325,5 +315,5 @@ def test_where_host_weights_lie_is_what_was_wished(name: str, machine: str) -> N
 
 
 def test_host_weights_are_mapped_unless_it_is_wished_otherwise() -> None:
-    room = rooms.room_of("laptop-32gb")
+    room = free_memory.room_of("laptop-32gb")
     assert search([as_candidate(QWQ)], room, Wishes(), by_formula(room)).host_weights == "mmap"

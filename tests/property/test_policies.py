@@ -16,22 +16,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from qwq_lite.events import Answer, Event, Notice, Thinking, ThoughtEnd
-from qwq_lite.reply import generation
-from qwq_lite.reply.generation import (
-    Action,
-    Begin,
-    Draw,
-    Force,
-    Given,
-    Policy,
-    Rewind,
-    Rewrite,
-    State,
-    Stop,
-    Taken,
-    Turn,
-    Verdict,
-)
+from qwq_lite.reply import fold
+from qwq_lite.reply.fold import Given, State
 from qwq_lite.reply.policies.closing import Closing
 from qwq_lite.reply.policies.deadline import Deadline
 from qwq_lite.reply.policies.headings import Headings
@@ -42,6 +28,7 @@ from qwq_lite.reply.policies.reserve import Reserve
 from qwq_lite.reply.policies.script import Script
 from qwq_lite.reply.policies.stops import Stops
 from qwq_lite.reply.policies.unconstrained import Unconstrained
+from qwq_lite.reply.policy import Action, Begin, Draw, Force, Policy, Rewind, Rewrite, Stop, Taken, Turn, Verdict
 from qwq_lite.sampling import Sampling
 
 SAMPLING = Sampling()
@@ -77,11 +64,11 @@ class Invented:
         return Verdict(state + 1, self.action, self.hold, self.turn, self.end)
 
 
-def take(policies: Sequence[Policy], *tokens: tuple[int, bytes], begin: Begin | None = None) -> generation.Step:
+def take(policies: Sequence[Policy], *tokens: tuple[int, bytes], begin: Begin | None = None) -> fold.Step:
     """The step of the last of the tokens."""
     asked = tuple(policies)
-    state, _ = generation.fold(asked, begin or Begin(), [(token, piece, 0.0) for token, piece in tokens[:-1]])
-    return generation.advance(asked, state, *tokens[-1])
+    state, _ = fold.fold(asked, begin or Begin(), [(token, piece, 0.0) for token, piece in tokens[:-1]])
+    return fold.advance(asked, state, *tokens[-1])
 
 
 def recorded(**kinds: Any) -> tuple[list[tuple[str, Taken]], tuple[Invented, ...]]:
@@ -117,7 +104,7 @@ def test_arranged_refuses_a_policy_without_a_place_and_one_that_is_there_twice(n
 def test_each_policy_sees_the_draw_of_the_one_before(bans: list[frozenset[int]]) -> None:
     draws: list[tuple[str, int, Draw]] = []
     policies = tuple(Invented(str(i), bans=banned, draws=draws) for i, banned in enumerate(bans))
-    draw = generation.constrain(policies, generation.start(policies, Begin()), SAMPLING)
+    draw = fold.constrain(policies, fold.start(policies, Begin()), SAMPLING)
     expected = [frozenset[int]().union(*bans[:n]) for n in range(len(bans) + 1)]
     assert [(name, asked.banned) for name, _, asked in draws] == [
         (str(i), seen) for i, seen in enumerate(expected[:-1])
@@ -136,11 +123,11 @@ def test_a_policy_may_change_every_part_of_a_draw() -> None:
             return Draw(Sampling(temperature=0), (*draw.masks, mask), draw.banned | {2}, forced=3, eager=eager)
 
     policies = (Strict(),)
-    draw = generation.constrain(policies, generation.start(policies, Begin()), SAMPLING)
+    draw = fold.constrain(policies, fold.start(policies, Begin()), SAMPLING)
     assert (draw.sampling, draw.banned, draw.forced) == (Sampling(temperature=0), frozenset({2}), 3)
     assert draw.eager == eager
     assert draw.masks[0] is mask
-    assert generation.constrain((), generation.start((), Begin()), SAMPLING) == Draw(SAMPLING)
+    assert fold.constrain((), fold.start((), Begin()), SAMPLING) == Draw(SAMPLING)
 
 
 def test_a_policy_without_a_word_on_draws_is_not_asked_and_would_change_none() -> None:
@@ -160,18 +147,18 @@ def test_a_policy_without_a_word_on_draws_is_not_asked_and_would_change_none() -
             raise AssertionError("it said that it has no word")
 
     policies = (Fails(), Invented(bans=frozenset({4})))
-    draw = generation.constrain(policies, generation.start(policies, Begin()), SAMPLING)
+    draw = fold.constrain(policies, fold.start(policies, Begin()), SAMPLING)
     assert draw == Draw(SAMPLING, banned=frozenset({4}))
     assert Mute().constrain(0, draw) is draw
 
 
 def test_each_policy_is_asked_with_its_own_state() -> None:
     policies = (Invented("a"), Invented("b"))
-    state = generation.start(policies, Begin())
+    state = fold.start(policies, Begin())
     state = state._replace(policies=(5, 7))
-    generation.constrain(policies, state, SAMPLING)
+    fold.constrain(policies, state, SAMPLING)
     assert [policy.draws[0][:2] for policy in policies] == [("a", 5), ("b", 7)]
-    assert generation.advance(policies, state, 0, b"").state.policies == (6, 8)
+    assert fold.advance(policies, state, 0, b"").state.policies == (6, 8)
 
 
 def test_every_policy_observes_every_token_in_order_also_after_a_word_that_ends_it() -> None:
@@ -197,8 +184,8 @@ def test_the_first_end_or_rewind_wins_and_forced_tokens_queue_up_in_order(
 ) -> None:
     """What was forced already comes first, less the token in hand."""
     _, policies = recorded(**{str(i): action for i, action in enumerate(actions)})
-    before = generation.start(policies, Begin())._replace(forced=tuple(queued))
-    step = generation.advance(policies, before, 9, b"x")
+    before = fold.start(policies, Begin())._replace(forced=tuple(queued))
+    step = fold.advance(policies, before, 9, b"x")
     assert step.action == next((action for action in actions if isinstance(action, Stop | Rewind | Rewrite)), None)
     added = [token for action in actions if isinstance(action, Force) for token in action.tokens]
     assert step.state.forced == (*queued[1:], *added)
@@ -207,7 +194,7 @@ def test_the_first_end_or_rewind_wins_and_forced_tokens_queue_up_in_order(
 def test_a_forced_token_is_drawn_and_no_policy_is_asked() -> None:
     policies = (Invented(action=Force((4, 5)), bans=frozenset({4})),)
     state = take(policies, (0, b"x")).state
-    assert generation.constrain(policies, state, SAMPLING) == Draw(SAMPLING, forced=4)
+    assert fold.constrain(policies, state, SAMPLING) == Draw(SAMPLING, forced=4)
     assert not policies[0].draws
 
 
@@ -219,22 +206,22 @@ def test_forced_tokens_come_one_after_the_other_and_then_the_policies_are_asked_
 
     policies = (Once(),)
     state, drawn = take(policies, (0, b"x")).state, []
-    while (token := generation.constrain(policies, state, SAMPLING).forced) is not None:
+    while (token := fold.constrain(policies, state, SAMPLING).forced) is not None:
         drawn.append(token)
-        state = generation.advance(policies, state, token, b"y").state
+        state = fold.advance(policies, state, token, b"y").state
     assert drawn == [4, 5]
     assert [asked for _, asked, _ in policies[0].draws] == [3]
 
 
 @given(st.lists(st.builds(Rewind, st.integers(0, 4), st.frozensets(st.integers(0, 9))), max_size=5))
 def test_what_a_rewind_bans_is_banned_at_its_place_until_the_text_before_it_goes(rewinds: list[Rewind]) -> None:
-    state = generation.start((), Begin(rewinds=tuple(rewinds)))
+    state = fold.start((), Begin(rewinds=tuple(rewinds)))
     for n_tokens in range(6):
         first = max((i + 1 for i, rewind in enumerate(rewinds) if rewind.n_tokens < n_tokens), default=0)
         same_text = [rewind for rewind in rewinds[first:] if rewind.n_tokens == n_tokens]
         banned = frozenset(token for rewind in same_text for token in rewind.banned)
-        assert generation.constrain((), state, SAMPLING) == Draw(SAMPLING, banned=banned)
-        state = generation.advance((), state, 0, b"x").state
+        assert fold.constrain((), state, SAMPLING) == Draw(SAMPLING, banned=banned)
+        state = fold.advance((), state, 0, b"x").state
 
 
 FORCED = st.lists(st.integers(0, 9), max_size=3).map(tuple)
@@ -250,14 +237,14 @@ def test_what_a_rewind_forces_comes_at_its_place_until_the_text_at_it_goes(rewin
         holding += [rewind] if rewind.forced else []
     seen: list[tuple[str, Taken]] = []
     policies = (Invented(seen=seen),)
-    state = generation.start(policies, Begin(rewinds=tuple(rewinds)))
+    state = fold.start(policies, Begin(rewinds=tuple(rewinds)))
     expected: list[int | None] = []
     for n_tokens in range(12):
         at = [(rewind.n_tokens, rewind.forced) for rewind in holding if rewind.n_tokens <= n_tokens]
         place, forced = max(at, default=(0, ()))
         expected.append(dict(enumerate(forced, place)).get(n_tokens))
-        assert generation.constrain(policies, state, SAMPLING).forced == expected[-1]
-        state = generation.advance(policies, state, expected[-1] or 0, b"x").state
+        assert fold.constrain(policies, state, SAMPLING).forced == expected[-1]
+        state = fold.advance(policies, state, expected[-1] or 0, b"x").state
     assert [taken.forced for _, taken in seen] == [token is not None for token in expected]
 
 
@@ -276,7 +263,7 @@ def test_what_a_rewind_forces_takes_the_place_of_what_a_policy_forced_before() -
 def test_a_policy_is_told_when_a_token_came_and_whether_it_was_drawn() -> None:
     seen: list[tuple[str, Taken]] = []
     policies = (Invented(action=Force((4,)), seen=seen),)
-    generation.fold(policies, Begin(), [(9, b"x", 0.5), (4, b"y", 0.75)])
+    fold.fold(policies, Begin(), [(9, b"x", 0.5), (4, b"y", 0.75)])
     assert [(taken.time_s, taken.forced) for _, taken in seen] == [(0.5, False), (0.75, True)]
 
 
@@ -375,12 +362,10 @@ def test_text_before_a_tag_that_was_shown_stays_shown() -> None:
     assert step.events == (Answer("f"),)
 
 
-def written(*pieces: str, begin: Begin | None = None) -> tuple[generation.State, str, str]:
+def written(*pieces: str, begin: Begin | None = None) -> tuple[fold.State, str, str]:
     """State, thought and answer of a model without tags, from the pieces of its text."""
-    state, events = generation.fold(
-        (Phases(),), begin or Begin("thinking"), [(9, piece.encode(), 0.0) for piece in pieces]
-    )
-    events += generation.close(state)
+    state, events = fold.fold((Phases(),), begin or Begin("thinking"), [(9, piece.encode(), 0.0) for piece in pieces])
+    events += fold.close(state)
 
     def joined(kind: type[Event]) -> str:
         return "".join(event.text for event in events if isinstance(event, Thinking | Answer) and type(event) is kind)
@@ -406,7 +391,7 @@ def test_a_closing_tag_that_is_written_as_text_ends_the_thought_however_its_char
 
 def test_a_second_closing_tag_that_is_written_as_text_counts_at_the_start_of_a_line_alone() -> None:
     policies, tokens = (Phases(),), ["Hm.", "</think>", "4\n", "</", "think>", "\n5"]
-    events = generation.fold(policies, Begin("thinking"), [(9, piece.encode(), 0.0) for piece in tokens])[1]
+    events = fold.fold(policies, Begin("thinking"), [(9, piece.encode(), 0.0) for piece in tokens])[1]
     notice = Notice("the 2 characters of the answer so far no longer count", "restarted", 2)
     assert events == [Thinking("Hm."), Answer("4\n"), notice, Answer("5")]
     assert written("Hm.", "</think>", "4", "</think>", "5")[1:] == ("Hm.", "4</think>5")
@@ -470,8 +455,8 @@ def test_a_fold_of_no_tokens_is_the_start() -> None:
     policies = (Invented(),)
     begin = Begin("thinking", (Rewind(2, frozenset({1})),))
     state = State("thinking", given=Given({2: frozenset({1})}), policies=(0,))
-    assert generation.fold(policies, begin, []) == (state, [])
-    assert generation.start(policies, begin) == state
+    assert fold.fold(policies, begin, []) == (state, [])
+    assert fold.start(policies, begin) == state
     again = replace(begin, rewinds=(Rewind(0, forced=(4, 5), ends="budget"),), asked_at=7)
     given = Given({0: frozenset()}, {0: (4, 5)}, 2, 7)
-    assert generation.start(policies, again) == state._replace(forced=(4, 5), given=given)
+    assert fold.start(policies, again) == state._replace(forced=(4, 5), given=given)

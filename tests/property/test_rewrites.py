@@ -16,11 +16,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from qwq_lite.events import Notice
-from qwq_lite.reply.generation import Begin, Policy, Rewind, Rewrite, Taken, Verdict
-from qwq_lite.reply.orders import Drop, Steer
+from qwq_lite.reply.builder import Track
+from qwq_lite.reply.commands import Drop, Steer
 from qwq_lite.reply.policies.phases import Phases
 from qwq_lite.reply.policies.unconstrained import Unconstrained
-from qwq_lite.reply.track import Track
+from qwq_lite.reply.policy import Begin, Policy, Rewind, Rewrite, Taken, Verdict
 from qwq_lite.text import breaks
 from tests.tracks import CLOSE, OPEN, SAMPLING, everything, phase_of, texts
 

@@ -16,20 +16,20 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from qwq_lite.chat.model import Options
-from qwq_lite.engine import control
-from qwq_lite.engine.control import Thoughts
+from qwq_lite.chat.options import Options
+from qwq_lite.engine import reply_setup
+from qwq_lite.engine.reply_setup import Thoughts
 from qwq_lite.events import Answer
-from qwq_lite.reply.generation import Begin, Draw, Policy, Rewind, Taken
-from qwq_lite.reply.orders import Steer
+from qwq_lite.reply.builder import Track
+from qwq_lite.reply.commands import Steer
 from qwq_lite.reply.policies.script import Place, Script
+from qwq_lite.reply.policy import Begin, Draw, Policy, Rewind, Taken
 from qwq_lite.reply.script_masks import MaskSets, ScriptMasks
-from qwq_lite.reply.track import Track
 from qwq_lite.sampling import Sampling
-from qwq_lite.text import scripts
+from qwq_lite.text import unicode_scripts
 from tests.oracle import assigned_characters, merge_by_rank, qwen_ranks
 
-LETTER = scripts.characters(scripts.MASKABLE)
+LETTER = unicode_scripts.characters(unicode_scripts.MASKABLE)
 NAMES = {
     "han": r"BOPOMOFO (FINAL )?LETTER|CJK (UNIFIED|COMPATIBILITY) IDEOGRAPH|(VERTICAL )?IDEOGRAPHIC ITERATION MARK",
     "kana": r"(HALFWIDTH )?(HIRAGANA|KATAKANA|HENTAIGANA) (DIGRAPH|(SMALL )?LETTER|ITERATION|VOICED ITERATION)",
@@ -41,9 +41,9 @@ NAMES = {
 }
 
 
-@pytest.mark.parametrize("script", sorted(scripts.MASKABLE))
+@pytest.mark.parametrize("script", sorted(unicode_scripts.MASKABLE))
 def test_the_table_is_unicodes(script: str) -> None:
-    found = scripts.characters(frozenset({script}))
+    found = unicode_scripts.characters(frozenset({script}))
     name = re.compile(NAMES[script])
     kind = {
         "han": "BOPOMOFO|CJK|KANGXI|HANGZHOU|IDEOGRAPH|OLD CHINESE|CHINESE|VIETNAMESE",
@@ -67,11 +67,15 @@ def test_what_all_scripts_share_is_in_no_script() -> None:
         ):
             assert not LETTER.match(character), named
         if "LATIN" in named.split() or "GREEK" in named.split():
-            assert not scripts.has_other_letters(character), named
+            assert not unicode_scripts.has_other_letters(character), named
         if LETTER.match(character) and character.isalpha():
-            assert scripts.has_other_letters(character), named
-    assert not scripts.has_other_letters("½ ① ² ℝ ℵ₀ ∑ µ ﬁ ª 𝔸 ˈ 😀 e\u0301 Ω ά")
-    assert scripts.has_other_letters("देव") and scripts.has_other_letters("ა") and scripts.has_other_letters("ー")
+            assert unicode_scripts.has_other_letters(character), named
+    assert not unicode_scripts.has_other_letters("½ ① ² ℝ ℵ₀ ∑ µ ﬁ ª 𝔸 ˈ 😀 e\u0301 Ω ά")
+    assert (
+        unicode_scripts.has_other_letters("देव")
+        and unicode_scripts.has_other_letters("ა")
+        and unicode_scripts.has_other_letters("ー")
+    )
 
 
 @cache
@@ -81,7 +85,7 @@ def pieces() -> list[bytes]:
 
 @cache
 def qwen_masks(*free: str) -> ScriptMasks:
-    return ScriptMasks(pieces(), scripts.MASKABLE - set(free))
+    return ScriptMasks(pieces(), unicode_scripts.MASKABLE - set(free))
 
 
 def tokens_of(text: str) -> list[int]:
@@ -176,7 +180,7 @@ def test_a_character_that_nothing_can_finish_is_left_where_it_is() -> None:
 
 
 def test_rows_are_few_and_those_used_last_are_kept() -> None:
-    masks = ScriptMasks([*pieces()[:300], b"\xe2\x88"], scripts.MASKABLE)
+    masks = ScriptMasks([*pieces()[:300], b"\xe2\x88"], unicode_scripts.MASKABLE)
     first, often, once = masks.row(), masks.row(b"\xe2\x88"), masks.row(b"\xe2\x89")
     for n in range(100):
         masks.row(bytes([0xE1, 0x80 + n % 64, *([0x80] * (n // 64))]))
@@ -186,7 +190,7 @@ def test_rows_are_few_and_those_used_last_are_kept() -> None:
 
 
 def test_rows_are_the_same_from_whatever_thread() -> None:
-    masks, alone = (ScriptMasks([bytes([n]) for n in range(256)], scripts.MASKABLE) for _ in range(2))
+    masks, alone = (ScriptMasks([bytes([n]) for n in range(256)], unicode_scripts.MASKABLE) for _ in range(2))
     beginnings = [bytes([0xE2, second]) for second in range(0x80, 0xC0)] + [bytes([0xCD + n]) for n in range(20)]
     with ThreadPoolExecutor(4) as pool:
         rows = [*pool.map(masks.row, beginnings * 8)]
@@ -204,13 +208,13 @@ def test_a_vocabulary_has_a_few_sets_that_share_its_pieces() -> None:
     sets = MaskSets(piece, 128)
     assert sets.of(frozenset()) is None and not asked
     with ThreadPoolExecutor(4) as pool:
-        found = {*pool.map(lambda _: sets.of(scripts.MASKABLE), range(8))}
+        found = {*pool.map(lambda _: sets.of(unicode_scripts.MASKABLE), range(8))}
     assert len(found) == 1 and asked == [*range(128)]
-    for script in sorted(scripts.MASKABLE):
+    for script in sorted(unicode_scripts.MASKABLE):
         masks = sets.of(frozenset({script}))
         assert masks is not None and masks.masked == {script}
         assert sets.of(frozenset({script})) is masks
-        assert sets.of(scripts.MASKABLE) in found, "it was used last but one"
+        assert sets.of(unicode_scripts.MASKABLE) in found, "it was used last but one"
     assert sets.of(frozenset({"arabic"})) is not None
     assert asked == [*range(128)]
 
@@ -239,7 +243,7 @@ IN_CODE = [
 
 @pytest.mark.parametrize(("text", "in_code", "is_free"), IN_CODE)
 def test_code_is_free_however_it_is_split(text: str, in_code: bool, is_free: bool) -> None:
-    policy = Script(ScriptMasks([b"a", "中".encode()], scripts.MASKABLE))
+    policy = Script(ScriptMasks([b"a", "中".encode()], unicode_scripts.MASKABLE))
     for width in (1, 2, 3, 100):
         place = policy.start(Begin())
         for n in range(0, len(text), width):
@@ -284,7 +288,7 @@ def adversarial() -> npt.NDArray[np.float32]:
 
 
 def answers(
-    rules: control.Rules, wish: Iterator[int | None], source: np.random.Generator, n_answer: int
+    rules: reply_setup.Rules, wish: Iterator[int | None], source: np.random.Generator, n_answer: int
 ) -> tuple[str, int, Track]:
     """What the reader sees of one answer, and how many tokens were refused. wish: tokens that the model wants before all."""
     track = Track(rules.policies, rules.begin, pieces().__getitem__, tokens_of)
@@ -311,8 +315,8 @@ def answers(
     return text + "".join(event.text for event in track.flush() if isinstance(event, Answer)), n_refused, track
 
 
-def rules_of(model: Thoughts, question: str = "How many?") -> control.Rules:
-    return control.rules(
+def rules_of(model: Thoughts, question: str = "How many?") -> reply_setup.Rules:
+    return reply_setup.rules(
         Options(answer_script="auto"), model, [OPEN] if model is TAGS else [1], question, 32_768, frozenset({END}),
         pieces().__getitem__, tokens_of, templated=model is TAGS, scripts=(qwen_masks(), None),
     )  # fmt: skip
@@ -441,9 +445,9 @@ def test_a_foreign_heading_that_the_reader_gave_as_a_hint_stands() -> None:
 
 def test_words_that_end_a_thought_are_in_letters_that_the_answer_may_have() -> None:
     question = "这是什么？"
-    assert control.closing_words(UNDIVIDED, question) == ("\n\n**最终答案**\n\n",)
-    assert control.closing_words(UNDIVIDED, question, qwen_masks()) == ("\n\n**Final Answer**\n\n",)
-    assert control.closing_words(UNDIVIDED, question, qwen_masks("han")) == ("\n\n**最终答案**\n\n",)
+    assert reply_setup.closing_words(UNDIVIDED, question) == ("\n\n**最终答案**\n\n",)
+    assert reply_setup.closing_words(UNDIVIDED, question, qwen_masks()) == ("\n\n**Final Answer**\n\n",)
+    assert reply_setup.closing_words(UNDIVIDED, question, qwen_masks("han")) == ("\n\n**最终答案**\n\n",)
 
 
 @given(st.lists(st.integers(0, 151_642) | st.integers(0, 255), max_size=60))

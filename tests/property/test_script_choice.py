@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qwq_lite.prompt import script_choice
-from qwq_lite.prompt.script_choice import AnswerScript, masked, texts_asked
-from qwq_lite.text import scripts
+from qwq_lite.prompt import script_intent
+from qwq_lite.prompt.script_intent import AnswerScript, masked, texts_asked
+from qwq_lite.text import unicode_scripts
 
 MASKED_PROMPTS = [
     "How many positive integers n ≤ 100 satisfy n² ≡ 1 (mod 8)? Use φ(n) and ∑.",
@@ -74,7 +74,7 @@ FREE_PROMPTS = [
 
 @pytest.mark.parametrize("text", MASKED_PROMPTS)
 def test_auto_masks_all_where_nothing_calls_for_other_letters(text: str) -> None:
-    assert masked("auto", [text]) == scripts.MASKABLE == masked(None, ["", text])
+    assert masked("auto", [text]) == unicode_scripts.MASKABLE == masked(None, ["", text])
 
 
 @pytest.mark.parametrize("text", FREE_PROMPTS)
@@ -122,7 +122,7 @@ def test_auto_is_free_whatever_stands_around_a_word(before: str, text: str, afte
 
 def test_the_users_word_counts_whatever_was_asked() -> None:
     texts = FREE_PROMPTS
-    every = scripts.MASKABLE
+    every = unicode_scripts.MASKABLE
     assert masked("any", ["How many?"]) == frozenset() == masked("auto", None)
     assert masked("latin", texts) == every
     assert masked("han", texts) == every - {"han"}
@@ -142,7 +142,7 @@ def test_what_was_written_in_a_prompt() -> None:
     assert texts_asked(messages, tag=None) == ["Be brief.", "text", "file", "text", "more", "4"]
     assert texts_asked("So", tag=None) == ["So"]
     assert texts_asked([1, 2, 3], tag="</think>") is None
-    assert [*script_choice.texts_of([{"name": "f", "parameters": {"x": "number", "n": 3}}])] == ["f", "number"]
+    assert [*script_intent.texts_of([{"name": "f", "parameters": {"x": "number", "n": 3}}])] == ["f", "number"]
 
 
 REPLIES = [  # what a model wrote earlier; the letters that count of one without tags, and of one with tags
@@ -163,4 +163,4 @@ def test_earlier_words_of_the_model_call_for_nothing(reply: str, undivided: str,
         for tag, letters in ((None, undivided), ("</think>", tagged)):
             texts = texts_asked([*messages, {"role": "user", "content": "And now?"}], tag=tag)
             assert texts is not None and "".join(texts[1:-1]) == letters
-            assert masked("auto", texts) == (frozenset() if letters else scripts.MASKABLE)
+            assert masked("auto", texts) == (frozenset() if letters else unicode_scripts.MASKABLE)

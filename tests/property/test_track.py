@@ -16,12 +16,13 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from qwq_lite.events import Answer, Event, FinishReason, Notice, Thinking
-from qwq_lite.reply import generation
-from qwq_lite.reply.generation import Begin, Draw, Force, Given, Phase, Policy, Rewind, Stop, Taken, Verdict, utf8
+from qwq_lite.reply import fold
+from qwq_lite.reply.builder import Track
+from qwq_lite.reply.fold import Given, utf8
 from qwq_lite.reply.policies.phases import Phases
 from qwq_lite.reply.policies.stops import Stops
 from qwq_lite.reply.policies.unconstrained import Unconstrained
-from qwq_lite.reply.track import Track
+from qwq_lite.reply.policy import Begin, Draw, Force, Phase, Policy, Rewind, Stop, Taken, Verdict
 from tests.tracks import (
     CLOSE,
     END,
@@ -163,7 +164,7 @@ class Reader:
 class Folded(NamedTuple):
     """What a reply is. answers: one more each time that it began anew, which `restarts` say."""
 
-    state: generation.State
+    state: fold.State
     thought: str
     answers: list[str]
     restarts: list[Event]
@@ -183,7 +184,7 @@ def folded(policies: tuple[Policy, ...], begin: Begin, tokens: list[int], times:
     """What a reply of these tokens is."""
     times = [0.0] * len(tokens) if times is None else times
     timed = [(token, PIECES[token], time_s) for token, time_s in zip(tokens, times, strict=True)]
-    state, events = generation.fold(policies, begin, timed)
+    state, events = fold.fold(policies, begin, timed)
     thought, answers = "", [""]
     restarts: list[Event] = []
     for event in events:
@@ -525,7 +526,7 @@ def test_an_end_token_is_counted() -> None:
     events, action = track.take(END)
     assert isinstance(action, Stop)
     assert (events, track.n_taken, track.tokens) == ((), 1, [END])
-    assert track.state == generation.start((), Begin("thinking"))._replace(n_tokens=1, policies=track.state.policies)
+    assert track.state == fold.start((), Begin("thinking"))._replace(n_tokens=1, policies=track.state.policies)
 
 
 def test_a_reply_that_ends_while_it_thinks_is_all_answer_where_the_model_ended_it() -> None:

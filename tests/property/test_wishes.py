@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from bench.measure.requested import REQUESTED
-from qwq_lite.prompt.wishes import asks_for_repetition
+from qwq_lite.prompt.repetition_intent import asks_for_repetition
 
 ASKED = [
     "Write the 16x16 zero matrix in LaTeX.",

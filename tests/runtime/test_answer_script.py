@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 import qwq_lite
-from qwq_lite.chat.chat import Model
+from qwq_lite.chat.model import Model
 from qwq_lite.events import Done, Reply
-from qwq_lite.text import scripts
+from qwq_lite.text import unicode_scripts
 from tests.checkpoints import LETTERS, TOKENS, in_f16, write_scripted_checkpoint
 
 CHINESE = "从前有一座山，山上有一座庙，庙里有一个老和尚，老和尚对小和尚说：从前有一座山，"
@@ -42,7 +42,7 @@ def continued(model: Model, **options: Any) -> Reply:
 
 
 def is_free(text: str) -> bool:
-    return scripts.characters(frozenset({"han"})).search(text) is None
+    return unicode_scripts.characters(frozenset({"han"})).search(text) is None
 
 
 def test_an_answer_in_latin_letters_has_no_other(model: Model) -> None:
@@ -63,7 +63,7 @@ def test_a_text_in_another_script_is_masked_by_nobody(model: Model) -> None:
     assert not is_free(continued(model, seed=1).answer)
 
 
-LETTER = scripts.characters(scripts.MASKABLE)
+LETTER = unicode_scripts.characters(unicode_scripts.MASKABLE)
 in_worker = pytest.mark.parametrize("model", [True], ids=["worker"], indirect=True)  # to it and in it is the whole way
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from qwq_lite.text import boundary
+from qwq_lite.text import final_answer
 
 MARKED = {
     "bold heading": "Let me think. 2+3 is 5.\n\n|**Final Answer**\n\n\\[ \\boxed{5} \\]\n",
@@ -42,24 +42,24 @@ def split(marked: str) -> tuple[str, int]:
 @pytest.mark.parametrize("name", MARKED)
 def test_a_heading_begins_the_answer(name: str) -> None:
     text, place = split(MARKED[name])
-    assert boundary.final_start(text) == place
-    assert boundary.final_start(text, ended=False) == place
+    assert final_answer.final_start(text) == place
+    assert final_answer.final_start(text, ended=False) == place
     if name != "the last of two":
-        assert boundary.causal_start(text) == place
+        assert final_answer.causal_start(text) == place
 
 
 @pytest.mark.parametrize("name", ENDED)
 def test_a_closing_sentence_counts_once_the_text_has_ended(name: str) -> None:
     text, place = split(ENDED[name])
-    assert boundary.final_start(text) == place
-    assert boundary.final_start(text, ended=False) is None
-    assert boundary.causal_start(text) in (None, text.find("\\["))
+    assert final_answer.final_start(text) == place
+    assert final_answer.final_start(text, ended=False) is None
+    assert final_answer.causal_start(text) in (None, text.find("\\["))
 
 
 @pytest.mark.parametrize("name", NONE)
 def test_without_a_boundary_all_is_the_answer(name: str) -> None:
-    assert boundary.final_start(NONE[name]) is None
-    assert boundary.causal_start(NONE[name]) is None
+    assert final_answer.final_start(NONE[name]) is None
+    assert final_answer.causal_start(NONE[name]) is None
 
 
 @pytest.mark.parametrize("name", [*MARKED, *ENDED, *NONE])
@@ -67,5 +67,5 @@ def test_a_heading_is_one_from_its_first_character_on(name: str) -> None:
     """What is held back while a line may become a heading is enough."""
     text = {**MARKED, **ENDED, **NONE}[name].replace("|", "", 1)
     for line in text.split("\n"):
-        if boundary.is_heading(line):
-            assert all(boundary.may_announce(line[:n]) for n in range(len(line) + 1))
+        if final_answer.is_heading(line):
+            assert all(final_answer.may_announce(line[:n]) for n in range(len(line) + 1))

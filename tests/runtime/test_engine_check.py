@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from qwq_lite.formats.recipe import TENSOR_TYPES
+from qwq_lite.formats.tensor_types import TENSOR_TYPES
 from qwq_lite.selftest import engine_check, engine_products
 from qwq_lite.selftest.engine_check import Ended, Fault, Report, check, run_child
 from tests.bad_engines import RET, UD2, broken_copy, only_x86_linux

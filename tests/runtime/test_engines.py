@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 import qwq_lite
-from qwq_lite.system import engines
-from qwq_lite.system.engines import Running
+from qwq_lite.system import running_engines
+from qwq_lite.system.running_engines import Running
 
 GIB = 1 << 30
 
@@ -21,7 +21,7 @@ GIB = 1 << 30
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     place = tmp_path / "state" / "engines"
-    monkeypatch.setattr(engines, "folder", lambda: place)
+    monkeypatch.setattr(running_engines, "folder", lambda: place)
     yield place
 
 
@@ -31,8 +31,8 @@ def entry(folder: Path) -> Path:
 
 
 def test_an_engine_is_listed_until_it_leaves(folder: Path) -> None:
-    leave = engines.register(Path("/models/QwQ.gguf"), 19 * GIB)
-    (found,) = engines.running()
+    leave = running_engines.register(Path("/models/QwQ.gguf"), 19 * GIB)
+    (found,) = running_engines.running()
     assert (found.pid, found.model, found.n_bytes) == (os.getpid(), "QwQ.gguf", 19 * GIB)
     assert found.application
     assert found.line() == f"{found.application} (process {os.getpid()}) holds 19.0 GiB for QwQ.gguf"
@@ -41,13 +41,13 @@ def test_an_engine_is_listed_until_it_leaves(folder: Path) -> None:
         assert folder.stat().st_mode & 0o077 == 0
     leave()
     leave()
-    assert engines.running() == []
+    assert running_engines.running() == []
 
 
 def test_the_largest_comes_first(folder: Path) -> None:
     for size in (1, 3, 2):
-        engines.register(Path(f"{size}.gguf"), size * GIB)
-    assert [found.model for found in engines.running()] == ["3.gguf", "2.gguf", "1.gguf"]
+        running_engines.register(Path(f"{size}.gguf"), size * GIB)
+    assert [found.model for found in running_engines.running()] == ["3.gguf", "2.gguf", "1.gguf"]
 
 
 def test_a_process_that_is_gone_holds_nothing(folder: Path) -> None:
@@ -62,44 +62,44 @@ __import__("os")._exit(1)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stdout == "1\n", done.stderr
     assert len(list(folder.iterdir())) == 1
-    assert engines.running() == []
+    assert running_engines.running() == []
     assert list(folder.iterdir()) == []
 
 
 def test_a_number_that_another_process_has_now_holds_nothing(folder: Path) -> None:
-    engines.register(Path("a.gguf"), 1)
+    running_engines.register(Path("a.gguf"), 1)
     data = json.loads(entry(folder).read_text())
     entry(folder).write_text(json.dumps({**data, "started": data["started"] - 100}))
-    assert engines.running() == []
+    assert running_engines.running() == []
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"pid": "x"}', '{"pid": 1e999, "started": 0}'])
 def test_what_is_no_entry_counts_for_nothing(folder: Path, text: str) -> None:
-    engines.register(Path("a.gguf"), 1)
+    running_engines.register(Path("a.gguf"), 1)
     entry(folder).write_text(text)
-    assert engines.running() == []
+    assert running_engines.running() == []
 
 
 def test_a_folder_that_cannot_be_made_does_no_harm(folder: Path) -> None:
     folder.parent.parent.mkdir(exist_ok=True)
     folder.parent.write_text("in the way")
-    engines.register(Path("a.gguf"), 1)()
-    assert engines.running() == []
-    assert engines.forget(os.getpid()) is None
+    running_engines.register(Path("a.gguf"), 1)()
+    assert running_engines.running() == []
+    assert running_engines.forget(os.getpid()) is None
 
 
 def test_what_died_is_taken_out(folder: Path) -> None:
-    engines.register(Path("a.gguf"), 5)
-    lost = engines.forget(os.getpid())
+    running_engines.register(Path("a.gguf"), 5)
+    lost = running_engines.forget(os.getpid())
     assert lost is not None
     assert (lost.model, lost.n_bytes) == ("a.gguf", 5)
-    assert engines.running() == []
+    assert running_engines.running() == []
 
 
 @pytest.fixture
 def others(monkeypatch: pytest.MonkeyPatch) -> Running:
     other = Running(4711, "notes", "QwQ-32B.gguf", 1 << 50)
-    monkeypatch.setattr(engines, "running", lambda: [other])
+    monkeypatch.setattr(running_engines, "running", lambda: [other])
     return other
 
 

@@ -20,13 +20,13 @@ import qwq_lite
 from qwq_lite.engine.local import LocalModel
 from qwq_lite.events import Answer, Done, Event, Notice, Progress, Thinking
 from qwq_lite.loading import load
-from qwq_lite.reply.orders import Course, Entry
+from qwq_lite.reply.commands import Course, Entry
 from qwq_lite.reply.policies import closing
 from qwq_lite.reply.stream import Stream
-from qwq_lite.worker import blame, remote, wire
-from qwq_lite.worker.blame import Verdict
+from qwq_lite.worker import crashed_request, protocol, remote
+from qwq_lite.worker.crashed_request import Verdict
 from qwq_lite.worker.remote import RemoteModel
-from qwq_lite.worker.remote_feed import RemoteFeed
+from qwq_lite.worker.resumable_feed import RemoteFeed
 from tests.attacks.test_engine_deaths import rewritten
 from tests.deaths import POISON_SEED, POISON_TEXT, interpreter
 
@@ -121,7 +121,7 @@ def test_what_was_shown_stands_wherever_the_engine_ends(
             continue
         elapsed_s = max((entry[1] for entry in entries if isinstance(entry, tuple)), default=0.0)
         course = Course(SEED, elapsed_s, tuple(entries), len(begun(first)))
-        course = wire.course_from_json(wire.course_to_json(course))
+        course = protocol.course_from_json(protocol.course_to_json(course))
         second, more = followed(engine.go_on(QUESTION, course, **options), None, {})
         done = second[-1]
         assert isinstance(done, Done)
@@ -161,7 +161,7 @@ def test_a_cancelled_reply_keeps_its_text(engine: LocalModel) -> None:
 )
 def test_what_is_no_course_is_refused(bad: Any) -> None:
     with pytest.raises(qwq_lite.EngineError, match="the host sent no"):
-        wire.course_from_json(bad)
+        protocol.course_from_json(bad)
 
 
 @pytest.fixture
@@ -320,7 +320,9 @@ def test_a_template_that_does_not_end_is_its_requests_fault(
     assert isinstance(list(running)[-1], Done)
 
 
-CRASH = qwq_lite.EngineCrashed("model.gguf: the engine's process is gone: it was ended by SIGSEGV" + blame.ANOTHER)
+CRASH = qwq_lite.EngineCrashed(
+    "model.gguf: the engine's process is gone: it was ended by SIGSEGV" + crashed_request.ANOTHER
+)
 
 
 def feeds_of(*, begun: tuple[int, ...], others: tuple[int, ...]) -> dict[int, RemoteFeed]:
@@ -333,7 +335,7 @@ def feeds_of(*, begun: tuple[int, ...], others: tuple[int, ...]) -> dict[int, Re
 
 
 def judged(tokenizing: int | None, feeds: dict[int, RemoteFeed], waiting: tuple[int, ...] = ()) -> Verdict:
-    return blame.verdict(CRASH, tokenizing, False, waiting, feeds)
+    return crashed_request.verdict(CRASH, tokenizing, False, waiting, feeds)
 
 
 def test_a_prompt_and_a_reply_are_told_apart_by_a_death_of_their_own() -> None:
@@ -374,7 +376,7 @@ def test_whose_death_it_was() -> None:
     first[1].has_prompt = True
     assert [judged(None, first).culprit for _ in range(2)] == [None, 1]
     for is_templated, kind in ((True, qwq_lite.TemplateError), (False, qwq_lite.RequestCrashed)):
-        late = blame.verdict(CRASH, 3, True, (), {3: RemoteFeed({}, is_templated=is_templated)})
+        late = crashed_request.verdict(CRASH, 3, True, (), {3: RemoteFeed({}, is_templated=is_templated)})
         assert (late.culprit, type(late.error)) == (3, kind)
     assert judged(7, feeds_of(begun=(), others=(1,)), (7,)).culprit == 7
     assert judged(None, feeds_of(begun=(1,), others=())).culprit == 1

@@ -8,15 +8,16 @@ from pathlib import Path
 import pytest
 
 import qwq_lite
-from qwq_lite.backend.choice import Choice
 from qwq_lite.backend.context import Context, ContextSettings
 from qwq_lite.backend.measure import measure
 from qwq_lite.backend.model import LoadedModel
+from qwq_lite.backend.settings import Choice
 from qwq_lite.errors import EngineError, PlanError, UsageError
 from qwq_lite.formats import gguf_header, shape
 from qwq_lite.plan import memory, planning
 from qwq_lite.plan.memory import kv_type_objection
-from qwq_lite.plan.plan import Room, Wishes, search
+from qwq_lite.plan.run_plan import Room, Wishes
+from qwq_lite.plan.search import search
 from tests.other_models import MAMBA, transformer, write_model
 from tests.planner import QWQ, as_candidate, by_formula
 

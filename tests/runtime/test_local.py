@@ -11,7 +11,7 @@ import pytest
 import qwq_lite
 from qwq_lite.backend.context import Context, ContextSettings
 from qwq_lite.backend.model import LoadedModel
-from qwq_lite.engine.active_reply import Request
+from qwq_lite.engine.request import Request
 from qwq_lite.engine.scheduler import Scheduler
 from qwq_lite.reply.policies.stops import Stops
 from qwq_lite.sampling import Sampling

@@ -14,18 +14,18 @@ from gguf.constants import GGUFValueType
 
 from bench.plan import BOUNDS, allocated, deviations, qwq
 from qwq_lite.backend import measure as backend
-from qwq_lite.backend.choice import Choice
 from qwq_lite.backend.context import Context, ContextSettings, Entry
 from qwq_lite.backend.measure import measure
 from qwq_lite.backend.model import LoadedModel
+from qwq_lite.backend.settings import Choice
 from qwq_lite.errors import PlanError
-from qwq_lite.formats import gguf_header, ghost, shape
-from qwq_lite.formats.recipe import file_type
+from qwq_lite.formats import gguf_header, header_only, shape
 from qwq_lite.formats.shape import ModelShape
+from qwq_lite.formats.tensor_types import file_type
 from qwq_lite.plan import memory
 
 SHAPE = qwq(2, n_vocab=8192)
-TENSORS = ghost.tensors(SHAPE, file_type("Q4_K_M"))
+TENSORS = header_only.tensors(SHAPE, file_type("Q4_K_M"))
 NARROW = replace(SHAPE, n_embd=896, n_ff=4864, n_head=14, n_head_kv=2, n_embd_head=64)  # 256 does not divide 896
 WEIGHED = ("Q4_K_M", "Q6_K", "Q8_0", "F16", "BF16", "IQ3_S", "Q2_K")
 on_linux = pytest.mark.skipif(sys.platform != "linux", reason="the breakdown is read with libstdc++ only")
@@ -35,7 +35,7 @@ on_linux = pytest.mark.skipif(sys.platform != "linux", reason="the breakdown is 
 def ghost_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two layers of QwQ's geometry with a small vocabulary, under a name that is not ASCII."""
     path = tmp_path_factory.mktemp("ghost") / "Gespenst 鬼.gguf"
-    ghost.write(path, SHAPE, TENSORS)
+    header_only.write(path, SHAPE, TENSORS)
     return path
 
 
@@ -77,8 +77,8 @@ def test_the_count_holds_where_the_engine_maps_the_file(demo_gguf: Path) -> None
 @on_linux
 def test_a_ghost_of_all_64_layers_is_counted(tmp_path: Path) -> None:
     geometry = qwq(64)
-    path, infos = tmp_path / "ghost.gguf", ghost.tensors(geometry, file_type("Q4_K_M"))
-    ghost.write(path, geometry, infos)
+    path, infos = tmp_path / "ghost.gguf", header_only.tensors(geometry, file_type("Q4_K_M"))
+    header_only.write(path, geometry, infos)
     assert path.stat().st_blocks * 512 < 1_000_000
     choices = [Choice(32_768, "q8_0", "q8_0"), Choice(8_192, repack=False)]
     counted = measure(path, choices)
@@ -106,8 +106,8 @@ def test_formulas_follow_other_caches_and_micro_batches(ghost_gguf: Path, type_k
 @pytest.mark.parametrize(("name", "tied"), [*((name, False) for name in WEIGHED), ("Q4_K_M", True), ("Q6_K", True)])
 def test_a_ghost_weighs_what_llama_cpp_loads(tmp_path: Path, name: str, tied: bool, size: ModelShape) -> None:
     """`measure` itself holds the sum of the rows against llama_model_size."""
-    path, infos = tmp_path / "ghost.gguf", ghost.tensors(size, file_type(name), tied)
-    ghost.write(path, size, infos)
+    path, infos = tmp_path / "ghost.gguf", header_only.tensors(size, file_type(name), tied)
+    header_only.write(path, size, infos)
     counted = measure(path, [Choice(256)])
     assert counted is not None
     assert sum(buffers.weights for buffers in counted[0].devices.values()) == sum(info.n_bytes for info in infos)
@@ -138,7 +138,7 @@ def test_a_ghost_takes_no_room(ghost_gguf: Path) -> None:
 
 def test_a_file_that_llama_cpp_refuses_is_named_with_its_reason(tmp_path: Path) -> None:
     path = tmp_path / "cut.gguf"
-    ghost.write(path, SHAPE, TENSORS)
+    header_only.write(path, SHAPE, TENSORS)
     os.truncate(path, path.stat().st_size - 100_000)
     with pytest.raises(PlanError, match=r"cut\.gguf: .*not within the file bounds"):
         measure(path, [Choice(256)])
@@ -146,7 +146,7 @@ def test_a_file_that_llama_cpp_refuses_is_named_with_its_reason(tmp_path: Path) 
 
 def test_a_file_that_lacks_a_tensor_is_named_with_its_reason(tmp_path: Path) -> None:
     path = tmp_path / "lacking.gguf"
-    ghost.write(path, SHAPE, TENSORS[:-1])
+    header_only.write(path, SHAPE, TENSORS[:-1])
     with pytest.raises(PlanError, match=r"lacking\.gguf: .*blk\.1\.ffn_up\.weight"):
         measure(path, [Choice(256)])
 
@@ -161,7 +161,7 @@ def test_a_question_that_ends_llama_cpp_ends_only_the_child(tmp_path: Path, monk
     path = tmp_path / "wrong.gguf"
     with monkeypatch.context() as patch:
         patch.setattr(gguf_header, "encode", with_wrong_rotary_size)
-        ghost.write(path, SHAPE, TENSORS)
+        header_only.write(path, SHAPE, TENSORS)
     with pytest.raises(PlanError, match=r"wrong\.gguf: .*GGML_ASSERT"):
         measure(path, [Choice(256)])
 

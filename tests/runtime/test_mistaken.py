@@ -228,7 +228,7 @@ def test_json_that_is_nested_too_deeply_is_one_line(
 
 
 def test_a_template_of_brackets_is_a_template_error() -> None:
-    from qwq_lite.prompt.prompt import ChatTemplate
+    from qwq_lite.prompt.chat_template import ChatTemplate
 
     for n in (60_000, 100_000):
         with pytest.raises(QwqError):

@@ -6,13 +6,13 @@ from collections.abc import Callable
 
 import pytest
 
-from qwq_lite.backend.choice import Choice
+from qwq_lite.backend.settings import Choice
 from qwq_lite.events import Stats
-from qwq_lite.formats import ghost
-from qwq_lite.formats.recipe import file_type
+from qwq_lite.formats import header_only
+from qwq_lite.formats.tensor_types import file_type
 from qwq_lite.plan import memory
-from qwq_lite.plan.pace import Pace, default_threads, host_bandwidth
-from qwq_lite.plan.plan import GIB, Candidate, Gpu, Room, RunPlan
+from qwq_lite.plan.run_plan import GIB, Candidate, Gpu, Room, RunPlan
+from qwq_lite.plan.speed import Pace, default_threads, host_bandwidth
 from qwq_lite.store import catalog
 
 _, SMALL = catalog.geometry("deepseek-r1-distill-qwen-1.5b")
@@ -33,7 +33,7 @@ class Measured:
 
 
 def make_plan(n_gpu_layers: int = 0, host_bandwidth: float = 1e10) -> RunPlan:
-    candidate = Candidate("Q4_K_M", SMALL, ghost.tensors(SMALL, file_type("Q4_K_M")))
+    candidate = Candidate("Q4_K_M", SMALL, header_only.tensors(SMALL, file_type("Q4_K_M")))
     gpus = (Gpu("CUDA0", 8 * GIB, bandwidth=1e11),) if n_gpu_layers else ()
     room = Room(8 * GIB, gpus, host_bandwidth=host_bandwidth)
     choice = Choice(4096, n_gpu_layers=n_gpu_layers)

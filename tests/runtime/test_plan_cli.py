@@ -17,10 +17,10 @@ from typing import Any
 
 import pytest
 
-from qwq_lite.backend.choice import KV_TYPES
+from qwq_lite.backend.settings import KV_TYPES
 from qwq_lite.cli import commands, console
 from qwq_lite.plan import machines, planning
-from qwq_lite.plan.plan import HOST_WEIGHTS
+from qwq_lite.plan.run_plan import HOST_WEIGHTS
 from qwq_lite.store import catalog
 from tests.checkpoints import write_random_checkpoint
 from tests.convert.broken import SHARD, change_json, remove

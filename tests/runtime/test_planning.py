@@ -12,21 +12,13 @@ import pytest
 from qwq_lite.backend import devices
 from qwq_lite.engine import local
 from qwq_lite.errors import PlanError, UsageError
-from qwq_lite.formats import gguf_header, ghost
+from qwq_lite.formats import gguf_header, header_only
 from qwq_lite.formats.gguf_header import Header
-from qwq_lite.formats.recipe import file_type
 from qwq_lite.formats.shape import RopeScaling
-from qwq_lite.plan import machines, planning, rooms
-from qwq_lite.plan.plan import (
-    GIB,
-    LEAST_CTX,
-    PATIENCE_S,
-    TYPICAL_TOKENS,
-    Gpu,
-    Room,
-    Wishes,
-    search,
-)
+from qwq_lite.formats.tensor_types import file_type
+from qwq_lite.plan import free_memory, machines, planning
+from qwq_lite.plan.run_plan import GIB, PATIENCE_S, TYPICAL_TOKENS, Gpu, Room, Wishes
+from qwq_lite.plan.search import LEAST_CTX, search
 from qwq_lite.store import catalog
 from tests.planner import MIB, QWQ, SHORTAGE, as_candidate, by_formula
 
@@ -59,7 +51,7 @@ def test_a_laptop_of_16_gb_is_too_small_for_qwq_and_is_told_what_is_not() -> Non
     with pytest.raises(PlanError) as caught:
         planning.plan_model("qwq-32b", machine="laptop-16gb")
     assert SHORTAGE.search(str(caught.value))
-    smaller = planning.what_fits(rooms.room_of("laptop-16gb"), Wishes())
+    smaller = planning.what_fits(free_memory.room_of("laptop-16gb"), Wishes())
     assert smaller is not None
     assert planning.plan_model(smaller, machine="laptop-16gb").plan.choice.n_ctx >= LEAST_CTX
 
@@ -67,7 +59,7 @@ def test_a_laptop_of_16_gb_is_too_small_for_qwq_and_is_told_what_is_not() -> Non
 @pytest.mark.parametrize("machine", [machine.name for machine in machines.MACHINES])
 @pytest.mark.parametrize("model", catalog.GEOMETRIES)
 def test_every_machine_gets_a_plan_within_its_room_or_the_largest_model_that_has_one(model: str, machine: str) -> None:
-    room = rooms.room_of(machine)
+    room = free_memory.room_of(machine)
     try:
         plan = planning.plan_model(model, machine=machine).plan
     except PlanError as error:
@@ -90,7 +82,7 @@ def test_every_machine_gets_a_plan_within_its_room_or_the_largest_model_that_has
 
 @pytest.mark.parametrize("machine", [machine.name for machine in machines.MACHINES])
 def test_a_reserve_and_a_budget_leave_less(machine: str) -> None:
-    room, kept, given_room = (rooms.room_of(machine, *rest) for rest in ((None, 0), (None, GIB), (8 * GIB, GIB)))
+    room, kept, given_room = (free_memory.room_of(machine, *rest) for rest in ((None, 0), (None, GIB), (8 * GIB, GIB)))
     if not room.gpus:
         assert (room.host - kept.host, given_room.host) == (GIB, 7 * GIB)
         return
@@ -106,7 +98,7 @@ def test_a_reserve_and_a_budget_leave_less(machine: str) -> None:
 @pytest.mark.parametrize("reserve_gib", [1, 2, 8])
 def test_a_reserve_is_kept_where_host_and_gpu_share_one_memory(machine: str, reserve_gib: int) -> None:
     """Layers that the GPU's budget sends to the host must not take from there what is to stay free."""
-    whole, kept = rooms.room_of(machine), rooms.room_of(machine, None, reserve_gib * GIB)
+    whole, kept = free_memory.room_of(machine), free_memory.room_of(machine, None, reserve_gib * GIB)
     wishes = Wishes(n_ctx=LEAST_CTX)
     try:
         plan = search([as_candidate(QWQ)], kept, wishes, by_formula(kept))
@@ -129,7 +121,7 @@ def test_nothing_fits_a_room_without_memory() -> None:
 
 @pytest.mark.parametrize("machine", ["rtx-3060-12gb", "2x-rtx-3060-12gb", "m1-16gb", "m2-pro-32gb", "desktop-64gb"])
 def test_what_fits_is_the_largest(machine: str) -> None:
-    room, fitting = rooms.room_of(machine), []
+    room, fitting = free_memory.room_of(machine), []
     for name, (_, geometry) in catalog.GEOMETRIES.items():  # from the largest to the smallest
         with contextlib.suppress(PlanError):
             search([as_candidate(geometry)], room, Wishes(), by_formula(room))
@@ -152,7 +144,7 @@ def test_the_faster_model_is_the_largest_that_is_no_long_wait_or_else_the_fastes
     model: str, bandwidth: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     room = Room(48 * GIB, host_bandwidth=bandwidth)
-    monkeypatch.setattr(rooms, "known_room", lambda _: (room, "a machine"))
+    monkeypatch.setattr(free_memory, "known_room", lambda _: (room, "a machine"))
     found = planning.plan_model(model, quant="Q8_0", machine="any")
     speeds = {
         name: search([as_candidate(geometry)], room, Wishes(), by_formula(room)).decode_tok_s
@@ -170,7 +162,7 @@ def test_the_faster_model_is_the_largest_that_is_no_long_wait_or_else_the_fastes
 
 def test_the_smallest_model_has_no_faster_one(monkeypatch: pytest.MonkeyPatch) -> None:
     room = Room(48 * GIB, host_bandwidth=1e8)
-    monkeypatch.setattr(rooms, "known_room", lambda _: (room, "a machine"))
+    monkeypatch.setattr(free_memory, "known_room", lambda _: (room, "a machine"))
     found = planning.plan_model(list(catalog.GEOMETRIES)[-1], machine="any")
     assert found.plan.slow
     assert found.faster is None
@@ -288,7 +280,7 @@ def small_header(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Header:
     monkeypatch.setattr(planning, "measure", lambda *_: None)
     _, geometry = catalog.geometry("deepseek-r1-distill-qwen-1.5b")
     path = tmp_path / "small.gguf"
-    ghost.write(path, geometry, ghost.tensors(geometry, file_type("Q4_K_M")))
+    header_only.write(path, geometry, header_only.tensors(geometry, file_type("Q4_K_M")))
     return gguf_header.read(path)
 
 
@@ -369,7 +361,7 @@ def test_a_plan_for_another_file_is_refused_both_ways(
     """Another weight type of the same model is another file too, also where its plan would fit."""
     _, geometry = catalog.geometry(model)
     path = tmp_path / "other.gguf"
-    ghost.write(path, geometry, ghost.tensors(geometry, file_type(weight_type)))
+    header_only.write(path, geometry, header_only.tensors(geometry, file_type(weight_type)))
     other = gguf_header.read(path)
     for planned, loaded in ((small_header, other), (other, small_header)):
         plan = planning.plan_header(planned, WIDE, Wishes(n_ctx=LEAST_CTX))

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-from qwq_lite.plan import pace
+from qwq_lite.plan import speed
 from qwq_lite.system import process_limits
 
 MIB = 1 << 20
@@ -253,13 +253,13 @@ def test_threads_are_those_of_the_cores_that_a_process_may_use(
     tree = grow("/job").cpu("job", quota)
     cores(monkeypatch, tree.root, 8, allowed)
     assert process_limits.usable_cores(tree.root) == n_cores
-    assert pace.default_threads(tree.root) == threads
+    assert speed.default_threads(tree.root) == threads
     assert process_limits.usable_cpus(tree.root) == cpus
 
 
 def test_no_more_threads_than_llama_cpp_takes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     cores(monkeypatch, tmp_path, 1024, set(range(2048)))
-    assert pace.default_threads(tmp_path) == 512
+    assert speed.default_threads(tmp_path) == 512
 
 
 def test_without_topology_and_affinity_the_machines_cores_count(
@@ -270,7 +270,7 @@ def test_without_topology_and_affinity_the_machines_cores_count(
     assert process_limits.usable_cores(tmp_path) == 2
     monkeypatch.delattr(os, "sched_getaffinity")
     monkeypatch.delattr(psutil.Process, "cpu_affinity", raising=False)
-    assert (process_limits.usable_cores(tmp_path), pace.default_threads(tmp_path)) == (8, 7)
+    assert (process_limits.usable_cores(tmp_path), speed.default_threads(tmp_path)) == (8, 7)
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system cannot pin a process")

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from bench.process import N_OUTPUTS, compared
-from qwq_lite.backend.choice import Choice
-from qwq_lite.plan.plan import HOST_WEIGHTS
+from qwq_lite.backend.settings import Choice
+from qwq_lite.plan.run_plan import HOST_WEIGHTS
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from qwq_lite.errors import TemplateError
 from qwq_lite.formats.gguf_header import Value
-from qwq_lite.prompt import prompt
-from qwq_lite.prompt.prompt import CHATML, ChatTemplate, Message
+from qwq_lite.prompt import chat_template
+from qwq_lite.prompt.chat_template import CHATML, ChatTemplate, Message
 from qwq_lite.text import normalization
 
 IM_START, IM_END, THINK, UNTHINK, BOS = 256, 257, 258, 259, 260
@@ -141,7 +141,7 @@ def test_no_text_becomes_a_control_token(system: str, user: str) -> None:
 
 @given(HOSTILE)
 def test_plain_text_is_tokenized_without_any_special_token(text: str) -> None:
-    assert prompt.tokenize(VOCAB, text, "none") == list(text.encode())
+    assert chat_template.tokenize(VOCAB, text, "none") == list(text.encode())
 
 
 @given(HOSTILE)
@@ -177,11 +177,11 @@ def test_a_text_with_all_noncharacters_is_refused() -> None:
 def test_text_is_normalised_where_the_form_is_nfc(text: str) -> None:
     composed = unicodedata.normalize("NFC", text)
     assert composed != text
-    assert prompt.tokenize(VOCAB, text, "NFC") == list(composed.encode())
+    assert chat_template.tokenize(VOCAB, text, "NFC") == list(composed.encode())
     assert encode([{"role": "user", "content": text}], form="NFC")[: len(turn("user", composed))] == turn(
         "user", composed
     )
-    assert prompt.tokenize(VOCAB, text, "none") == list(text.encode())
+    assert chat_template.tokenize(VOCAB, text, "none") == list(text.encode())
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ import qwq_lite
 from qwq_lite.loading import load
 from qwq_lite.reply.stream import MOST_UNREAD
 from qwq_lite.system import child
-from qwq_lite.worker import process, remote, remote_feed, wire
+from qwq_lite.worker import process, protocol, remote, resumable_feed
 from qwq_lite.worker.remote import RemoteModel
 
 LONG = "Tell me a long story about the sea."
@@ -382,7 +382,7 @@ def test_after_unload_nothing_is_left(letters_gguf: Path, monkeypatch: pytest.Mo
 
 
 def test_a_worker_starts_no_worker(demo_gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(child.MARK, "qwq_lite.worker.worker:main")
+    monkeypatch.setenv(child.MARK, "qwq_lite.worker.main:main")
     with pytest.raises(qwq_lite.UsageError, match="run_worker_if_asked"):
         load(demo_gguf)
 
@@ -471,14 +471,14 @@ def test_calls_that_meet_the_end_of_idleness_are_answered(letters_gguf: Path, mo
 
 def test_a_call_that_takes_long_to_be_sent_has_its_engine(letters_gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Though the engine gives its memory back as soon as nobody asks anything."""
-    encoded = wire.encoded
+    encoded = protocol.encoded
 
     def encoded_late(message: dict[str, Any]) -> bytes:
         if message["do"] in ("load", "generate", "tokenize"):
             time.sleep(0.5)
         return encoded(message)
 
-    monkeypatch.setattr(wire, "encoded", encoded_late)
+    monkeypatch.setattr(protocol, "encoded", encoded_late)
     with load(letters_gguf, n_ctx=512, idle_unload=1e-6) as model:
         for _ in range(2):
             assert model.tokenize("Hello")
@@ -507,7 +507,7 @@ def test_a_reader_that_waits_is_no_hang(fragile: RemoteModel, monkeypatch: pytes
 
 def test_work_without_a_step_is_a_hang(fragile: RemoteModel, monkeypatch: pytest.MonkeyPatch) -> None:
     hasten_hangs(monkeypatch)
-    monkeypatch.setattr(remote_feed.RemoteFeed, "unread", False)  # so that nothing says why it waits
+    monkeypatch.setattr(resumable_feed.RemoteFeed, "unread", False)  # so that nothing says why it waits
     clock, stream = Clock(monkeypatch), fragile.generate(LONG, max_tokens=2 * MOST_UNREAD)
     wait_until(lambda: stream.feed.events.qsize() >= MOST_UNREAD)
     clock.pass_(20, fragile)

@@ -11,11 +11,12 @@ import pytest
 from tokenizers import Tokenizer
 
 from qwq_lite.backend.model import LoadedModel
-from qwq_lite.engine import control
-from qwq_lite.engine.control import Thoughts
-from qwq_lite.reply.generation import Rewrite, utf8
-from qwq_lite.reply.orders import Steer
-from qwq_lite.reply.respelling import MOST_BACK, respelled
+from qwq_lite.engine import reply_setup
+from qwq_lite.engine.reply_setup import Thoughts
+from qwq_lite.reply.commands import Steer
+from qwq_lite.reply.fold import utf8
+from qwq_lite.reply.policy import Rewrite
+from qwq_lite.reply.retokenize import MOST_BACK, respelled
 from qwq_lite.text import breaks
 from scripts.checkpoint_files import byte_symbols
 from tests import oracle
@@ -78,10 +79,10 @@ def texts() -> dict[str, str]:
 def words() -> dict[str, tuple[str | int, ...]]:
     undivided, tagged = Thoughts("undivided"), Thoughts("tags", closed=CLOSED)
     return {
-        "English": control.closing_words(undivided, "How many are there?"),
-        "Chinese": control.closing_words(undivided, "一共有多少个？"),
-        "tag": control.closing_words(tagged, "How many are there?"),
-        "spelled tag": control.closing_words(Thoughts("tags"), "How many are there?"),
+        "English": reply_setup.closing_words(undivided, "How many are there?"),
+        "Chinese": reply_setup.closing_words(undivided, "一共有多少个？"),
+        "tag": reply_setup.closing_words(tagged, "How many are there?"),
+        "spelled tag": reply_setup.closing_words(Thoughts("tags"), "How many are there?"),
         "hint": (f"\n\n{HINT.hint}",),
     }
 

@@ -12,11 +12,11 @@ import pytest
 
 from qwq_lite.backend.context import Context, ContextSettings
 from qwq_lite.backend.model import LoadedModel
-from qwq_lite.engine.active_reply import Request
+from qwq_lite.engine.request import Request
 from qwq_lite.engine.scheduler import PREFILL_CHUNK, Scheduler
 from qwq_lite.events import Answer, Done, Event, Notice, Progress, Reply, Thinking
-from qwq_lite.reply.generation import Begin, Draw, Force, Policy, Rewind, Taken, Verdict
 from qwq_lite.reply.policies.stops import Stops
+from qwq_lite.reply.policy import Begin, Draw, Force, Policy, Rewind, Taken, Verdict
 from qwq_lite.reply.stream import Stream
 from qwq_lite.sampling import Sampling
 

@@ -13,7 +13,7 @@ import pytest
 from qwq_lite.backend.context import Context, ContextSettings, Row
 from qwq_lite.backend.model import LoadedModel
 from qwq_lite.backend.sampler import Sampler
-from qwq_lite.engine import sessions
+from qwq_lite.engine import saved_state
 from qwq_lite.engine.sequences import Part, Sequence, Sequences
 from qwq_lite.errors import EngineError, FormatError
 from qwq_lite.sampling import Sampling, draw_seed
@@ -73,10 +73,10 @@ class Engine:
         return job(self.all)
 
     def save(self, session: str, path: Path, fingerprint: str = "m", extra: dict[str, Any] | None = None) -> None:
-        sessions.save(self.call, session, path, fingerprint, extra or {})
+        saved_state.save(self.call, session, path, fingerprint, extra or {})
 
     def restore(self, session: str, path: Path, fingerprint: str = "m") -> dict[str, Any]:
-        return sessions.restore(self.call, session, path, fingerprint)
+        return saved_state.restore(self.call, session, path, fingerprint)
 
     def close(self) -> None:
         self.sampler.close()
@@ -290,9 +290,9 @@ def test_a_session_that_changes_while_it_is_saved_is_saved_again_as_it_is_then(e
         return done
 
     with pytest.raises(StopIteration):  # the second copy is the fourth call
-        sessions.save(call, "a", tmp_path / "a.state", "m", {})
+        saved_state.save(call, "a", tmp_path / "a.state", "m", {})
     times = iter(range(9))
-    sessions.save(call, "a", tmp_path / "a.state", "m", {})
+    saved_state.save(call, "a", tmp_path / "a.state", "m", {})
     engine.all.release("a")
     engine.all.done(sequence)
     engine.restore("b", tmp_path / "a.state")

@@ -16,8 +16,8 @@ from qwq_lite.backend import native
 from qwq_lite.errors import UsageError
 from qwq_lite.formats import gguf_header
 from qwq_lite.plan import planning
-from qwq_lite.plan.plan import Room, Wishes
-from qwq_lite.selftest import soundness
+from qwq_lite.plan.run_plan import Room, Wishes
+from qwq_lite.selftest import kept_result
 from qwq_lite.selftest.engine_check import Fault, Report
 from qwq_lite.system import child
 from tests.bad_engines import RET, UD2, broken_copy, only_x86_linux
@@ -34,7 +34,7 @@ def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A state folder of the test's own, also in children on Linux."""
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     if sys.platform != "linux":
-        monkeypatch.setattr(soundness, "folder", lambda: tmp_path / "state")
+        monkeypatch.setattr(kept_result, "folder", lambda: tmp_path / "state")
     return tmp_path / "state"
 
 
@@ -66,11 +66,11 @@ class Children:
 
 
 def test_an_engine_is_checked_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert soundness.kept() is None
-    report = soundness.checked()
+    assert kept_result.kept() is None
+    report = kept_result.checked()
     assert not report.fails and "CPU" in report.buffers
     children = Children(monkeypatch)
-    assert soundness.checked() == soundness.kept() == report
+    assert kept_result.checked() == kept_result.kept() == report
     assert children.n == 0
 
 
@@ -81,8 +81,8 @@ def test_another_build_or_cpu_is_checked_again(change: str, tmp_path: Path, monk
     library.write_bytes(b"a library")
     monkeypatch.setenv("LLAMA_CPP_LIB_PATH", str(library.parent))
     children = Children(monkeypatch)
-    soundness.checked()
-    soundness.checked()
+    kept_result.checked()
+    kept_result.checked()
     assert children.n == 1
     if change == "time":
         os.utime(library, ns=(0, 1))
@@ -93,28 +93,28 @@ def test_another_build_or_cpu_is_checked_again(change: str, tmp_path: Path, monk
     elif change == "another file":
         (library.parent / "libcuda.so").write_bytes(b"")
     elif change == "another CPU":
-        monkeypatch.setattr(soundness, "cpu_features", lambda: frozenset({"amx_tile"}))
+        monkeypatch.setattr(kept_result, "cpu_features", lambda: frozenset({"amx_tile"}))
     else:
         monkeypatch.setenv("LLAMA_CPP_LIB_PATH", str(library.parent.rename(tmp_path / "moved")))
-    soundness.checked()
-    soundness.checked()
+    kept_result.checked()
+    kept_result.checked()
     assert children.n == 2
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b'{"faults": [3]}', b"\xff", b"null"])
 def test_a_damaged_result_is_made_anew(content: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     children = Children(monkeypatch)
-    soundness.checked()
-    (file,) = soundness.folder().iterdir()
+    kept_result.checked()
+    (file,) = kept_result.folder().iterdir()
     file.write_bytes(content)
-    assert soundness.checked() == Report() and children.n == 2
-    assert soundness.checked() == Report() and children.n == 2
+    assert kept_result.checked() == Report() and children.n == 2
+    assert kept_result.checked() == Report() and children.n == 2
 
 
 def test_a_state_folder_that_cannot_be_written_stops_nothing(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     state.write_text("a file where the folder should be")
     Children(monkeypatch)
-    assert soundness.checked() == Report()
+    assert kept_result.checked() == Report()
 
 
 @pytest.mark.parametrize(
@@ -129,9 +129,9 @@ def test_a_check_that_cannot_run_stops_no_load_and_is_not_kept(
     code: int, output: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     children = Children(monkeypatch, code, output)
-    report = soundness.checked()
-    assert report.could_not_run and soundness.complaint(report) is None
-    soundness.checked()
+    report = kept_result.checked()
+    assert report.could_not_run and kept_result.complaint(report) is None
+    kept_result.checked()
     assert children.n == 2
 
 
@@ -141,7 +141,7 @@ def test_a_child_that_cannot_be_started_stops_no_load(error: Exception, monkeypa
         raise error
 
     monkeypatch.setattr(child, "ask", fail)
-    assert str(error) in soundness.checked().could_not_run
+    assert str(error) in kept_result.checked().could_not_run
 
 
 def test_a_child_that_hangs_stops_no_load(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,14 +156,14 @@ def test_a_child_that_hangs_stops_no_load(monkeypatch: pytest.MonkeyPatch) -> No
         return subprocess.CompletedProcess([], 0, '{"done": true}', "")
 
     monkeypatch.setattr(child, "ask", hang)
-    report = soundness.checked()
-    assert report.faults[0].kind == "hung" and soundness.complaint(report) is None
+    report = kept_result.checked()
+    assert report.faults[0].kind == "hung" and kept_result.complaint(report) is None
 
 
 def test_a_program_that_embeds_python_is_not_started_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
     children = Children(monkeypatch)
     monkeypatch.setattr(sys, "executable", "/opt/editor/bin/editor")
-    assert "editor" in soundness.checked().could_not_run and children.n == 0
+    assert "editor" in kept_result.checked().could_not_run and children.n == 0
 
 
 # ---- engines with one broken kernel ----
@@ -198,7 +198,7 @@ def test_a_plan_with_repacking_is_made_anew(host_weights: str, broken: Broken, d
 def test_a_plan_is_the_one_that_load_would_make(function: str, broken: Broken, demo_gguf: Path) -> None:
     broken(function, UD2)
     assert planning.plan_model(str(demo_gguf)).plan.host_weights == "mmap"  # nothing is known, and nothing is checked
-    report = soundness.checked()
+    report = kept_result.checked()
     planned = planning.plan_model(str(demo_gguf))
     assert planned.plan.host_weights == ("no-repack" if report.extra_buffers_only else "mmap")
     assert [line for line in planned.notices if line.endswith("run: qwq-lite doctor")]
@@ -246,9 +246,9 @@ def test_what_doctor_finds_is_what_load_knows(broken: Broken) -> None:
     broken(PLAIN, UD2)
     with pytest.MonkeyPatch.context() as sound:
         Children(sound)
-        assert not soundness.checked().fails
+        assert not kept_result.checked().fails
     subprocess.run([sys.executable, "-m", "qwq_lite", "doctor"], capture_output=True, check=False)
-    kept = soundness.kept()
+    kept = kept_result.kept()
     assert kept is not None and kept.fails
 
 
@@ -263,7 +263,7 @@ def test_a_gpu_that_fails_stops_no_load_of_the_host() -> None:
 
 @pytest.mark.parametrize(("report", "complains"), [(SOUND, False), (EXTRA, True)])
 def test_a_complaint_is_one_line_with_the_remedy(report: Report, complains: bool) -> None:
-    complaint = soundness.complaint(report)
+    complaint = kept_result.complaint(report)
     assert (complaint is not None) is complains
     assert complaint is None or ("AMX" in complaint and complaint.endswith("run: qwq-lite doctor"))
 

@@ -15,14 +15,14 @@ import pytest
 
 import qwq_lite
 from qwq_convert.pipeline import convert
-from qwq_lite.backend.choice import Choice
 from qwq_lite.backend.measure import measure
+from qwq_lite.backend.settings import Choice
 from qwq_lite.engine import local
 from qwq_lite.errors import FormatError
 from qwq_lite.formats import gguf_header
-from qwq_lite.formats.recipe import file_type
+from qwq_lite.formats.tensor_types import file_type
 from qwq_lite.plan import planning
-from qwq_lite.plan.plan import HOST_WEIGHTS, Room, Wishes
+from qwq_lite.plan.run_plan import HOST_WEIGHTS, Room, Wishes
 from qwq_lite.reply.stream import Stream
 from tests.checkpoints import write_random_checkpoint
 from tests.convert.commands import run

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from qwq_lite.prompt import prompt
+from qwq_lite.prompt import chat_template
 from qwq_lite.text.tags import tags
 
 TAGS = {
@@ -65,10 +65,10 @@ class Spaced:
 @pytest.mark.parametrize("text", ["a<think>b", "<think>", "<think<think>>", "<s>a<s>", "a<think><s>"])
 def test_a_typed_tag_puts_no_space_into_a_text(text: str) -> None:
     expected = [ord(letter) for letter in f" {text}"]
-    assert prompt.tokenize(Spaced(), text, "none") == expected
-    template = prompt.ChatTemplate("{{ messages[0].content }}")
+    assert chat_template.tokenize(Spaced(), text, "none") == expected
+    template = chat_template.ChatTemplate("{{ messages[0].content }}")
     assert template.encode(Spaced(), [{"role": "user", "content": text}], "none") == expected
-    assert prompt.tokenize(Spaced(), text, "none", follows=True) == expected[1:]
+    assert chat_template.tokenize(Spaced(), text, "none", follows=True) == expected[1:]
 
 
 def test_spellings_that_overlap_are_all_parted() -> None:
@@ -80,4 +80,4 @@ def test_spellings_that_overlap_are_all_parted() -> None:
             return [ord(letter) for letter in text]
 
     text = "<a|><b><b><b>x<a|>"
-    assert prompt.tokenize(Overlapping(), text, "none") == list(map(ord, text))
+    assert chat_template.tokenize(Overlapping(), text, "none") == list(map(ord, text))

@@ -12,14 +12,15 @@ import pytest
 import qwq_lite
 from qwq_lite.backend.context import Context, ContextSettings
 from qwq_lite.backend.model import LoadedModel
-from qwq_lite.chat.chat import Chat, Model
-from qwq_lite.engine.active_reply import Request
+from qwq_lite.chat.chat import Chat
+from qwq_lite.chat.model import Model
+from qwq_lite.engine.request import Request
 from qwq_lite.engine.scheduler import Scheduler
 from qwq_lite.engine.sequences import Part, Sequences
 from qwq_lite.events import Answer, Done, Event, Notice, Progress, Reply, Thinking
-from qwq_lite.reply.generation import Begin, Rewind, Taken, Verdict
 from qwq_lite.reply.policies.stops import Stops
 from qwq_lite.reply.policies.unconstrained import Unconstrained
+from qwq_lite.reply.policy import Begin, Rewind, Taken, Verdict
 from qwq_lite.sampling import Sampling
 from tests.other_models import LFM2, MAMBA, MAMBA2, Architecture, write_model
 

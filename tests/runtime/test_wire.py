@@ -11,15 +11,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qwq_lite.backend.choice import Choice
+from qwq_lite.backend.settings import Choice
 from qwq_lite.errors import ContextFull, EngineError, PlanError, QwqError, UsageError
 from qwq_lite.events import Answer, Done, Event, Notice, Progress, Reply, Stats, Thinking
-from qwq_lite.formats import gguf_header, ghost
-from qwq_lite.formats.recipe import file_type
+from qwq_lite.formats import gguf_header, header_only
+from qwq_lite.formats.tensor_types import file_type
 from qwq_lite.plan import memory
-from qwq_lite.plan.plan import Candidate, Gpu, Room, RunPlan, Wishes
-from qwq_lite.worker import wire
-from qwq_lite.worker.wire import Pipe
+from qwq_lite.plan.run_plan import Candidate, Gpu, Room, RunPlan, Wishes
+from qwq_lite.worker import protocol
+from qwq_lite.worker.protocol import Pipe
 from tests.planner import QWQ
 
 EVENTS: list[Event] = [
@@ -47,10 +47,10 @@ def pipe() -> Iterator[tuple[Pipe, int]]:
 
 @pytest.mark.parametrize("event", EVENTS, ids=lambda event: type(event).__name__)
 def test_an_event_comes_out_as_it_went_in(event: Event, pipe: tuple[Pipe, int]) -> None:
-    pipe[0].send({"event": wire.event_to_json(event)})
+    pipe[0].send({"event": protocol.event_to_json(event)})
     message = pipe[0].receive()
     assert message is not None
-    assert wire.event_from_json(message["event"]) == event
+    assert protocol.event_from_json(message["event"]) == event
 
 
 values = st.recursive(
@@ -63,7 +63,7 @@ values = st.recursive(
 @given(values)
 def test_no_json_is_an_event_but_events_are(value: object) -> None:
     try:
-        wire.event_from_json(value)  # type: ignore[arg-type]
+        protocol.event_from_json(value)  # type: ignore[arg-type]
     except EngineError:
         return
     assert isinstance(value, list)
@@ -81,7 +81,7 @@ def test_a_message_comes_out_as_it_went_in(message: dict[str, object]) -> None:
 
 
 def test_a_cut_message_is_the_end() -> None:
-    data = wire.encoded({"event": ["Answer", "text"]})
+    data = protocol.encoded({"event": ["Answer", "text"]})
     for length in range(len(data)):
         read, write = os.pipe()
         os.write(write, data[:length])
@@ -101,32 +101,32 @@ def test_what_is_no_message_is_the_end(data: bytes, pipe: tuple[Pipe, int]) -> N
 @pytest.mark.parametrize("value", [object(), {1, 2}, b"bytes"])
 def test_what_is_no_json_is_refused_before_it_is_sent(value: object) -> None:
     with pytest.raises(UsageError):
-        wire.encoded({"options": value})
+        protocol.encoded({"options": value})
 
 
 def test_errors_keep_their_kind_and_strangers_become_the_engines() -> None:
     for error in (ContextFull("full"), PlanError("short"), UsageError("no")):
-        found = wire.error_from_json(json.loads(json.dumps(wire.error_to_json(error))))
+        found = protocol.error_from_json(json.loads(json.dumps(protocol.error_to_json(error))))
         assert (type(found), str(found)) == (type(error), str(error))
-    assert type(wire.error_from_json(wire.error_to_json(ValueError("x")))) is EngineError
+    assert type(protocol.error_from_json(protocol.error_to_json(ValueError("x")))) is EngineError
     for name in ("annotations", "object", "__doc__"):
-        found = wire.error_from_json([name, "text"])
+        found = protocol.error_from_json([name, "text"])
         assert isinstance(found, QwqError)
 
 
 def test_a_plan_comes_out_as_it_went_in(tmp_path: Path) -> None:
-    tensors = tuple(ghost.tensors(QWQ, file_type("Q4_K_M")))
+    tensors = tuple(header_only.tensors(QWQ, file_type("Q4_K_M")))
     candidate = Candidate("x.gguf", QWQ, tensors)
     choice = Choice(8192, "q8_0", "q8_0", n_gpu_layers=65, tensor_split=(33, 32))
     room = Room(1 << 35, (Gpu("CUDA0", 1 << 34, 5, 1e12), Gpu("CUDA1", 1 << 34)), 0, 2e10)
     footprint = memory.footprint(QWQ, tensors, choice, room.gpu_names)
     plan = RunPlan(candidate, choice, footprint, room, Wishes(8192, "q8_0"), ("because",))
-    data = json.loads(json.dumps(wire.plan_to_json(plan)))
-    ghost.write(tmp_path / "x.gguf", QWQ, list(tensors))
+    data = json.loads(json.dumps(protocol.plan_to_json(plan)))
+    header_only.write(tmp_path / "x.gguf", QWQ, list(tensors))
     header = gguf_header.read(tmp_path / "x.gguf")
-    found = wire.plan_from_json(data, header)
+    found = protocol.plan_from_json(data, header)
     assert (found.choice, found.footprint, found.room) == (choice, footprint, room)
     assert (found.wishes, found.refused, found.candidate.shape.n_layer) == (plan.wishes, plan.refused, QWQ.n_layer)
     for broken in ({}, {**data, "choice": {}}, {**data, "room": None}):
         with pytest.raises(EngineError):
-            wire.plan_from_json(broken, header)
+            protocol.plan_from_json(broken, header)

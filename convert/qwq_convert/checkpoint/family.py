@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import re
 
-from qwq_convert.checkpoint.leftovers import ADAPTER_CONFIG, adapter, adapter_weights
-from qwq_convert.checkpoint.source import Checkpoint
+from qwq_convert.checkpoint.files import Checkpoint
 from qwq_convert.checkpoint.text_files import quoted, shown
+from qwq_convert.checkpoint.unsupported_files import ADAPTER_CONFIG, adapter, adapter_weights
 from qwq_lite.errors import CheckpointError
 
 ARCHITECTURE = "Qwen2ForCausalLM"

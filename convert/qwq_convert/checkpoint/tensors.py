@@ -11,9 +11,9 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from qwq_convert.checkpoint.leftovers import explain
-from qwq_convert.checkpoint.source import Checkpoint, SourceTensor
+from qwq_convert.checkpoint.files import Checkpoint, SourceTensor
 from qwq_convert.checkpoint.text_files import quoted, shown
+from qwq_convert.checkpoint.unsupported_files import explain
 from qwq_lite.errors import CheckpointError
 from qwq_lite.formats.shape import ModelShape
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from gguf.constants import TokenType
 
-from qwq_convert.checkpoint.source import Checkpoint
+from qwq_convert.checkpoint.files import Checkpoint
 from qwq_convert.checkpoint.text_files import is_unicode, quoted
 from qwq_lite.errors import CheckpointError
 

@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from qwq_convert import imatrix as importances
-from qwq_convert.cli import errors, sha256
+from qwq_convert.cli import rounding, sha256
 from qwq_convert.cli.bar import bar
 from qwq_convert.imatrix import Imatrix
 from qwq_convert.pipeline import Conversion, Progress, Target, Written, convert, look
@@ -30,7 +30,7 @@ from qwq_convert.roundtrip import RoundTrip
 from qwq_lite.cli import console
 from qwq_lite.cli.console import escaped, size
 from qwq_lite.errors import PlanError, QwqError, UsageError
-from qwq_lite.formats.recipe import FILE_TYPES, Choice, file_type, file_type_name, tensor_type
+from qwq_lite.formats.tensor_types import FILE_TYPES, Choice, file_type, file_type_name, tensor_type
 from qwq_lite.system import process_limits
 
 _MUCH = 0.25  # of this machine's memory: a smaller result needs no plan
@@ -272,7 +272,7 @@ def _show_written(done: Written) -> None:
     for target, found in zip(done.conversion.targets, done.errors, strict=True):
         _summary(target)
         if found:
-            errors.show(found, {info.name: info.type for info in target.infos})
+            rounding.show(found, {info.name: info.type for info in target.infos})
         _next_step(target.output)
 
 
@@ -308,7 +308,7 @@ def _echo_json(answer: Mapping[str, Any]) -> None:
 
 
 def _results(found: Mapping[str, RoundTrip], digest: str | None) -> dict[str, Any]:
-    return {"sha256": digest, "errors": errors.as_dict(found)}
+    return {"sha256": digest, "errors": rounding.as_dict(found)}
 
 
 def _tensors(target: Target) -> list[dict[str, Any]]:

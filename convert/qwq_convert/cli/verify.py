@@ -10,8 +10,8 @@ from typing import Any
 
 import click
 
-from qwq_convert.checkpoint.source import Checkpoint
-from qwq_convert.cli import errors
+from qwq_convert.checkpoint.files import Checkpoint
+from qwq_convert.cli import rounding
 from qwq_convert.cli.bar import bar
 from qwq_convert.roundtrip import RoundTrip
 from qwq_convert.verify import Verification, compare, read_header, verify
@@ -95,7 +95,7 @@ def _show(result: Verification, found: dict[str, RoundTrip], quiet: bool) -> Non
     if quiet:
         return
     if found:
-        errors.show(found, types)
+        rounding.show(found, types)
     held = f"{len(result.header.tensors)} tensors, {size(result.header.file_bytes)}"
     if result.outcome == "OK":
         click.echo(escaped(f"{result.header.path}: OK: {held}; the header and every tensor match their digests"))
@@ -111,6 +111,6 @@ def _as_dict(result: Verification, found: dict[str, RoundTrip]) -> dict[str, Any
         "n_tensors": len(result.header.tensors),
         "n_bytes": result.header.file_bytes,
         "faults": [dataclasses.asdict(fault) for fault in result.faults],
-        "errors": errors.as_dict(found),
+        "errors": rounding.as_dict(found),
         "unlike": _unlike(found),
     }

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
 from qwq_lite.events import ThoughtEnd
-from qwq_lite.reply.generation import WINDOW, Begin, Draw, Rewrite, Taken, Verdict
+from qwq_lite.reply.policy import WINDOW, Begin, Draw, Rewrite, Taken, Verdict
 from qwq_lite.text import breaks
 
 MARGIN = 1.4  # below the highest logit: a quarter of its chance

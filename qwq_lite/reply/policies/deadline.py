@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from operator import mul
 from typing import ClassVar, NamedTuple
 
-from qwq_lite.reply.generation import WINDOW, Begin, Stop, Taken, Verdict
 from qwq_lite.reply.policies.unconstrained import Unconstrained
+from qwq_lite.reply.policy import WINDOW, Begin, Stop, Taken, Verdict
 from qwq_lite.text import breaks
 
 _RECENT = 128  # tokens that the fit looks at

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import ClassVar, NamedTuple
 
-from qwq_lite.reply.generation import Begin, Draw, Phase, Rewind, Stop, Taken, Verdict
+from qwq_lite.reply.policy import Begin, Draw, Phase, Rewind, Stop, Taken, Verdict
 from qwq_lite.reply.repetition import BLOCK, NEVER, NO_LOOPS, Limit, Loop, Written, complete, due_at
 from qwq_lite.sampling import Sampling
-from qwq_lite.text import boundary
+from qwq_lite.text import final_answer
 
 _FENCE, _INDENT = "```", "    "
 _TEMPERATURE = 1.0
@@ -133,7 +133,7 @@ def _line(begins: str | None, in_code: bool, text: str) -> Line:
     last = ("-" if begins is None else begins) + text
     if "\n" in text:
         *whole, last = last.split("\n")
-        in_code ^= sum(map(boundary.is_fence, whole)) % 2 == 1
+        in_code ^= sum(map(final_answer.is_fence, whole)) % 2 == 1
     bare = last.lstrip(" \t")
     kept = last[: len(last) - len(bare)][-len(_INDENT) :] + bare[: len(_FENCE)]
     may_be_fence = _FENCE.startswith(bare[: len(_FENCE)])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from qwq_lite.reply.generation import Policy
+from qwq_lite.reply.policy import Policy
 
 # Who comes first decides: a phase before what depends on it, an end before anything that would go on, who asks for the end of a
 # thought before who ends it, and of two the one that asks for it at once last.

@@ -11,8 +11,8 @@ import re
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
-from qwq_lite.reply.generation import Begin, Taken, Turn, Verdict
 from qwq_lite.reply.policies.unconstrained import Unconstrained
+from qwq_lite.reply.policy import Begin, Taken, Turn, Verdict
 from qwq_lite.text.tags import THINK_TAGS
 
 OPENING, _CLOSING = THINK_TAGS

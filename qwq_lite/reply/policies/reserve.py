@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
-from qwq_lite.reply.generation import Begin, Draw, Stop, Taken, Verdict
+from qwq_lite.reply.policy import Begin, Draw, Stop, Taken, Verdict
 from qwq_lite.text import breaks
 
 _WINDOW = 96  # tokens before the limit in which it ends where a text may end; half of a smaller limit

@@ -13,9 +13,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
-from qwq_lite.reply.generation import Begin, Draw, Rewrite, Taken, Verdict
+from qwq_lite.reply.policy import Begin, Draw, Rewrite, Taken, Verdict
 from qwq_lite.reply.script_masks import ScriptMasks
-from qwq_lite.text import boundary
+from qwq_lite.text import final_answer
 
 _WHY = "the heading of the answer was in another script"
 _FENCE = "```"
@@ -80,7 +80,7 @@ class Script:
         return Rewrite(n_drop, self.words, _WHY, outside_code=True)
 
     def _is_foreign(self, line: str) -> bool:
-        return self.answer is not None and boundary.is_heading(line.rstrip("\r")) and self.answer.holds_letter(line)
+        return self.answer is not None and final_answer.is_heading(line.rstrip("\r")) and self.answer.holds_letter(line)
 
 
 def _is_fence(line: str, in_code: bool) -> bool:
@@ -91,13 +91,13 @@ def _is_fence(line: str, in_code: bool) -> bool:
 
 def _announces(line: str) -> bool:
     """Whether a line begins with a heading that is closed and bears a colon: whatever follows is the answer."""
-    return "**" in line and boundary.final_start(f"{line.rstrip()}-", ended=False) == 0
+    return "**" in line and final_answer.final_start(f"{line.rstrip()}-", ended=False) == 0
 
 
 def _kept(line: str, in_code: bool, may_announce: bool) -> str | None:
     """What is to be known of a line that goes on; None where it means nothing."""
     bare = line.lstrip(" \t")
-    if _FENCE.startswith(bare) or (may_announce and bare[0] in "#*" and len(bare) <= boundary.LONGEST_HEADING):
+    if _FENCE.startswith(bare) or (may_announce and bare[0] in "#*" and len(bare) <= final_answer.LONGEST_HEADING):
         return bare
     return _FENCE + bare.lstrip("`")[:1] if _is_fence(line, in_code) else None
 

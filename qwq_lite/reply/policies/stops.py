@@ -6,8 +6,8 @@ import functools
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
-from qwq_lite.reply.generation import Begin, Stop, Taken, Verdict
 from qwq_lite.reply.policies.unconstrained import Unconstrained
+from qwq_lite.reply.policy import Begin, Stop, Taken, Verdict
 
 
 class Seen(NamedTuple):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from qwq_lite.reply.generation import Draw
+from qwq_lite.reply.policy import Draw
 
 
 class Unconstrained:

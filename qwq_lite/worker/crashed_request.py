@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
 from qwq_lite.errors import EngineCrashed, QwqError, RequestCrashed, TemplateError
-from qwq_lite.worker.remote_feed import RemoteFeed
+from qwq_lite.worker.resumable_feed import RemoteFeed
 
 ANOTHER = "; the next call starts another"  # how a crash ends
 _MOST_SHARED = 8  # deaths of a reply beside a prompt, each time another one

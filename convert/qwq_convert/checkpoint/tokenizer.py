@@ -16,7 +16,7 @@ from typing import Any
 
 from qwq_convert.checkpoint import tokenizer_files
 from qwq_convert.checkpoint.chat_templates import templates
-from qwq_convert.checkpoint.source import Checkpoint
+from qwq_convert.checkpoint.files import Checkpoint
 from qwq_convert.checkpoint.text_files import quoted
 from qwq_convert.checkpoint.token_table import AddedToken, added_tokens, rows
 from qwq_convert.checkpoint.tokenizer_files import QWEN2_REGEX, TokenizerFiles

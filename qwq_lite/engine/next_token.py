@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 
 from qwq_lite.backend.sampler import Sampler
-from qwq_lite.engine.active_reply import ActiveReply
+from qwq_lite.engine.request import ActiveReply
 from qwq_lite.errors import EngineError
-from qwq_lite.reply.generation import Rewrite
+from qwq_lite.reply.policy import Rewrite
 from qwq_lite.sampling import draw_seed
 
 

@@ -7,9 +7,9 @@ import signal
 from pathlib import Path
 
 from qwq_lite.errors import EngineCrashed
-from qwq_lite.plan.plan import GIB
-from qwq_lite.system import child, engines, process_limits
-from qwq_lite.worker.blame import ANOTHER
+from qwq_lite.plan.run_plan import GIB
+from qwq_lite.system import child, process_limits, running_engines
+from qwq_lite.worker.crashed_request import ANOTHER
 
 
 def crashed(
@@ -26,7 +26,7 @@ def crashed(
         with contextlib.suppress(ValueError):
             name = signal.Signals(-code).name
     ended = reason or (f"it was killed ({name or -code})" if code < 0 else f"it ended with exit status {code}")
-    lost = engines.forget(pid)
+    lost = running_engines.forget(pid)
     if name == "SIGKILL" and not reason and ran_out_of_memory:
         ended += ", out of memory"
         if lost is not None:

@@ -25,7 +25,7 @@ from jinja2.tests import TESTS as _TESTS_OF_JINJA
 from jinja2.utils import Namespace
 from markupsafe import Markup
 
-from qwq_lite.prompt.budget import (
+from qwq_lite.prompt.template_limits import (
     MAX_DIGITS,
     MAX_INT,
     MAX_UNIQUE,

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from qwq_lite.reply.generation import Rewrite, utf8
-from qwq_lite.text import boundary, breaks
+from qwq_lite.reply.fold import utf8
+from qwq_lite.reply.policy import Rewrite
+from qwq_lite.text import breaks, final_answer
 
 MOST_BACK = 96  # tokens that are taken back for a better place to end
 Tokenize = Callable[[str], list[int]]
@@ -27,7 +28,7 @@ def respelled(
     start, line = _last_line(tokens, piece, n_drop)
     if rewrite.outside_code:
         whole = text_of(tokens, piece)
-        if boundary.ends_in_code(whole[: max(0, len(whole) - n_drop)].rstrip()):
+        if final_answer.ends_in_code(whole[: max(0, len(whole) - n_drop)].rstrip()):
             line += "\n```"
     new: list[int] = []
     text = line

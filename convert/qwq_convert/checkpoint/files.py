@@ -20,7 +20,6 @@ from typing import Any
 
 from gguf.constants import GGMLQuantizationType
 
-from qwq_convert.checkpoint.leftovers import explain, instead, skipped
 from qwq_convert.checkpoint.text_files import (
     is_listed,
     quoted,
@@ -31,6 +30,7 @@ from qwq_convert.checkpoint.text_files import (
     unique_keys,
     why_unreadable,
 )
+from qwq_convert.checkpoint.unsupported_files import explain, instead, skipped
 from qwq_lite.errors import CheckpointError
 from qwq_lite.formats.gguf_header import tensor_bytes
 from qwq_lite.store import catalog

@@ -16,7 +16,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
-from qwq_lite.text import boundary, scripts
+from qwq_lite.text import final_answer, unicode_scripts
 
 AnswerScript = Literal["auto", "any", "latin", "han", "kana", "hangul", "cyrillic", "arabic", "hebrew", "thai"]
 _OF_LATIN = (  # languages of Latin or Greek letters, in English
@@ -104,8 +104,8 @@ def masked(asked: AnswerScript | None, texts: Iterable[str] | None) -> frozenset
         return frozenset()
     if asked is None or asked == "auto":
         free = texts is None or any(map(speaks_of_others, texts))
-        return frozenset() if free else scripts.MASKABLE
-    return scripts.MASKABLE - {asked} - ({"han"} if asked == "kana" else set())
+        return frozenset() if free else unicode_scripts.MASKABLE
+    return unicode_scripts.MASKABLE - {asked} - ({"han"} if asked == "kana" else set())
 
 
 def speaks_of_others(text: str) -> bool:
@@ -113,7 +113,7 @@ def speaks_of_others(text: str) -> bool:
     key = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
     found = _known.get(key)
     if found is None:
-        found = scripts.has_other_letters(text) or _calls_for_others(text.lower())
+        found = unicode_scripts.has_other_letters(text) or _calls_for_others(text.lower())
         if len(_known) >= _MOST_KNOWN:
             _known.clear()
         _known[key] = found
@@ -150,12 +150,12 @@ def _letters(reply: str, tag: str | None) -> str:
     if tag is not None:
         answer = reply.rpartition(tag)[2]
     else:
-        start = boundary.final_start(reply)
+        start = final_answer.final_start(reply)
         answer = "" if start is None else reply[start:]
     found, in_code = "", False
     for line in answer.split("\n"):
-        in_code ^= boundary.is_fence(line)
-        found += "" if in_code else "".join(scripts.characters(scripts.MASKABLE).findall(line))
+        in_code ^= final_answer.is_fence(line)
+        found += "" if in_code else "".join(unicode_scripts.characters(unicode_scripts.MASKABLE).findall(line))
     return found
 
 

@@ -13,8 +13,8 @@ from qwq_lite.backend import devices
 from qwq_lite.backend.footprint import AMX
 from qwq_lite.backend.hardware import Device, EngineReport
 from qwq_lite.errors import EngineError
-from qwq_lite.plan import machines, pace
-from qwq_lite.plan.plan import Gpu, Room
+from qwq_lite.plan import machines, speed
+from qwq_lite.plan.run_plan import Gpu, Room
 from qwq_lite.system import process_limits
 
 
@@ -32,7 +32,7 @@ def room_of(machine: str, memory_bytes: int | None = None, reserve_bytes: int = 
 def this_room(n_threads: int) -> tuple[Room, str]:
     """What this machine has free, its memory's bandwidth too, and where the figures come from."""
     with ThreadPoolExecutor(1) as beside:  # the child takes a third of a second, and so does the measurement
-        bandwidth = beside.submit(pace.host_bandwidth, n_threads)
+        bandwidth = beside.submit(speed.host_bandwidth, n_threads)
         gpus: tuple[Device, ...] = ()
         amx = False
         with contextlib.suppress(EngineError):  # `doctor` says what is wrong with it; a plan by formula is still one

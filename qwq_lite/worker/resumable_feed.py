@@ -11,9 +11,9 @@ from typing import Any, Protocol
 
 from qwq_lite.errors import QwqError
 from qwq_lite.events import Answer, Done, Event, Thinking
-from qwq_lite.reply.orders import Order
+from qwq_lite.reply.commands import Order
 from qwq_lite.reply.stream import MOST_UNREAD, Feed, follows_from_reply
-from qwq_lite.worker import wire
+from qwq_lite.worker import protocol
 
 _ACK_EVERY = 64
 _LOOK_S = 0.1
@@ -80,7 +80,7 @@ class RemoteFeed(Feed):
             send()
             n_done = sum(isinstance(entry, list) and isinstance(entry[0], str) for entry in self._entries)
             for order in self._ordered[n_done:]:
-                self._tell({"do": "order", "order": wire.order_to_json(order)})
+                self._tell({"do": "order", "order": protocol.order_to_json(order)})
             if self.cancelled:
                 self._tell({"do": "cancel"})
 
@@ -97,7 +97,7 @@ class RemoteFeed(Feed):
     def order(self, order: Order) -> None:
         with self._ordering:
             self._ordered.append(order)
-            self._tell({"do": "order", "order": wire.order_to_json(order)})
+            self._tell({"do": "order", "order": protocol.order_to_json(order)})
 
     @property
     def unread(self) -> bool:

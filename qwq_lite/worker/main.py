@@ -25,11 +25,11 @@ from qwq_lite.engine import local
 from qwq_lite.errors import EngineError
 from qwq_lite.events import Done, Progress
 from qwq_lite.formats import gguf_header
-from qwq_lite.reply.orders import Entry, Order
+from qwq_lite.reply.commands import Entry, Order
 from qwq_lite.reply.stream import MOST_UNREAD, Stream
 from qwq_lite.system import child
-from qwq_lite.worker import wire
-from qwq_lite.worker.wire import Pipe
+from qwq_lite.worker import protocol
+from qwq_lite.worker.protocol import Pipe
 
 BEAT_S = 0.5
 _PARENT_S = 1.0
@@ -88,7 +88,7 @@ class _Worker:
                 result = self._load(message) if verb == "load" else self._call(verb, message)
             self._send({"id": number, "result": result})
         except BaseException as error:
-            self._send({"id": number, "error": wire.error_to_json(error)})
+            self._send({"id": number, "error": protocol.error_to_json(error)})
         finally:
             if verb == "unload":  # also where nothing was loaded yet
                 os._exit(0)
@@ -99,12 +99,12 @@ class _Worker:
         threading.Thread(target=importlib.import_module, args=("numpy",), daemon=True).start()
         options = message["options"]
         if message["plan"] is not None:
-            options["plan"] = wire.plan_from_json(message["plan"], gguf_header.read(Path(message["model"])))
+            options["plan"] = protocol.plan_from_json(message["plan"], gguf_header.read(Path(message["model"])))
         self._model = model = local.load(message["model"], on_progress=self._loading, **options)
         return {
             "n_ctx": model.n_ctx,
             "notices": list(model.notices),
-            "plan": wire.plan_to_json(model.plan),
+            "plan": protocol.plan_to_json(model.plan),
             "engine": asdict(model.engine),
         }
 
@@ -134,7 +134,7 @@ class _Worker:
     def _generate(self, number: int, message: dict[str, Any]) -> None:
         reply = self._replies[number]
         try:
-            course = wire.course_from_json(message["course"])
+            course = protocol.course_from_json(message["course"])
             with self._blamed(number):
                 stream = self._loaded().go_on(
                     message["prompt"], course, session=message["session"], **message["options"]
@@ -143,8 +143,8 @@ class _Worker:
             reply.begin(stream)
             for event in stream:
                 self._n_steps += 1
-                entries = [wire.entry_to_json(entry) for entry in _fetched(stream)]
-                self._send({"id": number, "event": wire.event_to_json(event), "entries": entries})
+                entries = [protocol.entry_to_json(entry) for entry in _fetched(stream)]
+                self._send({"id": number, "event": protocol.event_to_json(event), "entries": entries})
                 if not isinstance(event, Done):
                     reply.wait()
         finally:
@@ -190,7 +190,7 @@ class _Reply:
         elif verb == "read":
             self.read(message["n"])
         else:
-            self.order(wire.order_from_json(message["order"]))
+            self.order(protocol.order_from_json(message["order"]))
 
     def begin(self, stream: Stream) -> None:
         with self._changed:

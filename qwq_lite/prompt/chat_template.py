@@ -25,8 +25,8 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from qwq_lite.errors import TemplateError
-from qwq_lite.prompt.budget import FIELD
 from qwq_lite.prompt.template import Template
+from qwq_lite.prompt.template_limits import FIELD
 from qwq_lite.text.normalization import normalized
 from qwq_lite.text.tags import THINK_TAGS
 

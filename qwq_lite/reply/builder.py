@@ -14,12 +14,13 @@ from dataclasses import fields
 from typing import NamedTuple
 
 from qwq_lite.events import Answer, Event, FinishReason, LoopEnd, Notice, Thinking, ThoughtEnd
-from qwq_lite.reply import generation
-from qwq_lite.reply.generation import Begin, Draw, Policy, Rewind, Rewrite, State, Step, Stop, utf8
-from qwq_lite.reply.orders import Steer
-from qwq_lite.reply.respelling import Tokenize, n_common, respelled, text_of
+from qwq_lite.reply import fold
+from qwq_lite.reply.commands import Steer
+from qwq_lite.reply.fold import State, Step, utf8
+from qwq_lite.reply.policy import Begin, Draw, Policy, Rewind, Rewrite, Stop
+from qwq_lite.reply.retokenize import Tokenize, n_common, respelled, text_of
 from qwq_lite.sampling import Sampling
-from qwq_lite.text import boundary, breaks
+from qwq_lite.text import breaks, final_answer
 
 
 class Ended(NamedTuple):
@@ -46,7 +47,7 @@ class Track:
         tokenize: Tokenize,
     ) -> None:
         self._policies, self._begin, self._piece, self._tokenize = policies, begin, piece, tokenize
-        self._state = generation.start(policies, begin)
+        self._state = fold.start(policies, begin)
         self._texts = _Texts()
         self._n_again = 0  # characters of a thought that were shown and that forced tokens bring again
         self._closed: Notice | None = None  # the word on a thought whose end is still being written
@@ -109,18 +110,18 @@ class Track:
                 return thinking.rstrip(), answer.rstrip()
             if reason == "cancelled" and self._state.phase == "thinking":
                 return whole, ""
-            place = boundary.final_start(whole, ended=reason == "stop") or 0
+            place = final_answer.final_start(whole, ended=reason == "stop") or 0
             return whole[:place], whole[place:]
         if self._state.phase == "thinking" and reason == "stop":  # the model has ended its turn: that was its answer
             return "", thinking.strip()
         return thinking.strip(), answer.rstrip()
 
     def constrain(self, sampling: Sampling) -> Draw:
-        return generation.constrain(self._policies, self._state, sampling)
+        return fold.constrain(self._policies, self._state, sampling)
 
     def resampled(self, asked: Sampling) -> Notice | None:
         """What whoever asked for these settings should know after a loop, where others hold from here on."""
-        now = generation.constrain(self._policies, self._state._replace(forced=()), asked).sampling
+        now = fold.constrain(self._policies, self._state._replace(forced=()), asked).sampling
         pairs = [(field.name, *(f"{getattr(one, field.name):g}" for one in (now, asked))) for field in fields(asked)]
         changed = [f"{name} is {new} and not {old}" for name, new, old in pairs if new != old]  # as files round them
         if not changed:
@@ -131,7 +132,7 @@ class Track:
     def take(self, token: int, time_s: float = 0.0) -> tuple[tuple[Event, ...], Rewind | Stop | None]:
         """Take a token in. A Rewind that comes back has been carried out here, and is left to do in the cache."""
         self.n_forced += bool(self._state.forced)
-        step: Step = generation.advance(self._policies, self._state, token, self._piece(token), time_s)
+        step: Step = fold.advance(self._policies, self._state, token, self._piece(token), time_s)
         self.tokens.append(token)
         self._times.append(time_s)
         self.n_taken += 1
@@ -154,9 +155,7 @@ class Track:
         if begin.asked_at is not None:  # it was asked of a thought that is gone, and still is
             begin = dataclasses.replace(begin, asked_at=min(begin.asked_at, rewind.n_tokens))
         tokens, times = self.tokens[: rewind.n_tokens], self._times[: rewind.n_tokens]
-        state, events = generation.fold(
-            self._policies, begin, zip(tokens, map(self._piece, tokens), times, strict=True)
-        )
+        state, events = fold.fold(self._policies, begin, zip(tokens, map(self._piece, tokens), times, strict=True))
         texts, sent = _Texts(), self._texts
         texts.add(events)
         if texts.n_answer < sent.n_answer or not 0 <= rewind.n_tokens <= len(self.tokens):
@@ -209,7 +208,7 @@ class Track:
 
     def flush(self) -> tuple[Event, ...]:
         """What is left to show of a reply that ends where no policy ended it."""
-        return self._unseen(self._kept(generation.close(self._state)))
+        return self._unseen(self._kept(fold.close(self._state)))
 
     def _unseen(self, events: tuple[Event, ...]) -> tuple[Event, ...]:
         """The events without text that was shown before; the word on an ended thought stands between it and the answer."""

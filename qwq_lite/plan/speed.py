@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from qwq_lite.events import Notice, Stats
-from qwq_lite.plan.plan import RunPlan
+from qwq_lite.plan.run_plan import RunPlan
 from qwq_lite.system import process_limits
 
 MOST_THREADS = 512  # GGML_MAX_N_THREADS

@@ -13,14 +13,14 @@ import threading
 from typing import Any
 
 from qwq_lite import errors
-from qwq_lite.backend.choice import Choice
 from qwq_lite.backend.footprint import Buffers, Footprint
+from qwq_lite.backend.settings import Choice
 from qwq_lite.errors import EngineError, QwqError, UsageError
 from qwq_lite.events import Answer, Done, Event, Notice, Progress, Reply, Stats, Thinking
 from qwq_lite.formats import shape
 from qwq_lite.formats.gguf_header import Header
-from qwq_lite.plan.plan import Candidate, Gpu, Room, RunPlan, Wishes
-from qwq_lite.reply.orders import Conclude, Course, Entry, Order, Steer
+from qwq_lite.plan.run_plan import Candidate, Gpu, Room, RunPlan, Wishes
+from qwq_lite.reply.commands import Conclude, Course, Entry, Order, Steer
 
 _LENGTH = struct.Struct("<I")
 _MOST_BYTES = 1 << 28  # a prompt of 16 million tokens is half of it

@@ -7,11 +7,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from qwq_lite.chat.model import Options, ThoughtStyle
+from qwq_lite.chat.options import Options, ThoughtStyle
 from qwq_lite.events import Notice
-from qwq_lite.prompt.script_choice import texts_of
-from qwq_lite.prompt.wishes import asks_for_repetition
-from qwq_lite.reply.generation import Begin, Phase, Policy, Rewind, Rewrite
+from qwq_lite.prompt.repetition_intent import asks_for_repetition
+from qwq_lite.prompt.script_intent import texts_of
 from qwq_lite.reply.policies.closing import Closing, Window
 from qwq_lite.reply.policies.deadline import Deadline
 from qwq_lite.reply.policies.headings import Headings
@@ -21,9 +20,10 @@ from qwq_lite.reply.policies.phases import CLOSINGS, OPENING, Phases
 from qwq_lite.reply.policies.reserve import Reserve
 from qwq_lite.reply.policies.script import Script
 from qwq_lite.reply.policies.stops import Stops
-from qwq_lite.reply.respelling import respelled
+from qwq_lite.reply.policy import Begin, Phase, Policy, Rewind, Rewrite
+from qwq_lite.reply.retokenize import respelled
 from qwq_lite.reply.script_masks import ScriptMasks
-from qwq_lite.text import boundary
+from qwq_lite.text import final_answer
 
 ANSWER_RESERVE = 1024  # tokens; the longest natural answers of 72 real outputs had 732 and 856
 # Nine of ten natural answers are shorter: 340 tokens of QwQ-32B, 660 of Preview.
@@ -163,7 +163,7 @@ def closing_words(model: Thoughts, question: str, masks: ScriptMasks | None = No
     """What ends a thought: the tag after one newline, as in real closings; a heading in the language of the question, in letters
     that the answer may have."""
     if model.style == "undivided":
-        heading = _HEADINGS[boundary.is_chinese(question)]
+        heading = _HEADINGS[final_answer.is_chinese(question)]
         if masks is not None and masks.holds_letter(heading):
             heading = _HEADINGS[False]
         return (f"\n\n{heading}\n\n",)

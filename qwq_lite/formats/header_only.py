@@ -11,8 +11,8 @@ from gguf.constants import GGUFValueType, LlamaFileType
 
 from qwq_lite.formats import gguf_header
 from qwq_lite.formats.gguf_header import TensorInfo, Value
-from qwq_lite.formats.recipe import Choice, needs_imatrix, tensor_types
 from qwq_lite.formats.shape import ModelShape
+from qwq_lite.formats.tensor_types import Choice, needs_imatrix, tensor_types
 
 
 def tensor_shapes(shape: ModelShape, tied: bool = False) -> dict[str, tuple[int, ...]]:

@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from qwq_lite.engine.sequences import Sequence
 from qwq_lite.errors import EngineError
 from qwq_lite.events import Event, FinishReason, Notice, Progress, Stats
-from qwq_lite.reply.generation import Begin, Policy, Rewind, Rewrite, Stop
-from qwq_lite.reply.orders import Conclude, Course, Entry, Order
-from qwq_lite.reply.respelling import Tokenize
+from qwq_lite.reply.builder import Ended, Track
+from qwq_lite.reply.commands import Conclude, Course, Entry, Order
+from qwq_lite.reply.policy import Begin, Policy, Rewind, Rewrite, Stop
+from qwq_lite.reply.retokenize import Tokenize
 from qwq_lite.reply.stream import Feed
-from qwq_lite.reply.track import Ended, Track
 from qwq_lite.sampling import Sampling
 
 _METER_EVERY = 16  # tokens of a thought

@@ -10,7 +10,7 @@ import shlex
 from pathlib import Path
 
 from qwq_convert.checkpoint.text_files import is_listed, read_json_object, shown
-from qwq_lite.formats import mistaken
+from qwq_lite.formats import not_a_model
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
@@ -58,9 +58,9 @@ def instead(folder: Path) -> str | None:
     """What a folder without a checkpoint's files holds, and what to do with that; None when nothing is recognised."""
     if (found := adapter(folder)) is not None:
         return found
-    if (snapshot := mistaken.snapshot(folder)) is not None:
+    if (snapshot := not_a_model.snapshot(folder)) is not None:
         return f"it is a folder of the Hub's cache; name the one with the files: {snapshot}"
-    if gguf := mistaken.gguf_files(folder):
+    if gguf := not_a_model.gguf_files(folder):
         return f"it holds GGUF files, which run as they are: qwq-lite chat {shlex.quote(str(gguf[0]))}"
     pickles = [path for suffix in ("bin", "pt", "pth", "ckpt") for path in folder.glob(f"*.{suffix}")]
     if pickles:

@@ -1,0 +1,56 @@
+"""What a conversation needs of a model, wherever that runs: the protocol Engine."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Hashable, Iterable, Sequence
+from typing import Any, Protocol
+
+from qwq_lite import arguments
+from qwq_lite.errors import EngineClosed, UsageError
+from qwq_lite.prompt.chat_template import Message
+from qwq_lite.reply.stream import Stream
+
+Prompt = Sequence[Message] | str | Sequence[int]
+
+
+def plain_prompt(prompt: Prompt) -> str | list[Any]:
+    """A prompt as text, a list of messages, or a list of token ids that are Python's own, whatever numbers they were."""
+    if isinstance(prompt, str):
+        return prompt
+    if not isinstance(prompt, Iterable):
+        raise UsageError(f"the prompt is {prompt!r}; a text, messages or tokens are expected")
+    parts: list[Any] = list(prompt)
+    return [int(part) for part in parts] if all(map(arguments.is_whole, parts)) else parts
+
+
+def check_text(text: str) -> None:
+    """Raises: UsageError for what is no text."""
+    if not isinstance(text, str):
+        raise UsageError(f"the text is {text!r}; a text is expected")
+
+
+def check_running(model: str | os.PathLike[str]) -> None:
+    """Raises: EngineClosed where the interpreter has begun to end: threads stand still, modules are gone, and a reply would never
+    come. A handler of atexit comes before that."""
+    if sys.is_finalizing():
+        raise EngineClosed(
+            f"{model}: the interpreter is ending; ask or save before, in a handler of atexit at the latest"
+        )
+
+
+class Engine(Protocol):
+    """Makes replies, one after the other. Any thread may call.
+
+    A session is one conversation's place in the cache, under a name that the caller chooses.
+    """
+
+    def generate(self, prompt: Prompt, *, session: Hashable = None, **options: Any) -> Stream: ...
+    async def agenerate(self, prompt: Prompt, *, session: Hashable = None, **options: Any) -> Stream: ...
+    def tokenize(self, text: str) -> list[int]: ...
+    def save_session(self, session: Hashable, path: str | os.PathLike[str], extra: dict[str, Any]) -> None: ...
+    def restore_session(self, session: Hashable, path: str | os.PathLike[str]) -> dict[str, Any]: ...
+    def fork_session(self, session: Hashable, twin: Hashable) -> None: ...
+    def release_session(self, session: Hashable) -> None: ...
+    def unload(self) -> None: ...
