@@ -26,11 +26,11 @@ from typing import Any, NamedTuple
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "convert")]
 
-from qwq_lite.prompt.script_intent import masked  # noqa: E402
+from qwq_lite.prompt.script_intent import scripts_to_mask  # noqa: E402
 from qwq_lite.reply import fold  # noqa: E402
 from qwq_lite.reply.fold import State  # noqa: E402
 from qwq_lite.reply.policies.headings import Headings  # noqa: E402
-from qwq_lite.reply.policies.order import arranged  # noqa: E402
+from qwq_lite.reply.policies.order import arrange  # noqa: E402
 from qwq_lite.reply.policies.phases import Phases  # noqa: E402
 from qwq_lite.reply.policies.script import Script  # noqa: E402
 from qwq_lite.reply.policy import Begin, Rewrite  # noqa: E402
@@ -76,7 +76,7 @@ class Replay:
     def find(self, row: dict[str, Any]) -> Found:
         text, label = row["response"], row["answer_start"]
         answer = "" if label is None else text[label:]
-        free = not masked("auto", [row["prompt"] or ""])
+        free = not scripts_to_mask("auto", [row["prompt"] or ""])
         n_letters = _n_letters(answer)
         start, rewritten = self._begins(row, text)
         if free:
@@ -93,7 +93,7 @@ class Replay:
         """Where the policies begin the answer in the text as it comes, and whether they force another heading there."""
         undivided = row["model"].endswith("Preview")
         first = Headings() if undivided else Phases()
-        policies = arranged([first, Script(self.masks, None, _WORDS if undivided else ())])
+        policies = arrange([first, Script(self.masks, None, _WORDS if undivided else ())])
         begin = Begin("answer" if text.startswith("<think>") else "thinking", undivided=undivided)
         state, n_chars, shown = fold.start(policies, begin), 0, 0
         for token in self.tokens(text):
@@ -206,7 +206,7 @@ def main() -> None:
             found = replay.find(row)
             counts["replies"] += 1
             counts["answers"] += row["answer_start"] is not None
-            counts["auto_masks"] += bool(masked("auto", [row["prompt"] or ""]))
+            counts["auto_masks"] += bool(scripts_to_mask("auto", [row["prompt"] or ""]))
             counts["refused_heading"] += len(found.refused_heading)
             counts["refused_elsewhere"] += len(found.refused_else)
             if not found.mixed or row["lang"] == "zh":

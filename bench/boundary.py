@@ -20,7 +20,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "convert")]
 
-from qwq_lite.reply.builder import Track  # noqa: E402
+from qwq_lite.reply.builder import ReplyBuilder  # noqa: E402
 from qwq_lite.reply.policies.phases import OPENING, Phases  # noqa: E402
 from qwq_lite.reply.policy import Begin  # noqa: E402
 from qwq_lite.text import final_answer  # noqa: E402
@@ -48,7 +48,7 @@ def tagged(row: dict[str, Any]) -> tuple[bool, str]:
     text, label = row["response"], row["answer_start"]
     pieces = [character.encode() for character in text]
     begin = Begin("answer" if text.startswith(OPENING) else "thinking")
-    track = Track((Phases(),), begin, pieces.__getitem__, lambda _text: [])
+    track = ReplyBuilder((Phases(),), begin, pieces.__getitem__, lambda _text: [])
     for token in range(len(pieces)):
         track.take(token)
     turned = track.thought_end is not None

@@ -36,7 +36,7 @@ from qwq_convert.pipeline import convert  # noqa: E402
 from qwq_lite.chat.options import ThoughtStyle  # noqa: E402
 from qwq_lite.engine.reply_setup import closing_words, thoughts  # noqa: E402
 from qwq_lite.formats.tensor_types import file_type  # noqa: E402
-from qwq_lite.reply.builder import Track  # noqa: E402
+from qwq_lite.reply.builder import ReplyBuilder  # noqa: E402
 from qwq_lite.reply.policies.closing import Window  # noqa: E402
 from qwq_lite.reply.policies.headings import Headings  # noqa: E402
 from qwq_lite.reply.policies.phases import Phases  # noqa: E402
@@ -198,7 +198,7 @@ def replay(
             pieces[token] = token_bytes(tokenizer, [token])[0]
         return pieces[token]
 
-    track = Track((phases, closing), begin, piece, tokenize)
+    track = ReplyBuilder((phases, closing), begin, piece, tokenize)
     for token in tokens:
         _, action = track.take(token)
         if isinstance(action, Rewind):

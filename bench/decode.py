@@ -56,7 +56,7 @@ from qwq_lite.engine.scheduler import PREFILL_CHUNK, Scheduler  # noqa: E402
 from qwq_lite.errors import QwqError  # noqa: E402
 from qwq_lite.formats import gguf_header  # noqa: E402
 from qwq_lite.plan import speed  # noqa: E402
-from qwq_lite.reply.policies.order import arranged  # noqa: E402
+from qwq_lite.reply.policies.order import arrange  # noqa: E402
 from qwq_lite.reply.policies.phases import Phases  # noqa: E402
 from qwq_lite.reply.policies.stops import Stops  # noqa: E402
 from qwq_lite.sampling import Sampling  # noqa: E402
@@ -130,7 +130,7 @@ def own_us(sampling: Sampling, *, stub: bool, n_tokens: int = N_FAKE, sweep_byte
     scheduler = Scheduler(empty_model(), context)
     if stub:
         scheduler._sampler = cast(Sampler, StubSampler())
-    policies = arranged([Phases(N_VOCAB - 2, N_VOCAB - 1), Stops(frozenset({N_VOCAB - 3}), STOP_TEXTS, n_tokens)])
+    policies = arrange([Phases(N_VOCAB - 2, N_VOCAB - 1), Stops(frozenset({N_VOCAB - 3}), STOP_TEXTS, n_tokens)])
     with contextlib.closing(scheduler):
         before = scheduler.call(lambda _: time.thread_time())
         for _ in scheduler.submit(Request([1, 2, 3], policies, sampling, seed=1)):

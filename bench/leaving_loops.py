@@ -35,7 +35,7 @@ from qwq_lite.chat.options import Options  # noqa: E402
 from qwq_lite.engine import reply_setup  # noqa: E402
 from qwq_lite.engine.request import Request  # noqa: E402
 from qwq_lite.events import Done, Notice  # noqa: E402
-from qwq_lite.reply.policies.loops import Loops, Seen  # noqa: E402
+from qwq_lite.reply.policies.loops import Loops, LoopState  # noqa: E402
 from qwq_lite.reply.policies.unconstrained import Unconstrained  # noqa: E402
 from qwq_lite.reply.policy import Begin, Policy, Rewind, Stop, Taken, Verdict  # noqa: E402
 from qwq_lite.sampling import Sampling  # noqa: E402
@@ -76,7 +76,7 @@ class Watched(Loops):
 
     seen: list[tuple[int, int, str]] = field(default_factory=list)
 
-    def observe(self, seen: Seen, taken: Taken) -> Verdict:
+    def observe(self, seen: LoopState, taken: Taken) -> Verdict:
         verdict = super().observe(seen, taken)
         if len(self.seen) == 1 and taken.n_tokens > self.seen[0][1] + AGAIN + MORE:
             return Verdict(verdict.state, Stop("length"))

@@ -48,7 +48,7 @@ from qwq_lite.backend.context import Context, ContextSettings, Entry  # noqa: E4
 from qwq_lite.backend.footprint import Footprint  # noqa: E402
 from qwq_lite.backend.measure import _breakdown, as_choice, measure  # noqa: E402
 from qwq_lite.backend.model import LoadedModel, model_params  # noqa: E402
-from qwq_lite.backend.settings import Choice  # noqa: E402
+from qwq_lite.backend.settings import EngineSettings  # noqa: E402
 from qwq_lite.formats import (  # noqa: E402
     gguf_header,
     header_only,
@@ -86,7 +86,7 @@ class Allocated:
         return self.weights + self.kv + self.compute
 
 
-def allocated(path: Path, choices: Sequence[Choice], n_prompt: int = 8) -> list[Allocated]:
+def allocated(path: Path, choices: Sequence[EngineSettings], n_prompt: int = 8) -> list[Allocated]:
     """Load a file for real in a child, and make, use and free a context for each choice, one after the other.
 
     Raises: RuntimeError with the child's last lines.
@@ -121,7 +121,7 @@ def answer() -> None:
     api.llama_model_free(pointer)
 
 
-def used(model: LoadedModel, choice: Choice, n_prompt: int, model_bytes: int) -> Allocated:
+def used(model: LoadedModel, choice: EngineSettings, n_prompt: int, model_bytes: int) -> Allocated:
     """One context, made by the engine's own class, used and freed."""
     native.LOG.last.clear()
     # All cores would wait for each other on a busy machine.
@@ -211,7 +211,7 @@ class Table:
         )
         print("|" + "---|" * 11)
 
-    def add(self, name: str, choice: Choice, measured: Footprint, real: Allocated, formula: Footprint) -> None:
+    def add(self, name: str, choice: EngineSettings, measured: Footprint, real: Allocated, formula: Footprint) -> None:
         compute = sum(buffers.compute for buffers in measured.devices.values())
         numbers = (
             real.weights,
@@ -241,7 +241,7 @@ def children_peak_mib() -> float | None:
     return peak / (MIB if sys.platform == "darwin" else 1024)
 
 
-def question(path: Path, choices: Sequence[Choice], figures: dict[str, Any]) -> list[Footprint]:
+def question(path: Path, choices: Sequence[EngineSettings], figures: dict[str, Any]) -> list[Footprint]:
     """`measure`, with its seconds and the child's memory noted where no larger child came before."""
     start = time.perf_counter()
     found = measure(path, choices)
@@ -255,7 +255,7 @@ def whole_model(folder: Path, figures: dict[str, Any]) -> None:
     """What asking takes for all of QwQ, the first child of this process: its peak is then its own."""
     path = folder / "whole.gguf"
     header_only.write(path, qwq(64), header_only.tensors(qwq(64), file_type("Q4_K_M")))
-    question(path, [Choice(n_ctx, cache, cache) for n_ctx in CONTEXTS for cache in CACHES], figures)
+    question(path, [EngineSettings(n_ctx, cache, cache) for n_ctx in CONTEXTS for cache in CACHES], figures)
     figures["measure_peak_mib"] = children_peak_mib()
     figures["ghost_bytes"] = getattr(path.stat(), "st_blocks", 0) * 512
 
@@ -278,7 +278,7 @@ def main() -> int:
         for label, path, n_prompt in made:
             header = gguf_header.read(path)
             geometry = shape.from_header(header)
-            choices = [Choice(n_ctx, cache, cache, n_seq_max=N_SEQ) for n_ctx in CONTEXTS for cache in CACHES]
+            choices = [EngineSettings(n_ctx, cache, cache, n_seq_max=N_SEQ) for n_ctx in CONTEXTS for cache in CACHES]
             pairs = list(zip(choices, question(path, choices, figures), strict=True))
             fits = [(choice, found) for choice, found in pairs if found.total < limit]
             left_out += [

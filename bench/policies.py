@@ -28,7 +28,7 @@ from qwq_lite.reply.policies.closing import Closing, Window  # noqa: E402
 from qwq_lite.reply.policies.deadline import Deadline  # noqa: E402
 from qwq_lite.reply.policies.headings import Headings  # noqa: E402
 from qwq_lite.reply.policies.loops import Loops  # noqa: E402
-from qwq_lite.reply.policies.order import arranged  # noqa: E402
+from qwq_lite.reply.policies.order import arrange  # noqa: E402
 from qwq_lite.reply.policies.phases import Phases  # noqa: E402
 from qwq_lite.reply.policies.reserve import Reserve  # noqa: E402
 from qwq_lite.reply.policies.script import Script  # noqa: E402
@@ -93,13 +93,13 @@ def sets(n_tokens: int) -> dict[str, tuple[Begin, tuple[Policy, ...]]]:
     }
     thinking, ended = Begin("thinking"), Begin("answer", (Rewind(0, forced=(3,), ends="budget"),))
     early = Closing((Window(never, 2 * never, "budget"),), words, 3, 3)
-    tags = arranged(each[name] for name in each if name != "headings")
+    tags = arrange(each[name] for name in each if name != "headings")
     return {
         **{name: (ended if name == "reserve" else thinking, (policy,)) for name, policy in each.items()},
         "all, tags": (thinking, tags),
-        "all, undivided": (thinking, arranged(each[name] for name in each if name != "phases")),
+        "all, undivided": (thinking, arrange(each[name] for name in each if name != "phases")),
         "all, in an answer": (ended, tags),
-        "all, before the window": (thinking, arranged([*(p for p in tags if p.name != "closing"), early])),
+        "all, before the window": (thinking, arrange([*(p for p in tags if p.name != "closing"), early])),
     }
 
 

@@ -25,7 +25,7 @@ from qwq_lite.backend import native  # noqa: E402
 from qwq_lite.backend.context import Context, ContextSettings, Entry  # noqa: E402
 from qwq_lite.backend.measure import as_choice, measure  # noqa: E402
 from qwq_lite.backend.model import LoadedModel  # noqa: E402
-from qwq_lite.backend.settings import Choice  # noqa: E402
+from qwq_lite.backend.settings import EngineSettings  # noqa: E402
 from qwq_lite.formats import gguf_header, shape  # noqa: E402
 from qwq_lite.plan.memory import host_overhead_bytes, vocab_bytes  # noqa: E402
 from qwq_lite.plan.run_plan import HOST_WEIGHTS  # noqa: E402
@@ -83,7 +83,7 @@ def taken() -> None:
     model.close()
 
 
-def compared(path: Path, choice: Choice) -> dict[str, Any]:
+def compared(path: Path, choice: EngineSettings) -> dict[str, Any]:
     """Bytes of the plan's rows and of a process, in MiB."""
     counted = measure(path, [choice])
     if counted is None:
@@ -108,7 +108,7 @@ def compared(path: Path, choice: Choice) -> dict[str, Any]:
 
 def rows(path: Path, n_ctx: int) -> list[dict[str, Any]]:
     modes = [*HOST_WEIGHTS.values()]
-    return [compared(path, Choice(n_ctx, n_outputs_max=N_OUTPUTS, **mode)) for mode in modes]
+    return [compared(path, EngineSettings(n_ctx, n_outputs_max=N_OUTPUTS, **mode)) for mode in modes]
 
 
 def main() -> None:

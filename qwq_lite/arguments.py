@@ -12,7 +12,7 @@ from typing import Any
 from qwq_lite.errors import UsageError
 
 
-def whole(name: str, value: Any, low: int, high: int) -> int:
+def check_whole(name: str, value: Any, low: int, high: int) -> int:
     """Raises: UsageError for what is no whole number from low to high; True and False are none."""
     if not isinstance(value, bool):
         try:
@@ -25,7 +25,7 @@ def whole(name: str, value: Any, low: int, high: int) -> int:
     raise UsageError(f"{name} is {value!r}, a whole number from {low} to {high} is allowed")
 
 
-def real(name: str, value: Any) -> float:
+def check_real(name: str, value: Any) -> float:
     """Raises: UsageError for what is no number; True and False are none."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise UsageError(f"{name} is {value!r}, a number is allowed")

@@ -84,7 +84,7 @@ def load(
     options = {name: int(value) if arguments.is_whole(value) else value for name, value in options.items()}
     file = _absolute(model)
     if idle_unload is not None:
-        idle_unload = arguments.real("idle_unload", idle_unload)
+        idle_unload = arguments.check_real("idle_unload", idle_unload)
     if idle_unload is not None and (not isolated or not idle_unload > 0):
         raise UsageError(f"idle_unload is {idle_unload!r}; seconds above 0 are allowed, with isolated=True")
     if not isolated:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from hypothesis import strategies as st
 
 from qwq_lite.backend.footprint import Buffers, Footprint
-from qwq_lite.backend.settings import KV_TYPES, Choice
+from qwq_lite.backend.settings import KV_TYPES, EngineSettings
 from qwq_lite.errors import PlanError
 from qwq_lite.formats import header_only
 from qwq_lite.formats.shape import ModelShape
@@ -50,7 +50,7 @@ shapes = st.builds(
     n_ctx=st.one_of(st.sampled_from((4_096, 32_768, 40_960, 131_072)), st.integers(256, 50_000)),
 )
 choices = st.builds(
-    Choice,
+    EngineSettings,
     n_ctx=st.integers(1, 40_000),
     type_k=st.sampled_from(SMALLER_FIRST),
     type_v=st.sampled_from(SMALLER_FIRST),
@@ -84,13 +84,13 @@ class Case:
         except PlanError:
             return None
 
-    def refused(self, choice: Choice) -> bool:
+    def refused(self, choice: EngineSettings) -> bool:
         """Whether the first candidate with this choice is too much for the room."""
         return planned(self.candidates[0], split(self.candidates[0], choice, self.room), self.room).shortages() != []
 
 
 def by_formula(room: Room) -> Count:
-    def count(candidate: Candidate, asked: Sequence[Choice]) -> list[Footprint]:
+    def count(candidate: Candidate, asked: Sequence[EngineSettings]) -> list[Footprint]:
         return [
             memory.footprint(candidate.shape, candidate.tensors, choice, room.gpu_names, amx=room.amx)
             for choice in asked
@@ -103,7 +103,7 @@ def host_overhead(candidate: Candidate, host: Buffers) -> int:
     return memory.host_overhead_bytes(candidate.shape, candidate.tensors, host)
 
 
-def planned(candidate: Candidate, choice: Choice, room: Room) -> RunPlan:
+def planned(candidate: Candidate, choice: EngineSettings, room: Room) -> RunPlan:
     """The plan of a choice, whether it fits or not."""
     (footprint,) = by_formula(room)(candidate, [choice])
     return RunPlan(candidate, choice, footprint, room)
@@ -127,7 +127,7 @@ def cases(
     labels = draw(st.sampled_from((("Q4_K_M",), ("F16", "Q8_0", "Q4_K_M"))))
     candidates = tuple(as_candidate(shape, label, tied) for label in labels)
     asked, names = draw(wishes), draw(st.sampled_from(devices))
-    widest = Choice(asked.n_ctx or min(shape.n_ctx_train, MOST_CTX))
+    widest = EngineSettings(asked.n_ctx or min(shape.n_ctx_train, MOST_CTX))
     whole = memory.footprint(shape, candidates[0].tensors, widest).host
     need = whole.total + host_overhead(candidates[0], whole)
     share = st.integers(0, 130).map(lambda percent: need * percent // 100)

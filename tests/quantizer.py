@@ -15,7 +15,7 @@ import numpy.typing as npt
 from gguf.constants import LlamaFileType
 
 from qwq_lite.backend import native
-from qwq_lite.formats.tensor_types import Choice
+from qwq_lite.formats.tensor_types import QuantizeOptions
 
 Floats = npt.NDArray[np.float32]
 Log = collections.deque[tuple[int, str]]
@@ -34,7 +34,7 @@ def quantize(
     source: Path,
     target: Path,
     kind: LlamaFileType,
-    choice: Choice = Choice(),  # noqa: B008 - frozen
+    choice: QuantizeOptions = QuantizeOptions(),  # noqa: B008 - frozen
     importances: Mapping[str, Floats] | None = None,
     dry_run: bool = False,
 ) -> None:
@@ -58,7 +58,7 @@ def quantize(
     )
 
 
-def dry_run(source: Path, kind: LlamaFileType, choice: Choice, log: Log) -> DryRun:
+def dry_run(source: Path, kind: LlamaFileType, choice: QuantizeOptions, log: Log) -> DryRun:
     """The types llama.cpp chooses, from its log; no weight is read. log: what takes every line, of `every_line`."""
     log.clear()
     target = source.with_suffix(".unwritten")

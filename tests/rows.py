@@ -13,7 +13,7 @@ from gguf.constants import GGMLQuantizationType, GGUFValueType
 from qwq_lite.backend import kernels
 from qwq_lite.formats import gguf_header
 from qwq_lite.formats.gguf_header import TensorInfo
-from qwq_lite.formats.tensor_types import FILE_TYPES, TENSOR_TYPES, Choice, importance_needed, tensor_types
+from qwq_lite.formats.tensor_types import FILE_TYPES, TENSOR_TYPES, QuantizeOptions, importance_needed, tensor_types
 from tests.quantizer import Floats, quantize
 
 T = GGMLQuantizationType
@@ -31,7 +31,7 @@ PURE = {
     kind: next(
         of
         for of in FILE_TYPES.values()
-        if tensor_types({"output.weight": (256, 1)}, of, 1, Choice(pure=True))["output.weight"] == kind
+        if tensor_types({"output.weight": (256, 1)}, of, 1, QuantizeOptions(pure=True))["output.weight"] == kind
     )
     for kind in TENSOR_TYPES.values()
 }
@@ -65,7 +65,7 @@ def compared(folder: Path, case: Case, n_rows: int) -> dict[TensorInfo, bool]:
     tensors = {name: weights(n_rows, width) for name, width in columns.items()}
     rows = {name: importances(width) for name, width in columns.items()} if case.weighted else {}
     write_tensors(folder / "lossless.gguf", tensors, case.source)
-    quantize(folder / "lossless.gguf", folder / "theirs.gguf", PURE[case.kind], Choice(pure=True), rows)
+    quantize(folder / "lossless.gguf", folder / "theirs.gguf", PURE[case.kind], QuantizeOptions(pure=True), rows)
     lossless = {info.name: raw for info, raw in stored(folder / "lossless.gguf")}
     found = {}
     for info, theirs in stored(folder / "theirs.gguf"):  # in another order: by layer, then by name

@@ -14,7 +14,7 @@ from qwq_lite.chat.options import Options
 from qwq_lite.engine import reply_setup
 from qwq_lite.engine.reply_setup import Rules, Thoughts
 from qwq_lite.events import Event
-from qwq_lite.reply.builder import Track
+from qwq_lite.reply.builder import ReplyBuilder
 from qwq_lite.reply.policies.closing import MARGIN
 from qwq_lite.reply.policy import Rewind, Stop
 from qwq_lite.reply.script_masks import ScriptMasks
@@ -55,7 +55,7 @@ class Run:
     rewind: what ended it; n_at: tokens that there were then; eager: the reply's length at draws that had a tag to take early.
     """
 
-    track: Track
+    track: ReplyBuilder
     thought: list[int]
     rewind: Rewind | None = None
     stop: Stop | None = None
@@ -102,7 +102,7 @@ def run(
 
     takes_tag: the tag is nearly the likeliest token wherever it may be taken early.
     """
-    track = Track(rules.policies, rules.begin, words.piece, words.tokenize)
+    track = ReplyBuilder(rules.policies, rules.begin, words.piece, words.tokenize)
     found, now = Run(track, []), 0.0
     for rewind in rules.begin.rewinds:
         found.rewind = rewind

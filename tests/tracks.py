@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from qwq_lite.events import Event
-from qwq_lite.reply.builder import Track
+from qwq_lite.reply.builder import ReplyBuilder
 from qwq_lite.reply.policies.unconstrained import Unconstrained
 from qwq_lite.reply.policy import Begin, Phase, Policy, Taken, Verdict
 from qwq_lite.sampling import Sampling
@@ -46,34 +46,34 @@ class Sees(Unconstrained):
         return Verdict((*state, taken))
 
 
-def seen(track: Track) -> tuple[Taken, ...]:
+def seen(track: ReplyBuilder) -> tuple[Taken, ...]:
     """What the first policy was told, a Sees."""
     told: tuple[Taken, ...] = track.state.policies[0]
     return told
 
 
-def track_of(*policies: Policy, phase: Phase = "thinking") -> Track:
-    return Track(policies, Begin(phase), PIECES.__getitem__, untokenized)
+def track_of(*policies: Policy, phase: Phase = "thinking") -> ReplyBuilder:
+    return ReplyBuilder(policies, Begin(phase), PIECES.__getitem__, untokenized)
 
 
 def untokenized(_text: str) -> list[int]:
     raise AssertionError("no policy here rewrites a text")
 
 
-def texts(track: Track) -> tuple[str, str]:
+def texts(track: ReplyBuilder) -> tuple[str, str]:
     """Thought and answer of a reply that is cut here."""
     return track.texts("length")
 
 
-def take(track: Track, *tokens: int) -> list[Event]:
+def take(track: ReplyBuilder, *tokens: int) -> list[Event]:
     return [event for token in tokens for event in track.take(token)[0]]
 
 
-def phase_of(track: Track) -> Phase:
+def phase_of(track: ReplyBuilder) -> Phase:
     return track.state.phase
 
 
-def everything(track: Track) -> dict[str, Any]:
+def everything(track: ReplyBuilder) -> dict[str, Any]:
     """All that a track holds, to tell whether a call changed it. Its policies are frozen, and compare as themselves."""
     own = {name: value for name, value in vars(track).items() if name not in ("_piece", "_tokenize")}
-    return copy.deepcopy({k: vars(v) if type(v).__module__ == Track.__module__ else v for k, v in own.items()})
+    return copy.deepcopy({k: vars(v) if type(v).__module__ == ReplyBuilder.__module__ else v for k, v in own.items()})

@@ -23,7 +23,7 @@ from qwq_lite.backend.settings import KV_TYPES
 from qwq_lite.engine.request import Request
 from qwq_lite.engine.scheduler import Scheduler
 from qwq_lite.events import Done
-from qwq_lite.reply.policies.order import arranged
+from qwq_lite.reply.policies.order import arrange
 from qwq_lite.reply.policies.phases import Phases
 from qwq_lite.reply.policies.stops import Stops
 from qwq_lite.reply.policy import Begin, Draw, Taken, Verdict
@@ -136,7 +136,7 @@ class Engine:
         return [1e3 * b.since(a).wall_s for a, b in zip(clock.rows, clock.rows[1:], strict=False)]
 
     def _submit(self, prompt: Sequence[int], n_tokens: int, clock: Clock) -> Stream:
-        policies = arranged([Phases(), Stops(frozenset(), STOP_TEXTS, n_tokens)])
+        policies = arrange([Phases(), Stops(frozenset(), STOP_TEXTS, n_tokens)])
         return self._scheduler.submit(Request(list(prompt), (*policies, clock), SAMPLING, SEED, alone=True))
 
     def close(self) -> None:

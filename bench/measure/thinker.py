@@ -105,7 +105,7 @@ class Thinker:
         self.vocab, self._keeps = self.weights.vocab, keeps
         source = header.text("tokenizer.chat_template")
         assert source is not None
-        self._form, self._template = normalization.normalizer(header.keys), prompts.ChatTemplate(source)
+        self._form, self._template = normalization.normal_form(header.keys), prompts.ChatTemplate(source)
         self._thoughts = reply_setup.thoughts(style, None, self.vocab.special, source)
 
     def tokenize(self, text: str) -> list[int]:

@@ -44,7 +44,7 @@ def placeholder(n_tensors: int) -> tuple[Value, GGUFValueType]:
     return [_UNKNOWN] * (n_tensors + 1), GGUFValueType.ARRAY
 
 
-def sealed(header: bytes, tensors: Sequence[str]) -> bytes:
+def write_digests(header: bytes, tensors: Sequence[str]) -> bytes:
     """The same header with its digests in place; its length stays.
 
     Args:
@@ -65,7 +65,7 @@ def sealed(header: bytes, tensors: Sequence[str]) -> bytes:
     return bytes(result)
 
 
-def stored(header: bytes, n_tensors: int) -> Digests | None:
+def read_digests(header: bytes, n_tensors: int) -> Digests | None:
     """The digests that a header holds; None when it has none, another number of them, or an array never filled in."""
     places = _places(header, n_tensors)
     if places is None:

@@ -232,7 +232,7 @@ def _tokenizer(keys: Mapping[str, Value]) -> Tokenizer | None:
         n_merges=len(merges) if isinstance(merges, list) else 0,
         special=_special(ids, tokens),
         added=_added(ids, tokens, kinds),
-        normalizer=normalization.normalizer(keys),
+        normalizer=normalization.normal_form(keys),
         normalizer_origin=normalization.KEY if own else assumed,
         add_bos=add[0] if isinstance(add[0], bool) else None,
         add_eos=add[1] if isinstance(add[1], bool) else None,
@@ -359,7 +359,7 @@ def _rope(shape: ModelShape | None) -> dict[str, Value]:
     return found
 
 
-def _of_vocab(words: tokenizer.Vocab) -> Tokenizer:
+def _of_vocab(words: tokenizer.TokenizerKeys) -> Tokenizer:
     return Tokenizer(
         model="gpt2",
         pre=words.pre,

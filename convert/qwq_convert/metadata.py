@@ -19,8 +19,8 @@ from gguf.constants import GGML_QUANT_VERSION, GGUFValueType, Keys, LlamaFileTyp
 from gguf.utility import size_label
 
 from qwq_convert.checkpoint.files import Checkpoint
-from qwq_convert.checkpoint.text_files import is_unicode, quoted, shown
-from qwq_convert.checkpoint.tokenizer import Vocab
+from qwq_convert.checkpoint.text_files import is_unicode, printable, quote
+from qwq_convert.checkpoint.tokenizer import TokenizerKeys
 from qwq_lite._version import __version__
 from qwq_lite.errors import CheckpointError
 from qwq_lite.formats.gguf_header import Value
@@ -49,7 +49,9 @@ _SAMPLING: dict[str, tuple[tuple[str, ...], GGUFValueType, float, float]] = {
 }
 
 
-def keys(checkpoint: Checkpoint, shape: ModelShape, vocab: Vocab, kind: LlamaFileType, n_params: int) -> GgufKeys:
+def keys(
+    checkpoint: Checkpoint, shape: ModelShape, vocab: TokenizerKeys, kind: LlamaFileType, n_params: int
+) -> GgufKeys:
     """Every key of the output but general.architecture, which the header writer sets.
 
     Raises: CheckpointError when the model card or generation_config.json cannot be read.
@@ -84,7 +86,7 @@ def _sampling(checkpoint: Checkpoint) -> Iterator[tuple[str, Value, GGUFValueTyp
             right = isinstance(value, numbers) and not isinstance(value, bool) and low <= value <= high
             wanted = f"{'an integer' if kind == _INT else 'a number'} from {low} to {high}"
         if not right:
-            raise CheckpointError(f"{path}: {name} is {quoted(value)}, {wanted} is expected")
+            raise CheckpointError(f"{path}: {name} is {quote(value)}, {wanted} is expected")
         yield f"general.sampling.{short}", float(value) if kind == _FLOAT else value, kind
 
 
@@ -97,7 +99,7 @@ def _general(writer: GGUFWriter, checkpoint: Checkpoint, n_params: int) -> None:
         card = Metadata.load_model_card(checkpoint.folder)
         metadata = Metadata.apply_metadata_heuristic(Metadata(), card, origin, Path(name), n_params)
     except Exception as error:  # a model card is prose with YAML on top: anything can be in it
-        said = shown(" ".join(str(error).split()))
+        said = printable(" ".join(str(error).split()))
         raise CheckpointError(
             f"{checkpoint.folder / _CARD}: its header cannot be read ({said}); mend or remove it"
         ) from error
@@ -128,7 +130,7 @@ def _origin(checkpoint: Checkpoint) -> dict[str, Any]:
     if isinstance(given, str) and given and given.count("/") <= 1:
         if not is_unicode(given):
             raise CheckpointError(
-                f"{checkpoint.folder / 'config.json'}: _name_or_path is {quoted(given)}, which is no Unicode text; mend or"
+                f"{checkpoint.folder / 'config.json'}: _name_or_path is {quote(given)}, which is no Unicode text; mend or"
                 " remove it"
             )
         return {"_name_or_path": given}
@@ -154,7 +156,7 @@ def _check_card(metadata: Any, path: Path) -> None:
             right, wanted = value is None or _is_text(value), "a text"
         if not right:
             raise CheckpointError(
-                f"{path}: {entry.name} is {quoted(value)}, {wanted} is expected: put it in quotes, or remove it"
+                f"{path}: {entry.name} is {quote(value)}, {wanted} is expected: put it in quotes, or remove it"
             )
 
 
@@ -184,7 +186,7 @@ def _model(writer: GGUFWriter, checkpoint: Checkpoint, shape: ModelShape, kind: 
     writer.add_file_type(kind)
 
 
-def _tokenizer(writer: GGUFWriter, vocab: Vocab) -> None:
+def _tokenizer(writer: GGUFWriter, vocab: TokenizerKeys) -> None:
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(vocab.pre)
     writer.add_token_list(vocab.tokens)

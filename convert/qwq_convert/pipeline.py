@@ -20,12 +20,12 @@ from qwq_lite.errors import CheckpointError, UsageError
 from qwq_lite.formats import gguf_header
 from qwq_lite.formats.gguf_header import TensorInfo
 from qwq_lite.formats.shape import ModelShape, from_config
-from qwq_lite.formats.tensor_types import Choice, default_type, file_type_name, importance_needed, tensor_types
+from qwq_lite.formats.tensor_types import QuantizeOptions, default_type, file_type_name, importance_needed, tensor_types
 from qwq_lite.system import process_limits
 from qwq_lite.system.files import RandomAccessFile
 from qwq_lite.system.output import output_files
 
-NO_CHOICE = Choice()
+NO_CHOICE = QuantizeOptions()
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Conversion:
 
 
 @dataclass(frozen=True)
-class Progress:
+class ConversionProgress:
     """After a window: the tensor it belongs to, bytes of source that it held, and bytes of source in all."""
 
     tensor: str
@@ -84,7 +84,7 @@ class Progress:
 
 
 @dataclass(frozen=True)
-class Written:
+class FinishedConversion:
     """A conversion that is done. errors: for each target the round-trip error of each tensor by name, where it was asked for."""
 
     conversion: Conversion
@@ -99,7 +99,7 @@ def prepare(
     checkpoint: Checkpoint,
     kinds: Sequence[LlamaFileType],
     output: str | Path | None = None,
-    choice: Choice = NO_CHOICE,
+    choice: QuantizeOptions = NO_CHOICE,
     imatrix: Imatrix | None = None,
 ) -> Conversion:
     """Decide the whole conversion. Writes nothing.
@@ -134,7 +134,7 @@ def look(
     kinds: Sequence[LlamaFileType],
     output: str | Path | None = None,
     *,
-    choice: Choice = NO_CHOICE,
+    choice: QuantizeOptions = NO_CHOICE,
     imatrix: Imatrix | None = None,
 ) -> Conversion:
     """What `convert` would write, tensor by tensor. Writes nothing, and does not mind what stands there."""
@@ -147,14 +147,14 @@ def convert(
     kinds: LlamaFileType | Sequence[LlamaFileType],
     output: str | Path | None = None,
     *,
-    choice: Choice = NO_CHOICE,
+    choice: QuantizeOptions = NO_CHOICE,
     imatrix: Imatrix | None = None,
     report: bool = False,
     force: bool = False,
     n_threads: int | None = None,
     on_prepared: Callable[[Conversion], None] = lambda conversion: None,
-    on_progress: Callable[[Progress], None] = lambda progress: None,
-) -> Written:
+    on_progress: Callable[[ConversionProgress], None] = lambda progress: None,
+) -> FinishedConversion:
     """Convert a checkpoint folder to GGUF, one file of each kind, in one pass over its weights.
 
     Args:
@@ -186,7 +186,7 @@ def convert(
         with output_files(files, fresh=not force) as opened:
             errors = _run(plan, checkpoint, opened, report, n_threads or process_limits.usable_cpus(), on_progress)
             checkpoint.check_unchanged()
-    return Written(plan, errors)
+    return FinishedConversion(plan, errors)
 
 
 def _run(
@@ -195,16 +195,16 @@ def _run(
     files: Sequence[RandomAccessFile],
     report: bool,
     n_threads: int,
-    on_progress: Callable[[Progress], None],
+    on_progress: Callable[[ConversionProgress], None],
 ) -> tuple[Mapping[str, RoundTrip], ...]:
     """Weights first; the headers need their digests."""
     total = plan.source_bytes
     jobs = _jobs(plan, [file.write_from for file in files], report)
-    made = quantize.run(jobs, checkpoint, n_threads, lambda name, n: on_progress(Progress(name, n, total)))
+    made = quantize.run(jobs, checkpoint, n_threads, lambda name, n: on_progress(ConversionProgress(name, n, total)))
     errors = []
     for target, file in zip(plan.targets, files, strict=True):
         mine = {info.name: _of_type(made[info.name], info.type) for info in target.infos}
-        header = digests.sealed(target.header, [one.digest.hexdigest() for one in mine.values()])
+        header = digests.write_digests(target.header, [one.digest.hexdigest() for one in mine.values()])
         file.write_from(memoryview(header), 0)
         errors.append({name: one.error for name, one in mine.items() if one.error is not None})
     return tuple(errors)

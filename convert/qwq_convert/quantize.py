@@ -102,7 +102,7 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Window:
+class RowWindow:
     """Some rows of a job."""
 
     job: Job
@@ -117,13 +117,13 @@ def cut(columns: int, n_rows: int) -> Iterator[tuple[int, int]]:
         yield first, min(step, n_rows - first)
 
 
-def windows(jobs: Iterable[Job]) -> Iterator[Window]:
+def windows(jobs: Iterable[Job]) -> Iterator[RowWindow]:
     for job in jobs:
         for first, n_rows in cut(job.columns, job.rows):
-            yield Window(job, first, n_rows)
+            yield RowWindow(job, first, n_rows)
 
 
-class _Worker:
+class _RowConverter:
     """One thread's buffers, and the way of a window through them."""
 
     def __init__(self, checkpoint: Checkpoint, n_values: int) -> None:
@@ -133,7 +133,7 @@ class _Worker:
         self._rows = np.empty(4 * n_values, np.uint8)
         self._again = np.empty(0, np.float32)
 
-    def convert(self, window: Window) -> int:
+    def convert(self, window: RowWindow) -> int:
         """Returns the bytes of source that were read. Raises: CheckpointError naming tensor, row and value."""
         source, columns = window.job.pair.source, window.job.columns
         row_in = kernels.row_bytes(source.type, columns)
@@ -157,7 +157,7 @@ class _Worker:
                 self._compare(window, values, done, made.type, made.error)
         return raw.nbytes
 
-    def _converted(self, window: Window, values: kernels.Floats, made: Made) -> kernels.Bytes:
+    def _converted(self, window: RowWindow, values: kernels.Floats, made: Made) -> kernels.Bytes:
         done = kernels.from_float(values, made.type, window.job.columns, self._rows, made.importances)
         # An overflow in F16 is an infinity, and ggml's check would name its block on stderr.
         valid = np.isfinite(done.view(np.float16)).all() if made.type == T.F16 else kernels.is_valid(done, made.type)
@@ -166,23 +166,28 @@ class _Worker:
         return done
 
     def _compare(
-        self, window: Window, values: kernels.Floats, done: kernels.Bytes, kind: GGMLQuantizationType, error: RoundTrip
+        self,
+        window: RowWindow,
+        values: kernels.Floats,
+        done: kernels.Bytes,
+        kind: GGMLQuantizationType,
+        error: RoundTrip,
     ) -> None:
         if self._again.size < values.size:
             self._again = np.empty(values.size, np.float32)
         error.add(window.first_row, values, kernels.to_float(done, kind, self._again))
 
-    def _bad_value(self, window: Window, values: kernels.Floats) -> CheckpointError:
+    def _bad_value(self, window: RowWindow, values: kernels.Floats) -> CheckpointError:
         bad = int(np.argmin(np.isfinite(values)))
         return self._error(window, bad, f"is {values[bad]}, a finite number is expected; fetch the file again")
 
-    def _overflow(self, window: Window, values: kernels.Floats, kind: GGMLQuantizationType) -> CheckpointError:
+    def _overflow(self, window: RowWindow, values: kernels.Floats, kind: GGMLQuantizationType) -> CheckpointError:
         bad = int(np.argmax(np.abs(values)))
         return self._error(
             window, bad, f"is {values[bad]:g}, which {kind.name} cannot hold; BF16 can: convert with -q BF16"
         )
 
-    def _error(self, window: Window, index: int, message: str) -> CheckpointError:
+    def _error(self, window: RowWindow, index: int, message: str) -> CheckpointError:
         source, columns = window.job.pair.source, window.job.columns
         row, column = window.first_row + index // columns, index % columns
         return CheckpointError(
@@ -193,13 +198,13 @@ class _Worker:
 class _Queue:
     """Windows in their order, one to each thread that asks; none while the oldest that is not done is too far behind."""
 
-    def __init__(self, todo: Iterator[Window], n_ahead: int) -> None:
+    def __init__(self, todo: Iterator[RowWindow], n_ahead: int) -> None:
         self._todo, self._n_ahead = todo, n_ahead
         self._n_taken, self._running = 0, set[int]()
         self._changed, self.stopped = threading.Condition(), False
 
     @contextmanager
-    def next(self) -> Iterator[Window | None]:
+    def next(self) -> Iterator[RowWindow | None]:
         """The window to work on until the block ends; None at the end, or after `stop`."""
         with self._changed:
             self._changed.wait_for(
@@ -235,7 +240,7 @@ def run(
     queue = _Queue(windows(jobs), _AHEAD * n_threads)
 
     def work() -> None:
-        worker = _Worker(checkpoint, n_values)
+        worker = _RowConverter(checkpoint, n_values)
         try:
             while True:
                 with queue.next() as window:

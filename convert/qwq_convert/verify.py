@@ -49,7 +49,7 @@ def _say_nothing(name: str, n_bytes: int) -> None:
 
 
 @dataclass(frozen=True)
-class Fault:
+class Mismatch:
     """Something that is not as it was. place: a tensor's name, "the header" or "the end"."""
 
     place: str
@@ -61,7 +61,7 @@ class Verification:
     """What was found. faults: in the order of the file. sealed: whether the file holds digests at all."""
 
     header: Header
-    faults: tuple[Fault, ...]
+    faults: tuple[Mismatch, ...]
     sealed: bool
 
     @property
@@ -90,9 +90,9 @@ def verify(header: Header, n_threads: int | None = None, on_progress: OnProgress
     with _opened(header) as files:
         texts = [_text(file, part) for file, part in zip(files, header.files, strict=True)]
         whole = digests.without_split(texts[0], header.tensors, _alignment(header))
-        said = digests.stored(whole, len(header.tensors))
+        said = digests.read_digests(whole, len(header.tensors))
         if said is not None and said.found_header != said.header:
-            faults.append(Fault("the header", "differs from its digest: keys or the table of tensors were changed"))
+            faults.append(Mismatch("the header", "differs from its digest: keys or the table of tensors were changed"))
         if whole is not texts[0]:  # then the digest covers less than these bytes
             faults += _rest_of_headers(header, texts)
         found = _tensor_faults(files, header, said, n_threads, on_progress)
@@ -121,13 +121,13 @@ def _text(file: RandomAccessFile, part: Header) -> bytes:
     return raw.tobytes()
 
 
-def _rest_of_headers(header: Header, texts: Sequence[bytes]) -> Iterator[Fault]:
+def _rest_of_headers(header: Header, texts: Sequence[bytes]) -> Iterator[Mismatch]:
     """What no digest covers in the headers of a split model: versions, and the padding behind the tables."""
     for part, text in zip(header.files, texts, strict=True):
         if text[:8] != texts[0][:8]:
-            yield Fault("the header", f"{part.path.name} has another version of GGUF than {header.path.name}")
+            yield Mismatch("the header", f"{part.path.name} has another version of GGUF than {header.path.name}")
         if any(digests.padding(text, part.tensors)):
-            yield Fault("the header", f"{part.path.name} has padding that is not zero")
+            yield Mismatch("the header", f"{part.path.name} has padding that is not zero")
 
 
 def _alignment(header: Header) -> int:
@@ -136,18 +136,18 @@ def _alignment(header: Header) -> int:
     return found
 
 
-def _misplaced(header: Header, where: str) -> list[Fault]:
+def _misplaced(header: Header, where: str) -> list[Mismatch]:
     """Tensors that do not stand right behind each other, and an end that is too early or too late."""
     faults, end, last, alignment = [], 0, 0, _alignment(header)
     for info in header.tensors:
         if info.offset != end:
-            faults.append(Fault(info.name, f"starts at byte {info.offset} of the data, {end} is expected"))
+            faults.append(Mismatch(info.name, f"starts at byte {info.offset} of the data, {end} is expected"))
         end = info.offset + padded(info.n_bytes, alignment)
         last = max(last, end)
     expected = header.data_offset + last
     if header.tensors and header.file_bytes != expected:
         what = "bytes follow the last tensor" if header.file_bytes > expected else "bytes of padding are missing"
-        faults.append(Fault("the end", f"{abs(header.file_bytes - expected)} {what}{where}"))
+        faults.append(Mismatch("the end", f"{abs(header.file_bytes - expected)} {what}{where}"))
     return faults
 
 
@@ -177,8 +177,8 @@ def _tensor_faults(
     said: digests.Digests | None,
     n_threads: int | None,
     on_progress: OnProgress,
-) -> list[Fault]:
-    found: dict[int, list[Fault]] = {}
+) -> list[Mismatch]:
+    found: dict[int, list[Mismatch]] = {}
 
     def worker() -> Callable[[_Stretch], _Steps]:
         window = np.empty(WINDOW_BYTES, np.uint8)
@@ -195,7 +195,7 @@ def _tensor_faults(
 
 def _check(
     stretch: _Stretch, expected: str | None, window: kernels.Bytes
-) -> Generator[tuple[str, int], None, list[Fault]]:
+) -> Generator[tuple[str, int], None, list[Mismatch]]:
     """Hash one tensor, where there is something to compare with, and see that the padding behind it is zero."""
     info, hashed, padding = stretch.info, hashlib.sha256(), False
     end = stretch.start + info.n_bytes
@@ -208,9 +208,9 @@ def _check(
         yield info.name, piece.size
     faults = []
     if expected is not None and hashed.hexdigest() != expected:
-        faults.append(Fault(info.name, "differs from its digest"))
+        faults.append(Mismatch(info.name, "differs from its digest"))
     if padding:
-        faults.append(Fault(info.name, "is followed by padding that is not zero"))
+        faults.append(Mismatch(info.name, "is followed by padding that is not zero"))
     return faults
 
 

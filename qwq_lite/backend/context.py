@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from qwq_lite.backend import native
 from qwq_lite.backend.model import LoadedModel
-from qwq_lite.backend.settings import KV_TYPES, Choice
+from qwq_lite.backend.settings import KV_TYPES, EngineSettings
 from qwq_lite.errors import EngineError
 
 if TYPE_CHECKING:  # numpy is imported while the weights are read, and not before
@@ -47,7 +47,7 @@ class ContextSettings:
     n_outputs_max: int = 1
 
     @staticmethod
-    def of(choice: Choice, n_threads: int) -> ContextSettings:
+    def of(choice: EngineSettings, n_threads: int) -> ContextSettings:
         """Settings of a plan's choice."""
         return ContextSettings(
             choice.n_ctx,

@@ -23,7 +23,7 @@ from qwq_lite.backend import native
 from qwq_lite.backend.context import ContextSettings
 from qwq_lite.backend.footprint import AMX, Buffers, Footprint
 from qwq_lite.backend.model import model_params
-from qwq_lite.backend.settings import Choice
+from qwq_lite.backend.settings import EngineSettings
 from qwq_lite.errors import EngineError, PlanError
 from qwq_lite.system import child
 
@@ -34,7 +34,7 @@ _AMX_GROWTH = 0.12  # at most, of Q8_0: 4 bytes more for each block of 34
 _NOT_HERE = 3  # the child's exit status: this build cannot be asked, and nothing is wrong
 
 
-def measure(path: Path, choices: Sequence[Choice]) -> list[Footprint] | None:
+def measure(path: Path, choices: Sequence[EngineSettings]) -> list[Footprint] | None:
     """Buffers of each choice as llama.cpp counts them on this machine's devices; None where this build cannot be asked.
 
     Raises: PlanError with the engine's last lines when it ends over the question.
@@ -69,9 +69,9 @@ def _footprint(row: dict[str, Any]) -> Footprint:
     )
 
 
-def as_choice(row: dict[str, Any]) -> Choice:
+def as_choice(row: dict[str, Any]) -> EngineSettings:
     """A choice that has been through JSON."""
-    return Choice(**{**row, "tensor_split": tuple(row["tensor_split"])})
+    return EngineSettings(**{**row, "tensor_split": tuple(row["tensor_split"])})
 
 
 def _answer() -> None:
@@ -93,7 +93,7 @@ def _answer() -> None:
     child.send(json.dumps(found))
 
 
-def _counted(api: Any, path: str, choices: list[Choice], lines: list[str]) -> Iterator[dict[str, Any]]:
+def _counted(api: Any, path: str, choices: list[EngineSettings], lines: list[str]) -> Iterator[dict[str, Any]]:
     model, loaded = None, None
     for choice in choices:
         key = (choice.n_gpu_layers, choice.repack, choice.no_host, choice.tensor_split)
@@ -118,7 +118,9 @@ def _counted(api: Any, path: str, choices: list[Choice], lines: list[str]) -> It
         api.llama_free(context)
 
 
-def _by_device(rows: list[tuple[str, int, int, int]], lines: list[str], choice: Choice) -> dict[str, dict[str, int]]:
+def _by_device(
+    rows: list[tuple[str, int, int, int]], lines: list[str], choice: EngineSettings
+) -> dict[str, dict[str, int]]:
     """Buffer types joined by where they lie: CPU, CPU_REPACK, AMX and a GPU's pinned host memory are all the host's."""
     devices: dict[str, dict[str, int]] = {}
     for name, weights, kv, compute in rows:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from qwq_lite.backend import devices, native
-from qwq_lite.backend.settings import Choice
+from qwq_lite.backend.settings import EngineSettings
 from qwq_lite.backend.vocab import Vocab
 from qwq_lite.errors import EngineError
 
@@ -17,7 +17,7 @@ ALL_LAYERS = -1
 _LOAD_MODES = {"none": 0, "mmap": 1}  # enum llama_load_mode
 
 
-def model_params(api: Any, choice: Choice) -> Any:
+def model_params(api: Any, choice: EngineSettings) -> Any:
     """llama_model_params of a choice; `measure` asks with the same. What borrows memory is kept by the structure itself."""
     params = api.llama_model_default_params()
     params.n_gpu_layers = choice.n_gpu_layers
@@ -53,7 +53,7 @@ class LoadedModel:
     def __init__(
         self,
         path: Path,
-        choice: Choice = Choice(0, n_gpu_layers=ALL_LAYERS),  # noqa: B008 - frozen
+        choice: EngineSettings = EngineSettings(0, n_gpu_layers=ALL_LAYERS),  # noqa: B008 - frozen
         *,
         vocab_only: bool = False,
         token_types: Sequence[int] | None = None,

@@ -17,7 +17,7 @@ LoadMode = Literal["mmap", "none"]
 
 
 @dataclass(frozen=True)
-class Choice:
+class EngineSettings:
     """What a plan chooses.
 
     n_ctx: tokens of context, shared by n_seq_max sequences. n_outputs_max: rows of logits that one decode can ask for, never

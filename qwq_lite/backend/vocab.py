@@ -74,7 +74,7 @@ class Vocab:
     def tags(self) -> tuple[str, ...]:
         """Spellings of user-defined tags. llama.cpp makes tokens of them even with parse_special off."""
         control, defined = self._spelled
-        return tuple(tags.tags(defined, control))
+        return tuple(tags.find_tags(defined, control))
 
     @functools.cached_property
     def _spelled(self) -> tuple[dict[str, int], dict[str, int]]:

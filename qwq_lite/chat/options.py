@@ -111,10 +111,10 @@ def _check_numbers(options: Options) -> None:
     plain: dict[str, float] = {}
     for name, (low, high) in whole.items():
         if (value := getattr(options, name)) is not None:
-            plain[name] = arguments.whole(name, value, low, high)
+            plain[name] = arguments.check_whole(name, value, low, high)
     for name in ("temperature", "top_p", "min_p", "answer_temperature", "answer_top_p", "within"):
         if (value := getattr(options, name)) is not None:
-            plain[name] = arguments.real(name, value)
+            plain[name] = arguments.check_real(name, value)
     for name, number in plain.items():
         object.__setattr__(options, name, number)  # of a frozen class, while it is made
     if options.within is not None and not 0 < options.within < _MOST:
@@ -127,7 +127,7 @@ def _check_numbers(options: Options) -> None:
             raise UsageError(f"{phase}{error}") from error
 
 
-def options(given: Mapping[str, Any]) -> Options:
+def parse_options(given: Mapping[str, Any]) -> Options:
     """Options by name. Raises: UsageError for one that there is not, or a value that cannot be meant."""
     known = [field.name for field in fields(Options)]
     for name in given:

@@ -12,9 +12,9 @@ import click
 
 from qwq_lite.chat.chat import Chat
 from qwq_lite.chat.options import EFFORTS, ThoughtStyle
-from qwq_lite.chat.options import options as check_options
+from qwq_lite.chat.options import parse_options as check_options
 from qwq_lite.cli import console, standard_input
-from qwq_lite.cli.duration import duration
+from qwq_lite.cli.duration import parse_duration
 from qwq_lite.cli.reply import exit_status, show
 from qwq_lite.errors import EngineClosed, EngineError, TemplateError, UsageError
 from qwq_lite.events import Progress
@@ -83,7 +83,7 @@ _EFFORTS = ", ".join(f"{name} {n_tokens}" for name, n_tokens in EFFORTS.items())
 @click.option("--effort", type=click.Choice([*EFFORTS]), help=f"A budget by name: {_EFFORTS} tokens.")
 @click.option(
     "--within",
-    type=duration,
+    type=parse_duration,
     help="Have the answer so long after the question, such as 60s or 2m30s: the thought ends in time for a usual one.",
 )
 @click.option(
@@ -156,7 +156,7 @@ def command(
     from qwq_lite.loading import load
 
     check_options(options)  # before a large file is loaded
-    question = standard_input.whole() if prompt == "-" else prompt
+    question = standard_input.read_all() if prompt == "-" else prompt
     if question is not None and not question.strip():
         raise UsageError("--prompt is empty; give it a question, or leave it out to converse")
     beside = standard_input.Beside() if prompt not in (None, "-") else None
@@ -228,7 +228,7 @@ def _questions(interrupts: console.Interrupts) -> Iterator[str]:
     while True:
         try:
             with interrupts.reading():
-                line = _read_line() if interactive else standard_input.line()
+                line = _read_line() if interactive else standard_input.read_line()
         except EOFError:
             return
         except KeyboardInterrupt:

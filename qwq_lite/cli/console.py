@@ -45,7 +45,7 @@ def run(command: click.Command) -> None:
         click.echo(f"qwq-lite: {one_line(str(error))}", err=True)
         raise SystemExit(error.exit_status) from None
     except KeyboardInterrupt as error:
-        raise SystemExit(128 + error.number if isinstance(error, Ended) else INTERRUPTED) from None
+        raise SystemExit(128 + error.number if isinstance(error, TerminationSignal) else INTERRUPTED) from None
     except OSError as error:
         status = _report(error)
         # What is left in the buffer cannot be written either: the interpreter must not try again when it ends.
@@ -164,7 +164,7 @@ def warn(text: str) -> None:
     click.secho(text, err=True, fg="yellow", bold=True)
 
 
-class Ended(KeyboardInterrupt):
+class TerminationSignal(KeyboardInterrupt):
     """A signal other than Ctrl-C asks the process to end."""
 
     def __init__(self, number: int) -> None:
@@ -174,7 +174,7 @@ class Ended(KeyboardInterrupt):
 
 @contextmanager
 def signals_raise() -> Iterator[None]:
-    """While the block runs, a signal that would end the process at once raises `Ended`, so that nothing half-made is left.
+    """Raises `TerminationSignal` for a signal that would end the process at once, so that no half-written file is left.
 
     SIGTERM, SIGHUP and SIGQUIT; on Windows Ctrl-Break, untried. One that is ignored stays so, as under nohup. After the first
     the others are ignored until the block has ended. Only in the main thread; elsewhere it does nothing.
@@ -185,7 +185,7 @@ def signals_raise() -> Iterator[None]:
     def end(number: int, _frame: FrameType | None) -> None:
         for other in before:
             signal.signal(other, signal.SIG_IGN)
-        raise Ended(number)
+        raise TerminationSignal(number)
 
     known = (getattr(signal, name, None) for name in ("SIGTERM", "SIGHUP", "SIGQUIT", "SIGBREAK"))
     before = [number for number in known if number is not None and signal.getsignal(number) is signal.SIG_DFL]

@@ -27,7 +27,7 @@ _MIN_DISK_BYTES = 20_000_000_000  # QwQ-32B as Q4_K_M
 
 
 @dataclass(frozen=True)
-class Machine:
+class HostHardware:
     """What the machine has, whatever the engine can do with it. gpus: vendors; cpu_features: as /proc/cpuinfo has them."""
 
     gpus: tuple[str, ...]
@@ -46,7 +46,7 @@ class Finding:
 
 
 def findings(
-    machine: Machine, engine: EngineReport | None, failure: str = "", check: Report | None = None
+    machine: HostHardware, engine: EngineReport | None, failure: str = "", check: Report | None = None
 ) -> list[Finding]:
     """What is wrong, worst first.
 
@@ -76,7 +76,7 @@ def findings(
     return sorted(found, key=lambda finding: finding.level != "error")
 
 
-def unusable_gpu(machine: Machine, engine: EngineReport) -> Sequence[Finding]:
+def unusable_gpu(machine: HostHardware, engine: EngineReport) -> Sequence[Finding]:
     """The GPU that is there and does nothing: the most expensive thing to miss."""
     if not machine.gpus or engine.gpus:
         return []
@@ -116,9 +116,9 @@ def _accel(engine: EngineReport) -> str:
     return next((accel for accel in ("cuda", "vulkan", "metal") if accel in names), "cpu")
 
 
-def look(folder: Path) -> Machine:
+def look(folder: Path) -> HostHardware:
     """The machine at hand; cheap enough for the start of every chat. No program is run."""
-    return Machine(_gpus(), cpu_features(), shutil.disk_usage(folder).free, translated_by_rosetta())
+    return HostHardware(_gpus(), cpu_features(), shutil.disk_usage(folder).free, translated_by_rosetta())
 
 
 def _gpus() -> tuple[str, ...]:

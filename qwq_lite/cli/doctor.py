@@ -34,7 +34,7 @@ def command(as_json: bool) -> None:
     engine, check, failure = None, None, ""
     try:
         engine = report_from_child()
-        check = kept_result.renew(gpu=bool(engine.gpus))
+        check = kept_result.check_again(gpu=bool(engine.gpus))
     except EngineError as error:
         failure = str(error)
     machine = diagnosis.look(Path())
@@ -62,7 +62,7 @@ def _memory_bytes() -> tuple[int, int]:
 
 
 def _print_text(
-    machine: diagnosis.Machine, engine: EngineReport | None, check: Report | None, found: list[diagnosis.Finding]
+    machine: diagnosis.HostHardware, engine: EngineReport | None, check: Report | None, found: list[diagnosis.Finding]
 ) -> None:
     total, available = _memory_bytes()
     rows = [
@@ -101,7 +101,7 @@ def _products(check: Report | None) -> str:
 
 
 def _as_json(
-    machine: diagnosis.Machine, engine: EngineReport | None, check: Report | None, found: list[diagnosis.Finding]
+    machine: diagnosis.HostHardware, engine: EngineReport | None, check: Report | None, found: list[diagnosis.Finding]
 ) -> dict[str, object]:
     total, available = _memory_bytes()
     return {

@@ -12,7 +12,7 @@ _PARTS = re.compile(rf"(?P<alone>{_NUMBER})|(?:(?P<h>{_NUMBER})h)?(?:(?P<m>{_NUM
 _SECONDS = {"h": 3600, "m": 60, "s": 1, "alone": 1}
 
 
-def duration(text: str) -> float:
+def parse_duration(text: str) -> float:
     """Seconds, from `60s`, `2m30s`, `1h` or a bare number. Raises: click.BadParameter."""
     found = _PARTS.fullmatch("".join(text.split()).lower())
     seconds = sum(float(part) * _SECONDS[unit] for unit, part in found.groupdict().items() if part) if found else 0.0

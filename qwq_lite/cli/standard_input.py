@@ -22,7 +22,7 @@ _TICK_S = 0.2  # a wait without an end is not interrupted by Ctrl-C on Windows
 _CHUNK = 1 << 16  # bytes
 
 
-def whole() -> str:
+def read_all() -> str:
     """All of standard input. Raises: UsageError for more than MOST, and for what is no UTF-8."""
     binary = getattr(sys.stdin, "buffer", None)
     if binary is None:  # what a caller put in its place
@@ -33,7 +33,7 @@ def whole() -> str:
     return _decoded(data)
 
 
-def line() -> str:
+def read_line() -> str:
     """The next line. Raises: EOFError after the last one; UsageError for one that is longer than MOST."""
     text = _bounded(sys.stdin.readline(MOST + 1), "a line of standard input")
     if not text:
@@ -72,7 +72,7 @@ class Beside:
             threading.Thread(target=self._take, args=(self._source,), daemon=True).start()
 
     def text(self) -> str:
-        """All of it; "" where there is none, or none has begun WAIT_S after the start. Raises: UsageError as `whole`."""
+        """All of it; "" where there is none, or none has begun WAIT_S after the start. Raises: UsageError as `read_all`."""
         if self._source is None:
             return ""
         if not self._begun.wait(max(0.0, self._asked + WAIT_S - time.monotonic())):

@@ -22,7 +22,7 @@ from qwq_lite.backend.model import LoadedModel
 from qwq_lite.chat.engine import Prompt, check_running, check_text, plain_prompt
 from qwq_lite.chat.model import Model
 from qwq_lite.chat.options import Options, ThoughtStyle
-from qwq_lite.chat.options import options as model_options
+from qwq_lite.chat.options import parse_options as model_options
 from qwq_lite.engine import reply_setup, saved_state
 from qwq_lite.engine.request import Request
 from qwq_lite.engine.scheduler import PREFILL_CHUNK, Scheduler
@@ -33,7 +33,7 @@ from qwq_lite.plan import free_memory, planning, speed
 from qwq_lite.plan.run_plan import RunPlan, Wishes
 from qwq_lite.prompt import chat_template, history, script_intent
 from qwq_lite.prompt.chat_template import ChatTemplate, Message
-from qwq_lite.reply.commands import Course
+from qwq_lite.reply.commands import ReplyLog
 from qwq_lite.reply.script_masks import MaskSets, ScriptMasks
 from qwq_lite.reply.stream import Stream, in_thread
 from qwq_lite.selftest import kept_result
@@ -70,32 +70,32 @@ def load(
     file = Path(model)
     wishes = Wishes(n_ctx, type_k and type_k.lower(), type_v and type_v.lower(), n_gpu_layers, host_weights)
     n_threads = speed.default_threads() if n_threads is None else n_threads
-    threads = arguments.whole("n_threads", n_threads, 1, speed.MOST_THREADS)
+    threads = arguments.check_whole("n_threads", n_threads, 1, speed.MOST_THREADS)
     if plan is not None and not isinstance(plan, RunPlan):
         raise UsageError(
             f"plan is a {type(plan).__name__}, a RunPlan is expected: the `plan` of what plan_model returns"
         )
     if memory is not None:
-        memory = arguments.whole("memory", memory, 1, 1 << 60)
+        memory = arguments.check_whole("memory", memory, 1, 1 << 60)
     if plan is not None and wishes != Wishes():
         raise UsageError(
             "a plan is given, and n_ctx, type_k, type_v, n_gpu_layers or host_weights too; give one of the two"
         )
     header, notice = gguf_header.read(file), None
     # Before llama.cpp is loaded here: a broken one may end this process.
-    complaint = kept_result.complaint(kept_result.checked())
+    complaint = kept_result.complaint(kept_result.check_once())
     engine = devices.report()
     room = free_memory.room_here(engine, memory)
     if plan is not None:
-        plan, notice = planning.adapted(plan, header, room)
+        plan, notice = planning.adapt_plan(plan, header, room)
     if plan is None or (complaint and plan.choice.repack):
         wishes = wishes if plan is None else plan.wishes
         plan = planning.plan_header(header, room, planning.without_repacking(wishes) if complaint else wishes)
     leave = running_engines.register(file, plan.footprint.total)  # before it is loaded: two programs may start together
     notices = [
         *(line for line in (complaint, notice) if line),
-        *planning.remarks(plan.candidate.shape, room, plan.wishes),
-        *planning.held(plan),
+        *planning.check_wishes(plan.candidate.shape, room, plan.wishes),
+        *planning.list_memory_holders(plan),
     ]
 
     def report(share: float) -> None:
@@ -119,7 +119,7 @@ def load(
                 part.close()
         leave()
         if isinstance(error, EngineError):  # what was free a moment ago may be gone
-            error.args = ("; ".join([f"{error}; the plan was {plan.line()}", *planning.held()]),)
+            error.args = ("; ".join([f"{error}; the plan was {plan.line()}", *planning.list_memory_holders()]),)
         raise
 
 
@@ -145,7 +145,7 @@ class LocalModel(Model):
         self.plan, self.engine = plan, engine
         self.notices = notices if self._vocab.ends_turns else (*notices, _ENDLESS)
         self._template = self._chat_template(template)
-        self._form = normalization.normalizer(header.keys)
+        self._form = normalization.normal_form(header.keys)
         self._plain = functools.partial(chat_template.tokenize, self._vocab, form=self._form)
         self._more = functools.partial(self._plain, follows=True)
         self._known = catalog.find(header.text("general.name"), header.text("general.basename"), header.path.name)
@@ -156,7 +156,7 @@ class LocalModel(Model):
             weights,
             context,
             prefill_chunk=_GPU_PREFILL_CHUNK if on_gpu else PREFILL_CHUNK,
-            remark=speed.Pace(plan, context.settings.n_threads),
+            remark=speed.SpeedCheck(plan, context.settings.n_threads),
             tokenize=self._more,
         )
         self._callers: list[int] = []  # threads that are inside, for nobody may tokenize while the model is freed
@@ -188,12 +188,12 @@ class LocalModel(Model):
         """As `generate`; the prompt is made on another thread, and the stream is read with `async for`."""
         return await in_thread(functools.partial(self.generate, prompt, session=session, **options))
 
-    def go_on(self, prompt: Prompt, course: Course, *, session: Hashable = None, **options: Any) -> Stream:
+    def go_on(self, prompt: Prompt, course: ReplyLog, *, session: Hashable = None, **options: Any) -> Stream:
         """As `generate`, for a host that keeps what was done to the reply: from where another engine left it."""
         with self._inside():
             return self._submit(prompt, session, model_options(options), course)
 
-    def _submit(self, given: Prompt, session: Hashable, options: Options, course: Course | None = None) -> Stream:
+    def _submit(self, given: Prompt, session: Hashable, options: Options, course: ReplyLog | None = None) -> Stream:
         asked = time.monotonic() - (course.elapsed_s if course else 0.0)
         drawn = secrets.randbits(32) if course is None else course.seed
         tokens, n_dropped, templated = self._tokens(given, options)
@@ -251,8 +251,8 @@ class LocalModel(Model):
         if "auto" in asked:
             tag = None if thoughts.style == "undivided" else THINK_TAGS[1]
             texts = script_intent.texts_asked(given, tag=tag)
-            texts = None if texts is None else [*texts, *script_intent.texts_of(options.tools or ())]
-        answer, thought = (self._masks.of(script_intent.masked(word, texts)) for word in asked)
+            texts = None if texts is None else [*texts, *script_intent.flatten_texts(options.tools or ())]
+        answer, thought = (self._masks.of(script_intent.scripts_to_mask(word, texts)) for word in asked)
         return answer, thought
 
     def _tokens(self, given: Prompt, options: Options) -> tuple[list[int], int, bool]:
@@ -260,7 +260,7 @@ class LocalModel(Model):
         if isinstance(given, str):
             return self._plain(given), 0, False
         if all(isinstance(part, int) for part in given):
-            return [arguments.whole("token", part, 0, self._vocab.n_tokens - 1) for part in given], 0, False
+            return [arguments.check_whole("token", part, 0, self._vocab.n_tokens - 1) for part in given], 0, False
         if self._template is None:
             raise TemplateError(
                 f"{self._header.path}: has no chat template (tokenizer.chat_template); give one with --chat-template"
@@ -276,7 +276,10 @@ class LocalModel(Model):
         for message in messages:
             if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
                 raise UsageError(f"a message is {message!r}; a dict with a role and a content is expected")
-        return (*history.fitted(messages, encode, self.n_ctx, options.max_tokens, options.when_full or "drop"), True)
+        return (
+            *history.fit_messages(messages, encode, self.n_ctx, options.max_tokens, options.when_full or "drop"),
+            True,
+        )
 
     def _ignored(self, given: Prompt, options: Options, style: ThoughtStyle, *, templated: bool) -> tuple[Notice, ...]:
         """What was asked for and has nothing to act on in this reply, with the reason."""

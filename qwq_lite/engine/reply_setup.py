@@ -10,18 +10,18 @@ from typing import Any, NamedTuple
 from qwq_lite.chat.options import Options, ThoughtStyle
 from qwq_lite.events import Notice
 from qwq_lite.prompt.repetition_intent import asks_for_repetition
-from qwq_lite.prompt.script_intent import texts_of
+from qwq_lite.prompt.script_intent import flatten_texts
 from qwq_lite.reply.policies.closing import Closing, Window
 from qwq_lite.reply.policies.deadline import Deadline
 from qwq_lite.reply.policies.headings import Headings
 from qwq_lite.reply.policies.loops import Loops
-from qwq_lite.reply.policies.order import arranged
+from qwq_lite.reply.policies.order import arrange
 from qwq_lite.reply.policies.phases import CLOSINGS, OPENING, Phases
 from qwq_lite.reply.policies.reserve import Reserve
 from qwq_lite.reply.policies.script import Script
 from qwq_lite.reply.policies.stops import Stops
 from qwq_lite.reply.policy import Begin, Phase, Policy, Rewind, Rewrite
-from qwq_lite.reply.retokenize import respelled
+from qwq_lite.reply.retokenize import retokenize
 from qwq_lite.reply.script_masks import ScriptMasks
 from qwq_lite.text import final_answer
 
@@ -110,19 +110,19 @@ def rules(
     if scripts != (None, None):
         policies.append(Script(*scripts, words if undivided else ()))
     if model.style == "none":
-        return Rules(arranged(policies), Begin())
+        return Rules(arrange(policies), Begin())
     begin = Begin("thinking", undivided=True)
     if not undivided:
         begin = Begin("thinking" if templated and _is_open(prompt, model, piece) else "answer")
     if options.budget == 0 and begin.phase == "thinking":
-        _, forced = respelled((), piece, Rewrite(0, words), tokenize)
+        _, forced = retokenize((), piece, Rewrite(0, words), tokenize)
         begin = dataclasses.replace(begin, rewinds=(Rewind(0, forced=forced, ends="budget"),))
     windows = _windows(options.budget, begin.phase, room - reserve)
     n_words = _SPARE + sum(1 if isinstance(word, int) else len(tokenize(word)) for word in words)
     policies.append(Closing(windows, words, n_words, model.closed, outside_code=undivided))
     policies += [Headings() if undivided else Phases(model.opened, model.closed), Reserve(reserve, end_tokens)]
     limit = min(options.max_tokens or room, *(window.closes for window in windows))
-    return Rules(arranged(policies), begin, limit, n_words)
+    return Rules(arrange(policies), begin, limit, n_words)
 
 
 def ignored(options: Options, style: ThoughtStyle, *, templated: bool) -> Iterator[Notice]:
@@ -191,7 +191,7 @@ def _texts(content: Any) -> list[str]:
     """What a message says; of one in parts, the texts of its parts."""
     parts = content if isinstance(content, list | tuple) else [content]
     texts = (part.get("text", part) if isinstance(part, Mapping) else part for part in parts)
-    return [*texts_of([*texts])]
+    return [*flatten_texts([*texts])]
 
 
 def _is_open(prompt: Sequence[int], model: Thoughts, piece: Callable[[int], bytes]) -> bool:

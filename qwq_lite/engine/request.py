@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from qwq_lite.engine.sequences import Sequence
 from qwq_lite.errors import EngineError
 from qwq_lite.events import Event, FinishReason, Notice, Progress, Stats
-from qwq_lite.reply.builder import Ended, Track
-from qwq_lite.reply.commands import Conclude, Course, Entry, Order
+from qwq_lite.reply.builder import FinishedReply, ReplyBuilder
+from qwq_lite.reply.commands import Command, Conclude, LogEntry, ReplyLog
 from qwq_lite.reply.policy import Begin, Policy, Rewind, Rewrite, Stop
 from qwq_lite.reply.retokenize import Tokenize
 from qwq_lite.reply.stream import Feed
@@ -45,7 +45,7 @@ class Request:
     within_s: float | None = None
     asked: float = field(default_factory=time.monotonic)
     notices: tuple[Notice, ...] = ()
-    course: Course | None = None
+    course: ReplyLog | None = None
 
 
 class ActiveReply:
@@ -55,7 +55,7 @@ class ActiveReply:
         self, feed: Feed, request: Request, sequence: Sequence, piece: Callable[[int], bytes], tokenize: Tokenize
     ) -> None:
         self.feed, self.request, self.sequence = feed, request, sequence
-        self.track = Track(request.policies, request.begin, piece, tokenize)
+        self.track = ReplyBuilder(request.policies, request.begin, piece, tokenize)
         self.n_reused, self.n_prefilled = len(sequence.tokens), 0
         self.n_refused = 0  # tokens that were drawn, and another one in their place
         self.left = request.prompt[self.n_reused :]
@@ -67,7 +67,7 @@ class ActiveReply:
         self._before_s = times[-1] - times[0] if times else 0.0  # of decoding, in other engines
 
     @property
-    def _entries(self) -> tuple[Entry, ...]:
+    def _entries(self) -> tuple[LogEntry, ...]:
         return self.request.course.entries if self.request.course else ()
 
     @property
@@ -120,7 +120,7 @@ class ActiveReply:
         self._show(events)
         return rewind
 
-    def obey(self, order: Order) -> Rewind | None:
+    def obey(self, order: Command) -> Rewind | None:
         """Carry out what the reader asked for; a Notice tells where that came too late. A Rewind is left to do in the cache."""
         self._note(order)
         if isinstance(order, Conclude):
@@ -154,7 +154,7 @@ class ActiveReply:
             self.feed.done = done
         return None
 
-    def _again(self, entry: Entry) -> Rewind | Stop | None:
+    def _again(self, entry: LogEntry) -> Rewind | Stop | None:
         if isinstance(entry, tuple):
             token, time_s = entry
             forced = self.track.state.forced
@@ -168,7 +168,7 @@ class ActiveReply:
             raise _unlike()
         return self.rewrite(eager[2])
 
-    def _note(self, entry: Entry) -> None:
+    def _note(self, entry: LogEntry) -> None:
         """Before its events: who has one of those has the entry."""
         if self.feed.done is not None:
             self.feed.done.append(entry)
@@ -210,7 +210,7 @@ class ActiveReply:
         limit = self.request.thinking_limit
         return limit is None or n_tokens + self.request.n_words < limit
 
-    def stats(self, n_ctx: int, ended: Ended, reason: FinishReason) -> Stats:
+    def stats(self, n_ctx: int, ended: FinishedReply, reason: FinishReason) -> Stats:
         now = time.monotonic()
         request, track = self.request, self.track
         prefilled = now if self.prefilled is None else self.prefilled

@@ -35,7 +35,7 @@ def save(call: Call, session: Hashable, path: Path, fingerprint: str, extra: dic
     for _ in range(_TRIES):
         tokens, n_bytes = call(lambda sequences: sequences.held(session))
         try:
-            state_file.write(path, state_file.Saved(fingerprint, tokens, extra), n_bytes, fill)
+            state_file.write(path, state_file.SavedState(fingerprint, tokens, extra), n_bytes, fill)
             return
         except _Changed:  # a reply came in between
             continue

@@ -279,9 +279,9 @@ def _read_file(path: Path) -> Header:
 
 def _read(path: Path) -> Header:
     if not path.is_file():  # a folder, a FIFO, nothing: opening those would fail late or never return
-        raise FormatError(f"{path}: {not_a_model.no_file(path)}")
+        raise FormatError(f"{path}: {not_a_model.describe_missing_file(path)}")
     with path.open("rb") as file:
-        found = not_a_model.no_gguf(path, file.read(not_a_model.FIRST_BYTES))
+        found = not_a_model.describe_other_format(path, file.read(not_a_model.FIRST_BYTES))
         if found is not None:
             raise FormatError(f"{path}: {found}")
         file.seek(0)

@@ -12,7 +12,7 @@ from gguf.constants import GGUFValueType, LlamaFileType
 from qwq_lite.formats import gguf_header
 from qwq_lite.formats.gguf_header import TensorInfo, Value
 from qwq_lite.formats.shape import ModelShape
-from qwq_lite.formats.tensor_types import Choice, needs_imatrix, tensor_types
+from qwq_lite.formats.tensor_types import QuantizeOptions, needs_imatrix, tensor_types
 
 
 def tensor_shapes(shape: ModelShape, tied: bool = False) -> dict[str, tuple[int, ...]]:
@@ -43,7 +43,7 @@ def tensor_shapes(shape: ModelShape, tied: bool = False) -> dict[str, tuple[int,
 def tensors(shape: ModelShape, kind: LlamaFileType, tied: bool = False) -> list[TensorInfo]:
     """The tensors of a qwen2 model as a file of type `kind` holds them; made with importances where it has to be."""
     shapes = tensor_shapes(shape, tied)
-    types = tensor_types(shapes, kind, shape.n_layer, Choice(has_imatrix=needs_imatrix(kind)))
+    types = tensor_types(shapes, kind, shape.n_layer, QuantizeOptions(has_imatrix=needs_imatrix(kind)))
     return gguf_header.layout((name, size, types[name]) for name, size in shapes.items())
 
 

@@ -20,7 +20,7 @@ _OLD_GGML = (b"lmgg", b"fmgg", b"tjgg", b"algg")
 _GIVE = "give the path of a .gguf file"
 
 
-def no_file(path: Path) -> str:
+def describe_missing_file(path: Path) -> str:
     """What is there in place of a model's file."""
     if path.is_dir():
         return f"is not a file but {_folder(path)}"
@@ -32,9 +32,9 @@ def no_file(path: Path) -> str:
 
 
 def _folder(path: Path) -> str:
-    inside = snapshot(path) or path
+    inside = find_snapshot(path) or path
     kind = "a folder" if inside is path else "a folder of the Hub's cache"
-    models = gguf_files(inside)
+    models = find_gguf_files(inside)
     if models:
         return f"{kind}; name the file in it: {models[0]}"
     if (inside / "config.json").exists() or any(inside.glob("*.safetensors")):
@@ -43,7 +43,7 @@ def _folder(path: Path) -> str:
     return f"{kind} without a .gguf file; {_GIVE}"
 
 
-def snapshot(path: Path) -> Path | None:
+def find_snapshot(path: Path) -> Path | None:
     """Of models--ORG--NAME, a repository in the Hub's cache, the folder with its files; None where there is none, or no such."""
     folder = path.absolute()
     if not folder.name.startswith(_HUB) or not (path / _SNAPSHOTS).is_dir():
@@ -59,7 +59,7 @@ def _changed(path: Path) -> float:
     return path.stat().st_mtime
 
 
-def gguf_files(folder: Path) -> list[Path]:
+def find_gguf_files(folder: Path) -> list[Path]:
     """The models in a folder, or else in the folders in it; what reads images is none."""
     for pattern in ("*.gguf", "*/*.gguf"):
         found = sorted(path for path in folder.glob(pattern) if not path.name.lower().startswith("mmproj"))
@@ -68,7 +68,7 @@ def gguf_files(folder: Path) -> list[Path]:
     return []
 
 
-def no_gguf(path: Path, first: bytes) -> str | None:
+def describe_other_format(path: Path, first: bytes) -> str | None:
     """What a file is that begins so; None for one that begins as GGUF does, or as nothing that is known.
 
     first: its first FIRST_BYTES bytes, fewer where it is shorter.

@@ -73,7 +73,7 @@ _70B_LAYERS = 80  # llama.cpp calls a qwen2 model of 80 layers 70B, and gives it
 
 
 @dataclass(frozen=True)
-class Choice:
+class QuantizeOptions:
     """What a user may want of types beside the file type, as llama-quantize has it.
 
     output_tensor_type: of output.weight; where that is tied, of token_embd.weight, as far as its columns allow.
@@ -146,7 +146,7 @@ class _Model:
     n_layer: int
     n_gqa: int
     tied: bool
-    choice: Choice
+    choice: QuantizeOptions
 
     @property
     def default(self) -> GGMLQuantizationType:
@@ -161,7 +161,7 @@ def tensor_types(
     shapes: Mapping[str, tuple[int, ...]],
     kind: LlamaFileType,
     n_layer: int,
-    choice: Choice = Choice(),
+    choice: QuantizeOptions = QuantizeOptions(),
 ) -> dict[str, GGMLQuantizationType]:
     """Type of every tensor of a qwen2 model.
 
@@ -195,7 +195,7 @@ def _tensor_type(name: str, shape: tuple[int, ...], model: _Model) -> GGMLQuanti
     return _fit(model.default if model.choice.pure else _mixture(name, shape[0], model), shape[0])
 
 
-def _chosen(name: str, columns: int, choice: Choice) -> GGMLQuantizationType | None:
+def _chosen(name: str, columns: int, choice: QuantizeOptions) -> GGMLQuantizationType | None:
     """llama_tensor_get_type: the user's type for this tensor. No fallback: llama.cpp fails on it."""
     wanted = {OUTPUT: choice.output_tensor_type, TOKEN_EMBD: choice.token_embedding_type}.get(name)
     if wanted is not None and columns % (block := GGML_QUANT_SIZES[wanted][0]):

@@ -21,15 +21,15 @@ from qwq_lite.system import process_limits
 def room_here(report: EngineReport, memory_bytes: int | None = None) -> Room:
     """What the devices of a loaded engine have free now. memory_bytes: a budget, of the GPU where there is one."""
     room = replace(_room_of(report.gpus)[0], amx=AMX in report.extra_buffers)
-    return limited(room, memory_bytes, 0)
+    return limit_room(room, memory_bytes, 0)
 
 
 def room_of(machine: str, memory_bytes: int | None = None, reserve_bytes: int = 0) -> Room:
     """The room of a known machine."""
-    return limited(known_room(machine)[0], memory_bytes, reserve_bytes)
+    return limit_room(known_room(machine)[0], memory_bytes, reserve_bytes)
 
 
-def this_room(n_threads: int) -> tuple[Room, str]:
+def measure_room(n_threads: int) -> tuple[Room, str]:
     """What this machine has free, its memory's bandwidth too, and where the figures come from."""
     with ThreadPoolExecutor(1) as beside:  # the child takes a third of a second, and so does the measurement
         bandwidth = beside.submit(speed.host_bandwidth, n_threads)
@@ -101,7 +101,7 @@ def known_room(name: str) -> tuple[Room, str]:
     return Room(host, gpus, host if known.unified and gpus else 0, known.host_bandwidth_bytes_s), label
 
 
-def limited(room: Room, memory_bytes: int | None, reserve_bytes: int) -> Room:
+def limit_room(room: Room, memory_bytes: int | None, reserve_bytes: int) -> Room:
     """The room within a budget, of the GPUs together where there are any, less what is to stay free on each."""
     if not room.gpus:
         return replace(room, host=(room.host if memory_bytes is None else memory_bytes) - reserve_bytes)

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from qwq_lite.backend.footprint import Buffers, Footprint
-from qwq_lite.backend.settings import KV_TYPES, Choice
+from qwq_lite.backend.settings import KV_TYPES, EngineSettings
 from qwq_lite.formats.gguf_header import TensorInfo, tensor_bytes
 from qwq_lite.formats.shape import WITHOUT_HEADS, ModelShape
 
@@ -75,7 +75,7 @@ def output_bytes(shape: ModelShape, n_outputs: int) -> int:
     return n_outputs * shape.n_vocab * 4
 
 
-def compute_bytes(shape: ModelShape, choice: Choice) -> int:
+def compute_bytes(shape: ModelShape, choice: EngineSettings) -> int:
     """Bytes of temporary buffers with flash attention: the feed-forward of one micro-batch, and the mask.
 
     Fitted to llama.cpp's own count for QwQ's geometry: 3 FFN + 3 hidden rows of F32 for quantized V, 4 hidden for f16.
@@ -89,7 +89,7 @@ def compute_bytes(shape: ModelShape, choice: Choice) -> int:
     return max(activations, logits) + mask
 
 
-def gpu_compute_bytes(shape: ModelShape, choice: Choice, *, pipelined: bool) -> int:
+def gpu_compute_bytes(shape: ModelShape, choice: EngineSettings, *, pipelined: bool) -> int:
     """The same on a GPU. pipelined: several share all layers, and each keeps copies of a graph's inputs, mask among them.
 
     Source: llama_context::llama_context (pipeline_parallel), ggml_backend_sched_new; not measured
@@ -97,12 +97,12 @@ def gpu_compute_bytes(shape: ModelShape, choice: Choice, *, pipelined: bool) -> 
     return compute_bytes(shape, choice) + (input_bytes(shape, choice) * (_PIPELINE_COPIES - 1) if pipelined else 0)
 
 
-def input_bytes(shape: ModelShape, choice: Choice) -> int:
+def input_bytes(shape: ModelShape, choice: EngineSettings) -> int:
     """A graph's inputs: the mask and the embeddings of one micro-batch."""
     return choice.n_ubatch * (padded_ctx(choice.n_ctx) * 2 + shape.n_embd * 4)
 
 
-def flash_pool_bytes(shape: ModelShape, choice: Choice) -> int:
+def flash_pool_bytes(shape: ModelShape, choice: EngineSettings) -> int:
     """What CUDA's flash attention takes beside llama.cpp's count: quantized K and V of one layer as F16, 128 MiB at 32,768.
 
     Source: computed; ggml-cuda converts a layer's K and V before the kernel
@@ -113,7 +113,12 @@ def flash_pool_bytes(shape: ModelShape, choice: Choice) -> int:
 
 
 def footprint(
-    shape: ModelShape, tensors: Iterable[TensorInfo], choice: Choice, gpus: Sequence[str] = (), *, amx: bool = False
+    shape: ModelShape,
+    tensors: Iterable[TensorInfo],
+    choice: EngineSettings,
+    gpus: Sequence[str] = (),
+    *,
+    amx: bool = False,
 ) -> Footprint:
     """All buffers by formula. gpus: the devices that take layers, in llama.cpp's order; without any, all is on the host.
 
@@ -160,7 +165,7 @@ def footprint(
     return Footprint(devices, "formula")
 
 
-def layer_bytes(shape: ModelShape, tensors: Iterable[TensorInfo], choice: Choice) -> list[int]:
+def layer_bytes(shape: ModelShape, tensors: Iterable[TensorInfo], choice: EngineSettings) -> list[int]:
     """Weights and cache of each layer, where a GPU has them; the last is the output's, of a tied model the embedding again."""
     kv = kv_cache_bytes(shape, choice.n_ctx, choice.type_k, choice.type_v) // shape.n_layer
     sizes = [kv] * shape.n_layer + [0]
@@ -183,7 +188,7 @@ def host_overhead_bytes(shape: ModelShape, tensors: Iterable[TensorInfo], host: 
     return vocab_bytes(shape) + n_repacked * _PAGES_AROUND
 
 
-def layer_places(n_layer: int, choice: Choice, gpus: Sequence[str]) -> list[str]:
+def layer_places(n_layer: int, choice: EngineSettings, gpus: Sequence[str]) -> list[str]:
     """Where each layer lies, the output last: the host keeps the first. Source: llama_model::load_tensors"""
     n_all = n_layer + 1
     if not gpus:

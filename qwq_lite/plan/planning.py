@@ -17,7 +17,7 @@ from typing import Any, Literal
 from qwq_lite import arguments
 from qwq_lite.backend.footprint import Footprint, Source
 from qwq_lite.backend.measure import measure
-from qwq_lite.backend.settings import Choice
+from qwq_lite.backend.settings import EngineSettings
 from qwq_lite.errors import CheckpointError, EngineError, FormatError, PlanError, UsageError
 from qwq_lite.formats import gguf_header, header_only, not_a_model, shape
 from qwq_lite.formats.gguf_header import TensorInfo
@@ -77,18 +77,18 @@ def plan_model(
     Raises: UsageError, FormatError, CheckpointError; PlanError when nothing fits, whose `smaller` names what does.
     """
     if memory_bytes is not None:
-        memory_bytes = arguments.whole("memory_bytes", memory_bytes, 0, 1 << 60)
-    reserve_bytes = arguments.whole("reserve_bytes", reserve_bytes, 0, 1 << 60)
+        memory_bytes = arguments.check_whole("memory_bytes", memory_bytes, 0, 1 << 60)
+    reserve_bytes = arguments.check_whole("reserve_bytes", reserve_bytes, 0, 1 << 60)
     candidates, file = _candidates(model, quant)
     known = machine is not None
     wishes, complaint = (wishes, None) if known else _granted(wishes)
     room, source = (
         free_memory.known_room(machine)
         if machine is not None
-        else free_memory.this_room(n_threads or speed.default_threads())
+        else free_memory.measure_room(n_threads or speed.default_threads())
     )
-    room = free_memory.limited(room, memory_bytes, reserve_bytes)
-    notices = [*([complaint] if complaint else []), *remarks(candidates[0].shape, room, wishes)]
+    room = free_memory.limit_room(room, memory_bytes, reserve_bytes)
+    notices = [*([complaint] if complaint else []), *check_wishes(candidates[0].shape, room, wishes)]
     if known and n_threads is not None:
         notices.append(
             "n_threads (--threads) is ignored: the speed of a known machine is estimated by its memory alone"
@@ -99,10 +99,10 @@ def plan_model(
     except PlanError as error:
         error.smaller = what_fits(room, wishes)
         if not known:
-            error.args = ("; ".join([str(error), *held()]),)
+            error.args = ("; ".join([str(error), *list_memory_holders()]),)
         raise
     notices += _other_types(plan, candidates)
-    notices += () if known else held(plan)
+    notices += () if known else list_memory_holders(plan)
     return Planned(
         plan,
         model,
@@ -130,11 +130,11 @@ def plan_header(header: gguf_header.Header, room: Room, wishes: Wishes) -> RunPl
     except PlanError as error:
         error.smaller = what_fits(room, wishes)
         smaller = [f"what fits: qwq-lite plan {error.smaller}"] if error.smaller else []
-        error.args = ("; ".join([str(error), *held(), *smaller]),)
+        error.args = ("; ".join([str(error), *list_memory_holders(), *smaller]),)
         raise
 
 
-def adapted(plan: RunPlan, header: gguf_header.Header, room: Room) -> tuple[RunPlan, str | None]:
+def adapt_plan(plan: RunPlan, header: gguf_header.Header, room: Room) -> tuple[RunPlan, str | None]:
     """A plan made before, in the room that there is now; another one, and a line about it, where that is too small.
 
     Raises: UsageError for another model's plan; PlanError when nothing fits any more.
@@ -154,7 +154,7 @@ def adapted(plan: RunPlan, header: gguf_header.Header, room: Room) -> tuple[RunP
 
 def _granted(wishes: Wishes) -> tuple[Wishes, str | None]:
     """Wishes as `load` would have them by what is known of the engine, and a line about it; nothing is checked here."""
-    report = kept_result.kept()
+    report = kept_result.read()
     try:
         complaint = kept_result.complaint(report) if report else None
     except EngineError as error:  # a plan is still one
@@ -186,7 +186,7 @@ def _other_types(plan: RunPlan, candidates: Sequence[Candidate]) -> Iterator[str
                     return
 
 
-def remarks(model: ModelShape, room: Room, wishes: Wishes) -> Iterator[str]:
+def check_wishes(model: ModelShape, room: Room, wishes: Wishes) -> Iterator[str]:
     """What the user should know of wishes that are granted all the same, one line each."""
     if wishes.n_ctx and wishes.n_ctx > model.n_ctx_train and model.rope_scaling is None:
         yield (
@@ -200,7 +200,7 @@ def remarks(model: ModelShape, room: Room, wishes: Wishes) -> Iterator[str]:
         yield "CUDA builds compute attention over unequal K and V (--type-k, --type-v) on the CPU, many times slower"
 
 
-def held(plan: RunPlan | None = None) -> list[str]:
+def list_memory_holders(plan: RunPlan | None = None) -> list[str]:
     """Who holds memory on this machine, one line each; with a plan only where that makes it shorter, or both use the same pages.
 
     What an engine has mapped counts as free for all others, until it reads its weights again.
@@ -274,8 +274,8 @@ def _candidates(model: str, quant: str | None) -> tuple[list[Candidate], Path | 
 def _of_checkpoint(folder: Path) -> tuple[ModelShape, bool]:
     config_path = folder / "config.json"
     if not config_path.is_file():
-        inside = not_a_model.snapshot(folder)
-        models = not_a_model.gguf_files(inside or folder)
+        inside = not_a_model.find_snapshot(folder)
+        models = not_a_model.find_gguf_files(inside or folder)
         if models:
             raise CheckpointError(f"{folder}: is no checkpoint but a folder; name the file in it: {models[0]}")
         if inside is not None:
@@ -307,7 +307,7 @@ def _read_json(path: Path) -> Any:
         raise CheckpointError(f"{path}: cannot be read as JSON: {error}; fetch it again") from error
 
 
-def _formula(room: Room) -> Callable[[Candidate, Sequence[Choice]], list[Footprint]]:
+def _formula(room: Room) -> Callable[[Candidate, Sequence[EngineSettings]], list[Footprint]]:
     return lambda candidate, choices: [
         memory.footprint(candidate.shape, candidate.tensors, choice, room.gpu_names, amx=room.amx) for choice in choices
     ]
@@ -315,10 +315,10 @@ def _formula(room: Room) -> Callable[[Candidate, Sequence[Choice]], list[Footpri
 
 def _measured(
     file: Path | None, room: Room, notices: list[str]
-) -> Callable[[Candidate, Sequence[Choice]], list[Footprint]]:
+) -> Callable[[Candidate, Sequence[EngineSettings]], list[Footprint]]:
     """llama.cpp's count of the file, or of a ghost of it; formulas where this build cannot be asked."""
 
-    def count(candidate: Candidate, choices: Sequence[Choice]) -> list[Footprint]:
+    def count(candidate: Candidate, choices: Sequence[EngineSettings]) -> list[Footprint]:
         found = None
         if file is not None:
             found = measure(file, choices)

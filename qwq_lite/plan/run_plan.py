@@ -8,7 +8,7 @@ from typing import Any
 
 from qwq_lite import arguments
 from qwq_lite.backend.footprint import Buffers, Footprint
-from qwq_lite.backend.settings import KV_TYPES, Choice
+from qwq_lite.backend.settings import KV_TYPES, EngineSettings
 from qwq_lite.errors import UsageError
 from qwq_lite.formats.gguf_header import TensorInfo
 from qwq_lite.formats.shape import ModelShape
@@ -88,7 +88,7 @@ class Wishes:
             value = getattr(self, name)
             if value is not None:
                 option = name.removeprefix("n_").replace("_", "-")
-                object.__setattr__(self, name, arguments.whole(f"{name} (--{option})", value, low, high))
+                object.__setattr__(self, name, arguments.check_whole(f"{name} (--{option})", value, low, high))
         for name, known in (("type_k", KV_TYPES), ("type_v", KV_TYPES), ("host_weights", HOST_WEIGHTS)):
             value = getattr(self, name)
             if value is not None and not (isinstance(value, str) and value in known):
@@ -115,7 +115,7 @@ class RunPlan:
     """What to run, what it takes, and why nothing better: one line for each choice that came before it."""
 
     candidate: Candidate
-    choice: Choice
+    choice: EngineSettings
     footprint: Footprint
     room: Room
     wishes: Wishes = Wishes()
@@ -194,6 +194,6 @@ class RunPlan:
         return ", ".join(parts)
 
 
-def backend_bytes(gpu: Gpu, shape: ModelShape, choice: Choice) -> int:
+def backend_bytes(gpu: Gpu, shape: ModelShape, choice: EngineSettings) -> int:
     """What a GPU's backend takes beside the buffers that llama.cpp counts."""
     return gpu.overhead + (flash_pool_bytes(shape, choice) if gpu.name.startswith("CUDA") else 0)

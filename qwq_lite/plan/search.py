@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 from qwq_lite.backend.footprint import Footprint
-from qwq_lite.backend.settings import Choice
+from qwq_lite.backend.settings import EngineSettings
 from qwq_lite.errors import PlanError, UsageError
 from qwq_lite.plan.memory import (
     gpu_compute_bytes,
@@ -37,7 +37,7 @@ _HALVINGS = 16
 _MOST_REASONS = 4  # in a row, of choices that differ in one number
 
 
-Count = Callable[[Candidate, Sequence[Choice]], Sequence[Footprint]]
+Count = Callable[[Candidate, Sequence[EngineSettings]], Sequence[Footprint]]
 
 
 def search(candidates: Sequence[Candidate], room: Room, wishes: Wishes, count: Count) -> RunPlan:
@@ -74,7 +74,7 @@ def search(candidates: Sequence[Candidate], room: Room, wishes: Wishes, count: C
     raise PlanError(f"nothing fits; {last}{_objection(nearest[0], nearest[0]) if nearest else refused[-1]}")
 
 
-def split(candidate: Candidate, choice: Choice, room: Room) -> Choice:
+def split(candidate: Candidate, choice: EngineSettings, room: Room) -> EngineSettings:
     """The choice with its layers shared out among several GPUs: the fewest that hold them, each filled to the same degree.
 
     Explicit, since llama.cpp would share them out by what happens to be free at each load; the fewest, since every one more
@@ -122,7 +122,7 @@ def _filled(sizes: Sequence[int], capacities: Sequence[int]) -> list[int]:
     return at(high)
 
 
-def _plans(candidate: Candidate, choices: Sequence[Choice], room: Room, count: Count) -> list[RunPlan]:
+def _plans(candidate: Candidate, choices: Sequence[EngineSettings], room: Room, count: Count) -> list[RunPlan]:
     choices = [split(candidate, choice, room) for choice in choices]
     counted = count(candidate, choices) if choices else []
     return [RunPlan(candidate, choice, footprint, room) for choice, footprint in zip(choices, counted, strict=True)]
@@ -158,17 +158,19 @@ def _leaves_its_device(plan: RunPlan, reference: RunPlan) -> bool:
     return own > other
 
 
-def _stages(candidate: Candidate, room: Room, wishes: Wishes, caches: list[tuple[str, str]]) -> Iterator[list[Choice]]:
+def _stages(
+    candidate: Candidate, room: Room, wishes: Wishes, caches: list[tuple[str, str]]
+) -> Iterator[list[EngineSettings]]:
     """Choices in the order of the search, in groups that are counted at once. `caches` may lose one between two groups."""
     shape = candidate.shape
     n_ctx = wishes.n_ctx or min(shape.n_ctx_train, MOST_CTX)
     all_layers = shape.n_layer + 1
     layers = 0 if not room.gpus else all_layers if wishes.n_gpu_layers is None else wishes.n_gpu_layers
     layers = all_layers if not 0 <= layers <= all_layers else layers
-    base = Choice(n_ctx, n_gpu_layers=layers, **HOST_WEIGHTS[wishes.host_weights or "mmap"])
+    base = EngineSettings(n_ctx, n_gpu_layers=layers, **HOST_WEIGHTS[wishes.host_weights or "mmap"])
     least_ctx = n_ctx if wishes.n_ctx else min(n_ctx, LEAST_CTX)
 
-    def given_up(cache: tuple[str, str]) -> list[Choice]:
+    def given_up(cache: tuple[str, str]) -> list[EngineSettings]:
         """Micro-batches, then context."""
         choice = _cached(base, cache)
         smaller = [replace(choice, n_ubatch=n) for n in UBATCHES[1:]]
@@ -183,7 +185,7 @@ def _stages(candidate: Candidate, room: Room, wishes: Wishes, caches: list[tuple
         yield [replace(least, n_gpu_layers=n) for n in range(all_layers - 1, -1, -1)]
 
 
-def _cached(choice: Choice, cache: tuple[str, str]) -> Choice:
+def _cached(choice: EngineSettings, cache: tuple[str, str]) -> EngineSettings:
     return replace(choice, type_k=cache[0], type_v=cache[1])
 
 

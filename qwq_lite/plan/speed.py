@@ -55,7 +55,7 @@ def default_threads(root: Path = Path("/")) -> int:
     return max(1, min(n_cores - n_kept, process_limits.cpu_quota(root) or n_cores, MOST_THREADS))
 
 
-class Pace:
+class SpeedCheck:
     """Says once, after a reply, that decoding is far below what the plan's bandwidth allows."""
 
     def __init__(self, plan: RunPlan, n_threads: int, measure: Callable[[int], float] = host_bandwidth) -> None:

@@ -27,7 +27,7 @@ from typing import Any, Protocol
 from qwq_lite.errors import TemplateError
 from qwq_lite.prompt.template import Template
 from qwq_lite.prompt.template_limits import FIELD
-from qwq_lite.text.normalization import normalized
+from qwq_lite.text.normalization import normalize
 from qwq_lite.text.tags import THINK_TAGS
 
 Message = Mapping[str, Any]
@@ -66,7 +66,7 @@ def tokenize(vocab: Vocabulary, text: str, form: str, follows: bool = False) -> 
     `form` is `normalization.normalizer()` of the model; follows: other text stands before it. Equal to llama_tokenize of the
     normalised text with parse_special off, but for tags, which llama.cpp makes tokens of even then.
     """
-    pieces = _untagged(vocab.tags, normalized(text, form))
+    pieces = _untagged(vocab.tags, normalize(text, form))
     return [
         token
         for n, piece in enumerate(pieces)

@@ -13,7 +13,7 @@ WhenFull = Literal["drop", "error"]
 History = Literal["all", "answer"]
 
 
-def fitted(
+def fit_messages(
     messages: Sequence[Message],
     encode: Callable[[Sequence[Message]], list[int]],
     n_ctx: int,

@@ -94,7 +94,7 @@ _MOST_KNOWN = 1024
 _known: dict[bytes, bool] = {}  # what was found of a text, by its digest: a chat asks of all its texts at each turn
 
 
-def masked(asked: AnswerScript | None, texts: Iterable[str] | None) -> frozenset[str]:
+def scripts_to_mask(asked: AnswerScript | None, texts: Iterable[str] | None) -> frozenset[str]:
     """The scripts that the answer may have no letter of.
 
     asked: the one script that it may have besides Latin and Greek; "kana" may have Han too, for Japanese is written with both;
@@ -140,9 +140,9 @@ def texts_asked(prompt: Any, *, tag: str | None) -> list[str] | None:
     texts: list[str] = []
     for message in prompt:
         if message.get("role") == "assistant":
-            texts += filter(None, (_letters(text, tag) for text in texts_of(message.get("content"))))
+            texts += filter(None, (_letters(text, tag) for text in flatten_texts(message.get("content"))))
         else:
-            texts += texts_of(message)
+            texts += flatten_texts(message)
     return texts
 
 
@@ -159,14 +159,14 @@ def _letters(reply: str, tag: str | None) -> str:
     return found
 
 
-def texts_of(value: Any) -> Iterable[str]:
+def flatten_texts(value: Any) -> Iterable[str]:
     """Every text in messages or tools, however they are nested, but for the keys and the role."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):
         for key, item in value.items():
             if key != "role":
-                yield from texts_of(item)
+                yield from flatten_texts(item)
     elif isinstance(value, list | tuple):
         for item in value:
-            yield from texts_of(item)
+            yield from flatten_texts(item)

@@ -37,7 +37,7 @@ from qwq_lite.prompt.template_limits import (
     TIME_LIMIT_S,
     Budget,
     budget_now,
-    checked_key,
+    check_key,
     cost,
     text_of,
 )
@@ -235,7 +235,7 @@ class _Sandbox(ImmutableSandboxedEnvironment):
 
     code_generator_class = _Generator
     intercepted_binops = frozenset(ImmutableSandboxedEnvironment.default_binop_table)
-    key = staticmethod(checked_key)
+    key = staticmethod(check_key)
     cut = staticmethod(template_builtins.cut)
     weighed = staticmethod(template_builtins.weighed)
     joined = staticmethod(template_builtins.joined)
@@ -270,7 +270,7 @@ class _Sandbox(ImmutableSandboxedEnvironment):
     def getitem(self, obj: Any, argument: Any) -> Any:
         if not isinstance(argument, SCALARS):  # a message about a missing element spells its name
             return self.undefined(f"{type(argument).__name__} is undefined as a key, which is text or a number")
-        name: Any = checked_key(argument)
+        name: Any = check_key(argument)
         if isinstance(obj, Mapping | str | list | tuple | range):
             try:
                 return obj[name]

@@ -33,10 +33,10 @@ from qwq_lite.prompt.template_limits import (
     PART_BYTES,
     SCALARS,
     budget_now,
-    checked_key,
+    charge_text,
+    check_key,
     cost,
-    exceeded,
-    made,
+    limit_error,
     text_of,
     width_of,
 )
@@ -44,7 +44,7 @@ from qwq_lite.prompt.template_limits import (
 
 def _whole(value: Any) -> Any:
     if isinstance(value, int) and abs(value) > MAX_INT:
-        raise exceeded("a whole number beyond 2 ** 60")
+        raise limit_error("a whole number beyond 2 ** 60")
     return value
 
 
@@ -63,13 +63,13 @@ def calculate(sign: str, left: Any, right: Any) -> Any:
     budget.step()
     if isinstance(left, int | float) and isinstance(right, int | float):
         if sign == "**" and right > 60 and abs(_whole(left)) > 1 and isinstance(left, int):
-            raise exceeded("a power beyond the 60th")
+            raise limit_error("a power beyond the 60th")
         return _whole(_ARITHMETIC[sign](left, right))
     if isinstance(left, Undefined) or isinstance(right, Undefined):
         return _ARITHMETIC[sign](left, right)  # raises, and names what is undefined
     if sign == "+" and isinstance(left, str) and isinstance(right, str):
         budget.check(cost(left, right))
-        return made(left + right)
+        return charge_text(left + right)
     if sign == "+" and isinstance(left, list | tuple) and type(left) is type(right):
         budget.grow(8 * (len(left) + len(right)))
         return _ARITHMETIC[sign](left, right)
@@ -86,13 +86,13 @@ def calculate(sign: str, left: Any, right: Any) -> Any:
 def _formatted(form: str, value: Any) -> str:
     conversions = _CONVERSIONS.findall(form)
     if isinstance(form, Markup) or "%" in _CONVERSIONS.sub("", form):
-        raise exceeded("a % format other than plain ones with at most three digits")
+        raise limit_error("a % format other than plain ones with at most three digits")
     budget = budget_now()
     budget.scan(form)
     budget.check(4 * len(form) + len(conversions) * (8000 + budget.weigh(value)))
     if isinstance(value, Mapping):
-        return made(str(form % {key: _printed(item) for key, item in value.items()}))
-    return made(str(form % (tuple(map(_printed, value)) if isinstance(value, tuple) else _printed(value))))
+        return charge_text(str(form % {key: _printed(item) for key, item in value.items()}))
+    return charge_text(str(form % (tuple(map(_printed, value)) if isinstance(value, tuple) else _printed(value))))
 
 
 def _printed(value: Any) -> Any:
@@ -105,7 +105,7 @@ def contains(container: Any, value: Any) -> bool:
         budget.scan(container, value)
         return value in container
     if isinstance(container, Mapping):
-        return checked_key(value) in container
+        return check_key(value) in container
     budget.weigh(value)
     budget.weigh(container)
     return value in container
@@ -161,14 +161,14 @@ def _replace(text: str, old: str, new: str, count: int = -1) -> str:
     budget.check(
         (len(text) + (found if count < 0 else min(found, count)) * len(new)) * max(width_of(text), width_of(new))
     )
-    return made(str.replace(text, old, new, count))
+    return charge_text(str.replace(text, old, new, count))
 
 
 def _join(between: str, values: Iterable[Any]) -> str:
     budget = budget_now()
     texts = [text_of(value) for value in budget.each(values)]
     budget.check((sum(map(len, texts)) + len(texts) * len(between)) * max(map(width_of, [between, *texts])))
-    return made(str.join(between, texts))
+    return charge_text(str.join(between, texts))
 
 
 def _format(text: str, *args: Any) -> str:
@@ -190,7 +190,7 @@ _CALLED += " isnumeric isdecimal istitle isascii casefold swapcase"
 _TEXT: dict[str, Callable[..., Any]] = {name: functools.partial(_call_method, name) for name in _CALLED.split()}
 _GROWING: dict[str, Callable[..., Any]] = {"replace": _replace, "join": _join, "format": _format}
 _MAPPING: dict[str, Callable[..., Any]] = {
-    "get": lambda mapping, key, default=None: mapping.get(checked_key(key), default),
+    "get": lambda mapping, key, default=None: mapping.get(check_key(key), default),
     "items": lambda mapping: mapping.items(),
     "keys": lambda mapping: mapping.keys(),
     "values": lambda mapping: mapping.values(),
@@ -222,7 +222,7 @@ def _apply_text(name: str, value: Any, *args: Any, **options: Any) -> Any:
     text, budget = text_of(value), budget_now()
     budget.scan(text, *(word for word in (*args, *options.values()) if isinstance(word, str)), letters=True)
     budget.check(PART_BYTES * len(text))
-    return made(_JINJA_FILTERS[name](text, *args, **options))
+    return charge_text(_JINJA_FILTERS[name](text, *args, **options))
 
 
 def _apply_list(name: str, *given: Any, **options: Any) -> Any:
@@ -234,7 +234,7 @@ def _apply_list(name: str, *given: Any, **options: Any) -> Any:
     values = values if isinstance(values, Mapping) else list(budget.each(values))
     budget.check(budget.weigh(values, times=1 + len(values).bit_length()) // 6)
     if name == "unique" and len(values) > MAX_UNIQUE:
-        raise exceeded(f"the unique ones of {len(values):,} values, more than {MAX_UNIQUE:,}")
+        raise limit_error(f"the unique ones of {len(values):,} values, more than {MAX_UNIQUE:,}")
     result = _JINJA_FILTERS[name](*environment, values, *args, **options)
     return iter(list(budget.each(result))) if name == "unique" else result
 
@@ -269,21 +269,21 @@ def _indent(value: Any, width: int | str = 4, first: bool = False, blank: bool =
     text, budget = text_of(value), budget_now()
     margin = len(width) if isinstance(width, str) else width
     if margin > 64:
-        raise exceeded(f"an indent of {margin:,}, more than 64")
+        raise limit_error(f"an indent of {margin:,}, more than 64")
     budget.check(PART_BYTES * len(text))
     budget.check((len(text) + (1 + len(text.splitlines())) * (margin + 1)) * (4 if not text.isascii() else 5))
-    return made(_JINJA_FILTERS["indent"](text, width, first, blank))
+    return charge_text(_JINJA_FILTERS["indent"](text, width, first, blank))
 
 
 def _number(name: str, value: Any, *args: Any, **options: Any) -> Any:
     if isinstance(value, str) and len(value) > MAX_DIGITS:
-        raise exceeded(f"a number of {len(value):,} digits, more than {MAX_DIGITS:,}")
+        raise limit_error(f"a number of {len(value):,} digits, more than {MAX_DIGITS:,}")
     return _whole(_JINJA_FILTERS[name](value, *args, **options))
 
 
 def _round(value: Any, precision: int = 0, method: Any = "common") -> Any:
     if abs(precision) > 20:
-        raise exceeded(f"rounding to {precision:,} places, more than 20")
+        raise limit_error(f"rounding to {precision:,} places, more than 20")
     return _JINJA_FILTERS["round"](value, precision, method)
 
 
@@ -300,11 +300,11 @@ def _tojson(
     """JSON as transformers' templates expect it: characters as they are, and no HTML escapes."""
     margin = len(indent) if isinstance(indent, str) else indent or 0
     if margin > 16 or any(len(separator) > 16 for separator in separators or ()):
-        raise exceeded("JSON with an indent or a separator of more than 16")
+        raise limit_error("JSON with an indent or a separator of more than 16")
     budget = budget_now()
     budget.check(budget.weigh(value))
     text = json.dumps(value, ensure_ascii=False, indent=indent, separators=separators, sort_keys=sort_keys)
-    return made(_TO_ESCAPE.sub(lambda found: json.dumps(found[0])[1:-1], text) if ensure_ascii else text)
+    return charge_text(_TO_ESCAPE.sub(lambda found: json.dumps(found[0])[1:-1], text) if ensure_ascii else text)
 
 
 def _listed(values: Iterable[Any]) -> list[Any]:
@@ -334,7 +334,7 @@ _DATE = re.compile(r"(?:[^%]|%-?[aAbBdDeFHIjmMpSTuUwWxXyYzZ%]){0,100}")
 
 def _strftime_now(form: str) -> str:
     if not _DATE.fullmatch(form):
-        raise exceeded("a date in a form that is long or unusual")
+        raise limit_error("a date in a form that is long or unusual")
     return datetime.now().strftime(form)
 
 
@@ -342,7 +342,7 @@ def _dict(*args: Any, **options: Any) -> dict[Any, Any]:
     """dict(), from a mapping or from pairs."""
     budget, pairs = budget_now(), args[0] if args else ()
     pairs = pairs.items() if isinstance(pairs, Mapping) else pairs
-    return {**{checked_key(key): value for key, value in budget.each(pairs)}, **options}
+    return {**{check_key(key): value for key, value in budget.each(pairs)}, **options}
 
 
 def _namespace(*args: Any, **options: Any) -> Namespace:

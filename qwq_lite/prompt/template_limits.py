@@ -57,16 +57,16 @@ class Budget:
         """Work done or about to be done."""
         self._steps -= count
         if self._steps < 0:
-            raise exceeded(f"more than {MAX_STEPS:,} steps of work")
+            raise limit_error(f"more than {MAX_STEPS:,} steps of work")
         if time.monotonic() > self._deadline:
-            raise exceeded(f"more time than {self._time_limit_s:g} s")
+            raise limit_error(f"more time than {self._time_limit_s:g} s")
 
     def check(self, size: int) -> None:
         """A value of `size` bytes is about to be made."""
         if size > MAX_VALUE:
-            raise exceeded(f"a value of {size:,} bytes, more than {MAX_VALUE:,}")
+            raise limit_error(f"a value of {size:,} bytes, more than {MAX_VALUE:,}")
         if size > self._bytes:
-            raise exceeded(f"more than {MAX_BYTES:,} bytes of text and lists")
+            raise limit_error(f"more than {MAX_BYTES:,} bytes of text and lists")
 
     def grow(self, size: int) -> None:
         """`size` bytes are made."""
@@ -112,9 +112,9 @@ class Budget:
 
     def _opened(self, value: Any, depth: int) -> Iterator[Any]:
         if not isinstance(value, _LISTS):
-            raise exceeded(f"a {type(value).__name__} where only text, numbers, lists and mappings may stand")
+            raise limit_error(f"a {type(value).__name__} where only text, numbers, lists and mappings may stand")
         if depth > MAX_DEPTH:
-            raise exceeded(f"lists nested more than {MAX_DEPTH} deep")
+            raise limit_error(f"lists nested more than {MAX_DEPTH} deep")
         return iter(value if isinstance(value, _LISTS[:-2]) else value.items())
 
 
@@ -126,7 +126,7 @@ def budget_now() -> Budget:
     return CURRENT.get()
 
 
-def exceeded(found: str) -> TemplateError:
+def limit_error(found: str) -> TemplateError:
     return TemplateError(f"{FIELD} asks for {found}; it is broken or hostile, use another template")
 
 
@@ -140,7 +140,7 @@ def cost(*texts: str) -> int:
     return sum(map(len, texts)) * max(map(width_of, texts))
 
 
-def made(text: str) -> str:
+def charge_text(text: str) -> str:
     budget_now().grow(cost(text))
     return text
 
@@ -152,11 +152,13 @@ def text_of(value: Any) -> str:
     budget = budget_now()
     budget.check(budget.weigh(value))
     if isinstance(value, SCALARS):
-        return made(str(value))
-    return made(_ESCAPED.sub(lambda found: chr(int(found[0][2:], 16)) if found[0][1] == "u" else found[0], str(value)))
+        return charge_text(str(value))
+    return charge_text(
+        _ESCAPED.sub(lambda found: chr(int(found[0][2:], 16)) if found[0][1] == "u" else found[0], str(value))
+    )
 
 
-def checked_key(value: Any) -> Any:
+def check_key(value: Any) -> Any:
     """A key of a mapping. A tuple's hash would walk all that it holds."""
     if not isinstance(value, SCALARS):
         raise TypeError(f"a key is text or a number, not a {type(value).__name__}")

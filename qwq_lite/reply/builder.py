@@ -18,12 +18,12 @@ from qwq_lite.reply import fold
 from qwq_lite.reply.commands import Steer
 from qwq_lite.reply.fold import State, Step, utf8
 from qwq_lite.reply.policy import Begin, Draw, Policy, Rewind, Rewrite, Stop
-from qwq_lite.reply.retokenize import Tokenize, n_common, respelled, text_of
+from qwq_lite.reply.retokenize import Tokenize, n_common_tokens, retokenize, text_of
 from qwq_lite.sampling import Sampling
 from qwq_lite.text import breaks, final_answer
 
 
-class Ended(NamedTuple):
+class FinishedReply(NamedTuple):
     """What a reply is in the end. n_thinking, n_answer: tokens; what is between the two counts with the thought, if there is one.
 
     end: what ended the thought.
@@ -36,7 +36,7 @@ class Ended(NamedTuple):
     end: ThoughtEnd | None
 
 
-class Track:
+class ReplyBuilder:
     """policies: in their order. piece: a token's bytes. tokenize: ids of a text as plain text, nothing added."""
 
     def __init__(
@@ -83,7 +83,7 @@ class Track:
         """Whether nothing is shown yet of a reply that may begin with a thought of its own accord."""
         return self._state.phase == "answer" and not self._state.turned_at and not self._texts.n_answer
 
-    def ended(self, reason: FinishReason) -> Ended:
+    def ended(self, reason: FinishReason) -> FinishedReply:
         """What the reply is that ends now."""
         thinking, answer = self.texts(reason)
         n_before, end = self.n_thinking, self.thought_end
@@ -91,7 +91,7 @@ class Track:
             n_before, end = self._n_tokens(thinking), "itself" if thinking else None
         elif answer and self._state.phase == "thinking":
             n_before = 0
-        return Ended(thinking, answer, n_before if thinking else 0, len(self.tokens) - n_before, end)
+        return FinishedReply(thinking, answer, n_before if thinking else 0, len(self.tokens) - n_before, end)
 
     def loops(self, reason: FinishReason) -> tuple[LoopEnd, ...]:
         """What was done about each loop of the reply that ends now."""
@@ -165,7 +165,7 @@ class Track:
         seen = self._seen
         unsent = (Thinking(texts.thinking[len(seen) :]), Answer(texts.all_answers[sent.n_answer :]))
         self._begin, self.tokens, self._times, self._state, self._texts = begin, tokens, times, state, texts
-        self._n_again = n_common(seen[texts.n_thinking :], self._to_come)
+        self._n_again = n_common_tokens(seen[texts.n_thinking :], self._to_come)
         notice = _notice(rewind, seen[texts.n_thinking + self._n_again :])
         self._closed = notice if rewind.ends and notice and not notice.n_lost else None
         shown = (event for event in unsent if event.text)
@@ -254,7 +254,7 @@ class Track:
     def _respelled(self, rewrite: Rewrite, begins: int) -> Rewind:
         """begins: the reply's length when its thought began, with a tag that opened it."""
         tokens = self.tokens[begins : len(self.tokens) - rewrite.n_back]
-        n_kept, forced = respelled(tokens, self._piece, rewrite, self._tokenize)
+        n_kept, forced = retokenize(tokens, self._piece, rewrite, self._tokenize)
         return Rewind(begins + n_kept, why=rewrite.why, forced=forced, ends=rewrite.ends)
 
     def _n_tokens(self, text: str) -> int:

@@ -39,14 +39,14 @@ class Steer:
         object.__setattr__(self, "hint", self.hint.lstrip().rstrip(" \t\r"))
 
 
-Order = Conclude | Steer
+Command = Conclude | Steer
 # A token that was taken in and its time, in seconds since the reply was asked for; an order that was carried out; None for a
 # text that was rewritten because the tag that ends the thought was nearly the likeliest token.
-Entry = tuple[int, float] | Conclude | Steer | None
+LogEntry = tuple[int, float] | Conclude | Steer | None
 
 
 @dataclass(frozen=True)
-class Course:
+class ReplyLog:
     """What was done to a reply, for another engine to do it again and go on.
 
     seed: of its draws. elapsed_s: seconds since it was asked for. entries: in their order; they lead to the same state, for
@@ -55,5 +55,5 @@ class Course:
 
     seed: int
     elapsed_s: float = 0.0
-    entries: tuple[Entry, ...] = ()
+    entries: tuple[LogEntry, ...] = ()
     n_seen: int = 0

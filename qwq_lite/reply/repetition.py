@@ -42,7 +42,7 @@ class Limit(NamedTuple):
     n_in_code: int
 
 
-class Written:
+class TokenHistory:
     """Tokens in their order, and what is known of each from those before it. It only grows, and what it says of its first n
     tokens never changes: so the states of one reply are lengths of it, and share it. What goes another way begins with a new one.
 
@@ -143,7 +143,7 @@ def due_at(loops: tuple[Loop | None, ...], limit: Limit, n: int, in_code: bool) 
 
 
 def complete(
-    written: Written, loops: tuple[Loop | None, ...], limit: Limit, n: int, in_code: bool
+    written: TokenHistory, loops: tuple[Loop | None, ...], limit: Limit, n: int, in_code: bool
 ) -> tuple[tuple[Loop | None, ...], Loop | None]:
     """Those that still go on, and of those that are loops now the one with the shortest period."""
     going: list[Loop | None] = []

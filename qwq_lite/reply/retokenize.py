@@ -17,7 +17,7 @@ MOST_BACK = 96  # tokens that are taken back for a better place to end
 Tokenize = Callable[[str], list[int]]
 
 
-def respelled(
+def retokenize(
     tokens: Sequence[int], piece: Callable[[int], bytes], rewrite: Rewrite, tokenize: Tokenize
 ) -> tuple[int, tuple[int, ...]]:
     """How many of the tokens stand, and the tokens that come next.
@@ -39,11 +39,11 @@ def respelled(
         else:
             text += word if text or new else word.lstrip("\n")
     new += tokenize(text) if text else []
-    n_same = n_common(tokens[start:], new[:-1])  # one at least is left to come
+    n_same = n_common_tokens(tokens[start:], new[:-1])  # one at least is left to come
     return start + n_same, tuple(new[n_same:])
 
 
-def n_common(one: Sequence[object], other: Sequence[object]) -> int:
+def n_common_tokens(one: Sequence[object], other: Sequence[object]) -> int:
     """How many items two sequences begin with that are the same."""
     pairs = zip(one, other, strict=False)
     return next((n for n, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))

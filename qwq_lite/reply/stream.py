@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from qwq_lite.errors import QwqError
 from qwq_lite.events import Answer, Done, Event, Notice, Thinking
-from qwq_lite.reply.commands import Conclude, Drop, Entry, Order, Steer
+from qwq_lite.reply.commands import Command, Conclude, Drop, LogEntry, Steer
 
 if TYPE_CHECKING:
     import asyncio
@@ -43,8 +43,8 @@ class Feed:
     def __init__(self, on_cancel: Callable[[Feed], None]) -> None:
         self.cancelled = False
         self.events: queue.SimpleQueue[Event | QwqError] = queue.SimpleQueue()
-        self.orders: deque[Order] = deque()  # of the reader, for the engine to carry out between two tokens
-        self.done: deque[Entry] | None = None
+        self.orders: deque[Command] = deque()  # of the reader, for the engine to carry out between two tokens
+        self.done: deque[LogEntry] | None = None
         self.n_seen = 0
         self.wake: Callable[[], None] = _nobody_waits
         self._on_cancel = on_cancel
@@ -60,7 +60,7 @@ class Feed:
         self.cancelled = True
         self._on_cancel(self)
 
-    def order(self, order: Order) -> None:
+    def order(self, order: Command) -> None:
         self.orders.append(order)
 
     @property

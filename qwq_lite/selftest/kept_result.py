@@ -32,19 +32,19 @@ _KEPT = 8  # builds and machines: homes may be shared by several
 _SUFFIX = ".check.json"
 
 
-def checked() -> Report:
+def check_once() -> Report:
     """The result for this engine on this CPU: what was kept, or a check in a child and its result."""
-    return kept() or renew()
+    return read() or check_again()
 
 
-def kept() -> Report | None:
+def read() -> Report | None:
     """What an earlier check found, None where there was none."""
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         return Report.from_json(json.loads(_path().read_text("utf-8")))
     return None
 
 
-def renew(*, gpu: bool = False) -> Report:
+def check_again(*, gpu: bool = False) -> Report:
     """Check again and keep what concerns the CPU. gpu: GPUs too. Never raises for what a child does."""
     path = _path()  # before the check: a build that is replaced meanwhile is another
     report = engine_check.check(_run, gpu=gpu, timeout_s=child.TIMEOUT_S)

@@ -32,7 +32,7 @@ _PIECE = 1 << 24  # bytes hashed at a time
 
 
 @dataclass(frozen=True)
-class Saved:
+class SavedState:
     """What a file says about its payload. extra: JSON of the caller's own."""
 
     fingerprint: str
@@ -40,7 +40,7 @@ class Saved:
     extra: dict[str, Any]
 
 
-def write(path: Path, saved: Saved, payload_bytes: int, fill: Callable[[memoryview], None]) -> None:
+def write(path: Path, saved: SavedState, payload_bytes: int, fill: Callable[[memoryview], None]) -> None:
     """Write a file that appears under `path` whole or not at all, readable by its owner alone.
 
     fill: writes the payload into the mapping that it is given, all `payload_bytes` of it.
@@ -59,7 +59,7 @@ def write(path: Path, saved: Saved, payload_bytes: int, fill: Callable[[memoryvi
 
 
 @contextlib.contextmanager
-def read(path: Path) -> Iterator[tuple[Saved, memoryview]]:
+def read(path: Path) -> Iterator[tuple[SavedState, memoryview]]:
     """What a file holds, and its payload as a mapping that the block may read, checked against the digest.
 
     Raises: FormatError for a file that is not one, was cut or changed, and for a pipe, which is not waited for.
@@ -79,7 +79,7 @@ def read(path: Path) -> Iterator[tuple[Saved, memoryview]]:
         yield saved, payload
 
 
-def _parsed(path: Path, whole: memoryview) -> tuple[Saved, int, bytes]:
+def _parsed(path: Path, whole: memoryview) -> tuple[SavedState, int, bytes]:
     length = int.from_bytes(whole[8:16], "little")
     if bytes(whole[:8]) != _MAGIC or not 0 < length <= min(_MOST_JSON, len(whole)):
         raise FormatError(f"{path}: is no saved state (it does not begin with {_MAGIC.decode()})")
@@ -89,7 +89,7 @@ def _parsed(path: Path, whole: memoryview) -> tuple[Saved, int, bytes]:
         raise FormatError(f"{path}: the description of its state is damaged; delete it and ask again")
     try:  # whoever wrote the digest may be another program
         data = json.loads(text)
-        saved = Saved(str(data["fingerprint"]), [int(token) for token in data["tokens"]], dict(data["extra"]))
+        saved = SavedState(str(data["fingerprint"]), [int(token) for token in data["tokens"]], dict(data["extra"]))
         n_bytes, digest = int(data["payload_bytes"]), bytes.fromhex(data["digest"])
     except (ValueError, KeyError, TypeError, ArithmeticError, RecursionError) as error:
         raise FormatError(f"{path}: the description of its state is damaged: {error!r}; delete it") from error
@@ -98,7 +98,7 @@ def _parsed(path: Path, whole: memoryview) -> tuple[Saved, int, bytes]:
     return saved, start, digest
 
 
-def _head(saved: Saved, payload_bytes: int, digest: bytes) -> bytes:
+def _head(saved: SavedState, payload_bytes: int, digest: bytes) -> bytes:
     try:
         text = json.dumps(
             {**asdict(saved), "payload_bytes": payload_bytes, "digest": digest.hex()}, allow_nan=False

@@ -29,7 +29,7 @@ _SAME_S = 1.0  # two readings of when a process began differ by less
 
 
 @dataclass(frozen=True)
-class Running:
+class RunningEngine:
     """A loaded model. pid: the process that holds it; application: who loaded it; n_bytes: of its plan, GPUs included."""
 
     pid: int
@@ -69,7 +69,7 @@ def register(model: Path, n_bytes: int) -> Callable[[], None]:
     return leave
 
 
-def running() -> list[Running]:
+def running() -> list[RunningEngine]:
     """Engines that hold memory now, the largest first."""
     found = []
     with contextlib.suppress(OSError):
@@ -83,7 +83,7 @@ def running() -> list[Running]:
     return sorted(found, key=lambda entry: -entry.n_bytes)
 
 
-def forget(pid: int) -> Running | None:
+def forget(pid: int) -> RunningEngine | None:
     """Take out the engine of a process that has died, and return what it was."""
     found = None
     with contextlib.suppress(OSError):
@@ -103,7 +103,7 @@ def folder() -> Path:
     return platformdirs.user_state_path("qwq-lite", appauthor=False) / "engines"
 
 
-def _read(path: Path) -> Running | None:
+def _read(path: Path) -> RunningEngine | None:
     """What a file says; None where its process is gone, or it says nothing."""
     try:
         entry = json.loads(path.read_text("utf-8"))
@@ -115,8 +115,8 @@ def _read(path: Path) -> Running | None:
         return None
 
 
-def _entry(data: dict[str, Any]) -> Running:
-    return Running(int(data["pid"]), str(data["application"]), str(data["model"]), int(data["n_bytes"]))
+def _entry(data: dict[str, Any]) -> RunningEngine:
+    return RunningEngine(int(data["pid"]), str(data["application"]), str(data["model"]), int(data["n_bytes"]))
 
 
 def _application(process: psutil.Process | None) -> str:

@@ -30,7 +30,7 @@ _NEWER_MARKS = (
 _INERT = re.compile("([" + "".join(f"{chr(first)}-{chr(last)}" for first, last in _NEWER_MARKS) + "])")
 
 
-def normalizer(keys: Mapping[str, object]) -> str:
+def normal_form(keys: Mapping[str, object]) -> str:
     """The form of a model's tokenizer, "NFC" or "none": by its own key, else by its pre-tokenizer."""
     found = keys.get(KEY)
     if isinstance(found, str):
@@ -38,7 +38,7 @@ def normalizer(keys: Mapping[str, object]) -> str:
     return "NFC" if keys.get("tokenizer.ggml.pre") in _COMPOSED else "none"
 
 
-def normalized(text: str, form: str) -> str:
+def normalize(text: str, form: str) -> str:
     """`text` as the tokenizer of a model with `form` would see it."""
     if form != "NFC" or text.isascii():
         return text

@@ -25,7 +25,7 @@ _NAMES = (
 _HTML = frozenset(_NAMES.split(" "))
 
 
-def tags(user_defined: Collection[str], control: Collection[str]) -> list[str]:
+def find_tags(user_defined: Collection[str], control: Collection[str]) -> list[str]:
     """Those user-defined spellings that are tags. control: the spellings of the vocabulary's control tokens."""
     marks = {_name(spelling) for spelling in control}
     html = _HTML - marks

@@ -7,14 +7,14 @@ from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
 from qwq_lite.errors import EngineCrashed, QwqError, RequestCrashed, TemplateError
-from qwq_lite.worker.resumable_feed import RemoteFeed
+from qwq_lite.worker.resumable_feed import ResumableFeed
 
 ANOTHER = "; the next call starts another"  # how a crash ends
 _MOST_SHARED = 8  # deaths of a reply beside a prompt, each time another one
 _TOKENIZING, _REPLYING = "while it made this prompt into tokens", "a second time while it made this reply"
 
 
-class Verdict(NamedTuple):
+class CrashCause(NamedTuple):
     """culprit: a request's number, None where it is not known. error: for its caller. known: whether a request was under way."""
 
     culprit: int | None
@@ -22,13 +22,13 @@ class Verdict(NamedTuple):
     known: bool
 
 
-def verdict(
+def find_cause(
     crash: EngineCrashed,
     tokenizing: int | None,
     overdue: bool,
     waiting: Collection[int],
-    feeds: Mapping[int, RemoteFeed],
-) -> Verdict:
+    feeds: Mapping[int, ResumableFeed],
+) -> CrashCause:
     """Whose death it was: the prompt's that was being made, or the reply's.
 
     One prompt and one reply are made at a time. Where there were both, no one is blamed: the reply is tried again at once, the
@@ -46,30 +46,30 @@ def verdict(
     if tokenizing is not None and (tokenizing in feeds or tokenizing in waiting):
         prompt = feeds.get(tokenizing)
         if overdue and prompt is not None and prompt.is_templated:
-            return Verdict(tokenizing, _late(crash), True)
+            return CrashCause(tokenizing, _late(crash), True)
         if overdue or reply is None:
-            return Verdict(tokenizing, _blamed(crash, _TOKENIZING), True)
+            return CrashCause(tokenizing, _blamed(crash, _TOKENIZING), True)
         if prompt is None:  # a call for tokens, which is not tried again
-            return Verdict(tokenizing, copy.copy(crash), True)
+            return CrashCause(tokenizing, copy.copy(crash), True)
         return _of_two(crash, prompt, reply)
     if reply is None:
-        return Verdict(None, crash, False)
+        return CrashCause(None, crash, False)
     reply.n_deaths += 1
     if reply.n_deaths > 1:
-        return Verdict(reply.number, with_partial(_blamed(crash, _REPLYING), reply), True)
+        return CrashCause(reply.number, with_partial(_blamed(crash, _REPLYING), reply), True)
     alone = {*waiting, *feeds} == {reply.number}
-    return Verdict(reply.number if alone else None, with_partial(crash, reply), True)
+    return CrashCause(reply.number if alone else None, with_partial(crash, reply), True)
 
 
-def _of_two(crash: EngineCrashed, prompt: RemoteFeed, reply: RemoteFeed) -> Verdict:
+def _of_two(crash: EngineCrashed, prompt: ResumableFeed, reply: ResumableFeed) -> CrashCause:
     reply.n_shared += 1
     if reply.n_shared > _MOST_SHARED:  # new prompts come without end, each at the moment of a death
-        return Verdict(reply.number, with_partial(crash, reply), True)
+        return CrashCause(reply.number, with_partial(crash, reply), True)
     prompt.after = reply
-    return Verdict(None, crash, True)
+    return CrashCause(None, crash, True)
 
 
-def with_partial(error: EngineCrashed, feed: RemoteFeed) -> EngineCrashed:
+def with_partial(error: EngineCrashed, feed: ResumableFeed) -> EngineCrashed:
     """A reader's own copy, for a traceback is added to it, with the text that the reader has."""
     own = copy.copy(error)
     own.partial = "".join(feed.texts)

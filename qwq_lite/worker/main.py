@@ -25,7 +25,7 @@ from qwq_lite.engine import local
 from qwq_lite.errors import EngineError
 from qwq_lite.events import Done, Progress
 from qwq_lite.formats import gguf_header
-from qwq_lite.reply.commands import Entry, Order
+from qwq_lite.reply.commands import Command, LogEntry
 from qwq_lite.reply.stream import MOST_UNREAD, Stream
 from qwq_lite.system import child
 from qwq_lite.worker import protocol
@@ -134,7 +134,7 @@ class _Worker:
     def _generate(self, number: int, message: dict[str, Any]) -> None:
         reply = self._replies[number]
         try:
-            course = protocol.course_from_json(message["course"])
+            course = protocol.log_from_json(message["course"])
             with self._blamed(number):
                 stream = self._loaded().go_on(
                     message["prompt"], course, session=message["session"], **message["options"]
@@ -167,7 +167,7 @@ class _Worker:
             self._pipe.send(message)
 
 
-def _fetched(stream: Stream) -> Iterator[Entry]:
+def _fetched(stream: Stream) -> Iterator[LogEntry]:
     """What was done to a reply since it was last asked: all that the events read so far follow from, and perhaps more."""
     done = stream.feed.done
     while done:
@@ -182,7 +182,7 @@ class _Reply:
         self._stream: Stream | None = None
         self._n_unread = 0
         self._cancelled = False
-        self._orders: list[Order] = []  # that came before it began
+        self._orders: list[Command] = []  # that came before it began
 
     def obey(self, verb: str, message: dict[str, Any]) -> None:
         if verb == "cancel":
@@ -190,7 +190,7 @@ class _Reply:
         elif verb == "read":
             self.read(message["n"])
         else:
-            self.order(protocol.order_from_json(message["order"]))
+            self.order(protocol.command_from_json(message["order"]))
 
     def begin(self, stream: Stream) -> None:
         with self._changed:
@@ -200,7 +200,7 @@ class _Reply:
         if self._cancelled:
             stream.cancel()
 
-    def order(self, order: Order) -> None:
+    def order(self, order: Command) -> None:
         with self._changed:
             stream = self._stream
             if stream is None:

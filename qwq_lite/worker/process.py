@@ -26,10 +26,10 @@ from qwq_lite.errors import EngineClosed, EngineCrashed, QwqError
 from qwq_lite.events import Done
 from qwq_lite.system import child, process_limits
 from qwq_lite.worker import protocol
-from qwq_lite.worker.crashed_request import Verdict, verdict
-from qwq_lite.worker.process_exit import crashed
+from qwq_lite.worker.crashed_request import CrashCause, find_cause
+from qwq_lite.worker.process_exit import crash_error
 from qwq_lite.worker.protocol import Pipe
-from qwq_lite.worker.resumable_feed import RemoteFeed
+from qwq_lite.worker.resumable_feed import ResumableFeed
 
 _LINES_KEPT = 20
 _TICK_S = 0.1
@@ -70,7 +70,7 @@ class WorkerProcess:
         file: Path,
         python: str | None,
         idle_s: float,
-        on_orphans: Callable[[list[RemoteFeed], EngineCrashed], None],
+        on_orphans: Callable[[list[ResumableFeed], EngineCrashed], None],
     ) -> None:
         self._file, self._idle_s, self._on_orphans = file, idle_s, on_orphans
         self._progress: queue.SimpleQueue[float] = queue.SimpleQueue()
@@ -80,7 +80,7 @@ class WorkerProcess:
         self._waiting: dict[int, tuple[Future[Any], str]] = {}  # and what was asked for
         self._tokenizing: int | None = None  # the request whose prompt is being made, since _began
         self._began, self._overdue, self.blamed = math.inf, False, False
-        self._feeds: dict[int, RemoteFeed] = {}
+        self._feeds: dict[int, ResumableFeed] = {}
         self._lock = threading.Lock()
         self._lines: deque[str] = deque(maxlen=_LINES_KEPT)
         self._lines_read = threading.Event()
@@ -133,7 +133,7 @@ class WorkerProcess:
         self,
         verb: str,
         *,
-        feed: RemoteFeed | None = None,
+        feed: ResumableFeed | None = None,
         meanwhile: Callable[[], None] = lambda: None,
         **fields: Any,
     ) -> Any:
@@ -155,13 +155,15 @@ class WorkerProcess:
             with self._lock:
                 self._n_on_disk -= verb in _ON_DISK
 
-    def go_on(self, feed: RemoteFeed) -> None:
+    def go_on(self, feed: ResumableFeed) -> None:
         """Go on with a reply that another worker had. What becomes of it is told to its reader. Raises: Retired."""
         feed.hand_over(lambda: self._request("generate", feed, None, {}))
 
-    def _request(self, verb: str, feed: RemoteFeed | None, future: Future[Any] | None, fields: dict[str, Any]) -> int:
+    def _request(
+        self, verb: str, feed: ResumableFeed | None, future: Future[Any] | None, fields: dict[str, Any]
+    ) -> int:
         number = next(self._numbers)
-        data = protocol.encoded({"id": number, "do": verb, **fields, **(feed.message() if feed else {})})
+        data = protocol.encode({"id": number, "do": verb, **fields, **(feed.message() if feed else {})})
         with self._lock:
             if self.gone is not None:
                 raise self._epitaph() if self._closing or verb not in _AGAIN else Retired
@@ -183,7 +185,7 @@ class WorkerProcess:
 
     def tell(self, message: dict[str, Any]) -> None:
         """Send a message, without waiting: a signal handler or a finalizer may be the caller."""
-        self._outbox.put(protocol.encoded(message))
+        self._outbox.put(protocol.encode(message))
 
     def end(self) -> None:
         """Ask the worker to free the model and go; kill it where it does not."""
@@ -349,7 +351,7 @@ class WorkerProcess:
             crash, found = self._crash(code), None
             waiting, feeds = dict(self._waiting), dict(self._feeds)
             if not self._closing:
-                found = verdict(crash, self._tokenizing, self._overdue, waiting.keys(), feeds)
+                found = find_cause(crash, self._tokenizing, self._overdue, waiting.keys(), feeds)
                 self.blamed = found.known  # before it is known to be gone: then it is asked for
             self.gone, self.gone_at = crash, time.monotonic()
             self._waiting.clear()
@@ -370,8 +372,11 @@ class WorkerProcess:
         os.close(self._results)
 
     def _tell_all(
-        self, found: Verdict | None, waiting: Mapping[int, tuple[Future[Any], str]], feeds: Mapping[int, RemoteFeed]
-    ) -> list[RemoteFeed]:
+        self,
+        found: CrashCause | None,
+        waiting: Mapping[int, tuple[Future[Any], str]],
+        feeds: Mapping[int, ResumableFeed],
+    ) -> list[ResumableFeed]:
         """Tell those who waited what happened. The replies that another worker is to go on with, in their order."""
         culprit = found.culprit if found else None
         for number, (future, verb) in waiting.items():
@@ -390,7 +395,7 @@ class WorkerProcess:
     def _crash(self, code: int) -> EngineCrashed:
         n_killed = process_limits.n_killed_for_memory() - self._n_killed[0]
         said = self._assertion or next((line for line in reversed(self._lines) if line), "")
-        crash = crashed(self._file, self.process.pid, code, self._reason, said, ran_out_of_memory=n_killed > 0)
+        crash = crash_error(self._file, self.process.pid, code, self._reason, said, ran_out_of_memory=n_killed > 0)
         crash.assertion, crash.lines = self._assertion, tuple(self._lines)
         return crash
 

@@ -12,7 +12,7 @@ from qwq_lite.system import child, process_limits, running_engines
 from qwq_lite.worker.crashed_request import ANOTHER
 
 
-def crashed(
+def crash_error(
     file: Path, pid: int, code: int, reason: str, said: str, *, ran_out_of_memory: bool = False
 ) -> EngineCrashed:
     """The exception for a process that is gone; its engine is taken off the list of those that run.

@@ -14,13 +14,13 @@ from typing import Any
 
 from qwq_lite import errors
 from qwq_lite.backend.footprint import Buffers, Footprint
-from qwq_lite.backend.settings import Choice
+from qwq_lite.backend.settings import EngineSettings
 from qwq_lite.errors import EngineError, QwqError, UsageError
 from qwq_lite.events import Answer, Done, Event, Notice, Progress, Reply, Stats, Thinking
 from qwq_lite.formats import shape
 from qwq_lite.formats.gguf_header import Header
 from qwq_lite.plan.run_plan import Candidate, Gpu, Room, RunPlan, Wishes
-from qwq_lite.reply.commands import Conclude, Course, Entry, Order, Steer
+from qwq_lite.reply.commands import Command, Conclude, LogEntry, ReplyLog, Steer
 
 _LENGTH = struct.Struct("<I")
 _MOST_BYTES = 1 << 28  # a prompt of 16 million tokens is half of it
@@ -37,10 +37,10 @@ class Pipe:
 
     def send(self, message: dict[str, Any]) -> None:
         """Raises: OSError when the other end is gone; UsageError for what is no JSON."""
-        self.write(encoded(message))
+        self.write(encode(message))
 
     def write(self, data: bytes) -> None:
-        """Send what `encoded` returned. Raises: OSError when the other end is gone."""
+        """Send what `encode` returned. Raises: OSError when the other end is gone."""
         with self._sending:
             view = memoryview(data)
             while view:
@@ -82,7 +82,7 @@ class Pipe:
         return b"".join(parts)
 
 
-def encoded(message: dict[str, Any]) -> bytes:
+def encode(message: dict[str, Any]) -> bytes:
     """A message as it goes through the pipe. Raises: UsageError for what is no JSON."""
     try:
         data = json.dumps(message, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass")
@@ -117,48 +117,48 @@ def event_from_json(data: list[Any]) -> Event:
         raise EngineError(f"the engine's process sent no event: {error!r}") from error
 
 
-def order_to_json(order: Order) -> list[Any]:
+def command_to_json(order: Command) -> list[Any]:
     """An order as its name and its fields."""
     return [type(order).__name__, *dataclasses.astuple(order)]
 
 
-def order_from_json(data: list[Any]) -> Order:
+def command_from_json(data: list[Any]) -> Command:
     """Raises: EngineError for what is no order; UsageError."""
     try:
         name, *fields = data
-        order: Order = _ORDERS[name](*fields)
+        order: Command = _ORDERS[name](*fields)
         return order
     except (KeyError, TypeError, ValueError) as error:
         raise EngineError(f"the host sent no order: {error!r}") from error
 
 
-def entry_to_json(entry: Entry) -> list[Any] | None:
+def entry_to_json(entry: LogEntry) -> list[Any] | None:
     """A token as its number and time, an order as its name and fields."""
     if entry is None or isinstance(entry, tuple):
         return None if entry is None else [*entry]
-    return order_to_json(entry)
+    return command_to_json(entry)
 
 
-def entry_from_json(data: Any) -> Entry:
+def entry_from_json(data: Any) -> LogEntry:
     """Raises: EngineError for what is none."""
     if data is None:
         return None
     if isinstance(data, list) and [*map(type, data)] == [int, float]:
         return data[0], data[1]
     if isinstance(data, list):
-        return order_from_json(data)
+        return command_from_json(data)
     raise EngineError(f"the host sent nothing that is done to a reply: {data!r:.100}")
 
 
-def course_to_json(course: Course) -> list[Any]:
+def log_to_json(course: ReplyLog) -> list[Any]:
     return [course.seed, course.elapsed_s, [*map(entry_to_json, course.entries)], course.n_seen]
 
 
-def course_from_json(data: list[Any]) -> Course:
+def log_from_json(data: list[Any]) -> ReplyLog:
     """Raises: EngineError for what is no course of a reply."""
     try:
         seed, elapsed_s, entries, n_seen = data
-        return Course(int(seed), float(elapsed_s), tuple(map(entry_from_json, entries)), int(n_seen))
+        return ReplyLog(int(seed), float(elapsed_s), tuple(map(entry_from_json, entries)), int(n_seen))
     except (TypeError, ValueError) as error:
         raise EngineError(f"the host sent no course of a reply: {error!r}") from error
 
@@ -191,7 +191,7 @@ def plan_from_json(data: dict[str, Any], header: Header) -> RunPlan:
         footprint["devices"] = {name: Buffers(**buffers) for name, buffers in footprint["devices"].items()}
         return RunPlan(
             Candidate(header.path.name, shape.from_header(header), header.tensors),
-            Choice(**{**data["choice"], "tensor_split": tuple(data["choice"]["tensor_split"])}),
+            EngineSettings(**{**data["choice"], "tensor_split": tuple(data["choice"]["tensor_split"])}),
             Footprint(**footprint),
             Room(**room),
             Wishes(**data["wishes"]),

@@ -22,7 +22,7 @@ from typing import Any
 from qwq_lite.backend.hardware import report_from_json
 from qwq_lite.chat.engine import Prompt, check_running, check_text, plain_prompt
 from qwq_lite.chat.model import Model
-from qwq_lite.chat.options import options as model_options
+from qwq_lite.chat.options import parse_options as model_options
 from qwq_lite.errors import EngineClosed, EngineCrashed, EngineError, QwqError
 from qwq_lite.events import Done, Notice, Progress, Reply, Stats
 from qwq_lite.formats import gguf_header
@@ -31,7 +31,7 @@ from qwq_lite.reply.stream import Stream, in_thread
 from qwq_lite.worker import protocol
 from qwq_lite.worker.crashed_request import ANOTHER, with_partial
 from qwq_lite.worker.process import Retired, WorkerProcess
-from qwq_lite.worker.resumable_feed import RemoteFeed
+from qwq_lite.worker.resumable_feed import ResumableFeed
 
 _BEGIN_S = 60.0  # for messages to become a prompt; a template has 2 s by its own clock
 _CRASHES, _WITHIN_S = 3, 60.0  # in a row, each so soon after its load
@@ -82,7 +82,7 @@ class RemoteModel(Model):
             "session": _name(session),
             "options": {name: _plain(getattr(checked, name)) for name in options},
         }
-        feed = RemoteFeed(request, _BEGIN_S, is_templated=_is_templated(given))
+        feed = ResumableFeed(request, _BEGIN_S, is_templated=_is_templated(given))
         while True:
             feed.wait()
             with contextlib.suppress(Retired), self._alive() as worker:
@@ -205,7 +205,7 @@ def _drop(held: list[WorkerProcess], owner: int) -> None:
         held[0].kill()
 
 
-def _rescue(model: weakref.ref[RemoteModel], orphans: list[RemoteFeed], crash: EngineCrashed) -> None:
+def _rescue(model: weakref.ref[RemoteModel], orphans: list[ResumableFeed], crash: EngineCrashed) -> None:
     """Let replies go on in another worker, on a thread of its own: their callers only read."""
     work = threading.Thread(target=_go_on, args=(model, deque(orphans), crash), name="qwq-lite rescue", daemon=True)
     try:
@@ -214,9 +214,9 @@ def _rescue(model: weakref.ref[RemoteModel], orphans: list[RemoteFeed], crash: E
         _tell(orphans, crash)
 
 
-def _go_on(model: weakref.ref[RemoteModel], orphans: deque[RemoteFeed], crash: EngineCrashed) -> None:
+def _go_on(model: weakref.ref[RemoteModel], orphans: deque[ResumableFeed], crash: EngineCrashed) -> None:
     """Each in its turn, those last who wait for another. The first error is told to all who are left."""
-    orphans, told = deque(sorted(orphans, key=lambda feed: feed.after is not None)), list[RemoteFeed]()
+    orphans, told = deque(sorted(orphans, key=lambda feed: feed.after is not None)), list[ResumableFeed]()
     try:
         while orphans:
             owner = model()
@@ -244,7 +244,7 @@ def _go_on(model: weakref.ref[RemoteModel], orphans: deque[RemoteFeed], crash: E
         _tell(orphans, error if isinstance(error, QwqError) else EngineError(f"{type(error).__name__}: {error}"))
 
 
-def _tell(orphans: Iterable[RemoteFeed], error: QwqError) -> None:
+def _tell(orphans: Iterable[ResumableFeed], error: QwqError) -> None:
     for feed in orphans:
         feed.put(with_partial(error, feed) if isinstance(error, EngineCrashed) else copy.copy(error))
 

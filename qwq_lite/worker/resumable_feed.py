@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from qwq_lite.errors import QwqError
 from qwq_lite.events import Answer, Done, Event, Thinking
-from qwq_lite.reply.commands import Order
+from qwq_lite.reply.commands import Command
 from qwq_lite.reply.stream import MOST_UNREAD, Feed, follows_from_reply
 from qwq_lite.worker import protocol
 
@@ -25,7 +25,7 @@ class Worker(Protocol):
     def tell(self, message: dict[str, Any]) -> None: ...
 
 
-class RemoteFeed(Feed):
+class ResumableFeed(Feed):
     """Keeps the request, the reply's text, and what was done to it; tells the worker how much was read.
 
     request: the fields of its message. n_ctx: tokens of the context that its prompt was made for. begin_s: most seconds until
@@ -42,13 +42,13 @@ class RemoteFeed(Feed):
         self.cancelled_at = math.inf
         self.n_deaths = 0  # of workers that were making it, and no prompt beside it
         self.n_shared = 0  # of workers that were making it and a prompt
-        self.after: RemoteFeed | None = None  # that is to be done before this one's prompt is made again
+        self.after: ResumableFeed | None = None  # that is to be done before this one's prompt is made again
         self._over = threading.Event()
         self._request, self._asked = request, time.monotonic()
         self._seed = secrets.randbits(32)
         self._entries: list[Any] = []  # as the worker sent them
         self._n_shown, self._n_taken = 0, 0
-        self._ordered: list[Order] = []
+        self._ordered: list[Command] = []
         self._ordering = threading.RLock()  # a signal handler may come through
         self._worker: Worker | None = None
 
@@ -80,7 +80,7 @@ class RemoteFeed(Feed):
             send()
             n_done = sum(isinstance(entry, list) and isinstance(entry[0], str) for entry in self._entries)
             for order in self._ordered[n_done:]:
-                self._tell({"do": "order", "order": protocol.order_to_json(order)})
+                self._tell({"do": "order", "order": protocol.command_to_json(order)})
             if self.cancelled:
                 self._tell({"do": "cancel"})
 
@@ -94,10 +94,10 @@ class RemoteFeed(Feed):
         self.cancelled_at = min(self.cancelled_at, time.monotonic())
         super().cancel()
 
-    def order(self, order: Order) -> None:
+    def order(self, order: Command) -> None:
         with self._ordering:
             self._ordered.append(order)
-            self._tell({"do": "order", "order": protocol.order_to_json(order)})
+            self._tell({"do": "order", "order": protocol.command_to_json(order)})
 
     @property
     def unread(self) -> bool:

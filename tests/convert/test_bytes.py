@@ -14,7 +14,7 @@ from qwq_convert.pipeline import convert
 from qwq_lite.backend import kernels
 from qwq_lite.errors import EngineError
 from qwq_lite.formats import gguf_header
-from qwq_lite.formats.tensor_types import Choice, file_type
+from qwq_lite.formats.tensor_types import QuantizeOptions, file_type
 from tests.checkpoints import write_random_checkpoint
 from tests.quantizer import quantize
 from tests.rows import CASES, Case, compared, importances, stored
@@ -100,16 +100,16 @@ def test_eight_layers_whose_rows_divide_by_256(
 @pytest.mark.parametrize(
     ("kind", "dtype", "hidden", "choice"),
     [
-        ("Q5_K_M", "f32", 256, Choice()),
-        ("Q3_K_M", "bf16", 256, Choice(output_tensor_type=T.Q8_0, token_embedding_type=T.F16)),
-        ("IQ4_XS", "bf16", 256, Choice(pure=True)),
-        ("Q4_0", "f16", 96, Choice(has_imatrix=True)),
-        ("IQ2_M", "bf16", 256, Choice(has_imatrix=True)),
+        ("Q5_K_M", "f32", 256, QuantizeOptions()),
+        ("Q3_K_M", "bf16", 256, QuantizeOptions(output_tensor_type=T.Q8_0, token_embedding_type=T.F16)),
+        ("IQ4_XS", "bf16", 256, QuantizeOptions(pure=True)),
+        ("Q4_0", "f16", 96, QuantizeOptions(has_imatrix=True)),
+        ("IQ2_M", "bf16", 256, QuantizeOptions(has_imatrix=True)),
     ],
     ids=lambda it: it if isinstance(it, str) else None,
 )
 def test_a_model_as_the_user_wants_it(
-    tmp_path: Path, kind: str, dtype: Literal["bf16", "f16", "f32"], hidden: int, choice: Choice
+    tmp_path: Path, kind: str, dtype: Literal["bf16", "f16", "f32"], hidden: int, choice: QuantizeOptions
 ) -> None:
     folder = write_random_checkpoint(tmp_path / "model", n_layer=8, hidden=hidden, ffn=256, n_head=4, dtype=dtype)
     convert(folder, file_type(LOSSLESS[dtype]), tmp_path / "lossless.gguf")

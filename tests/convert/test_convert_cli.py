@@ -20,7 +20,7 @@ from gguf.constants import GGMLQuantizationType as T
 
 from qwq_convert.cli import convert as command
 from qwq_convert.cli import sha256
-from qwq_convert.pipeline import Written, convert, look
+from qwq_convert.pipeline import FinishedConversion, convert, look
 from qwq_convert.quantize import memory_bytes
 from qwq_lite.cli import commands, console
 from qwq_lite.errors import OutputError, PlanError
@@ -96,7 +96,7 @@ def test_every_option_reaches_the_file(folder: Path, tmp_path: Path, cli: Cli, m
     monkeypatch.chdir(tmp_path)
     threads = []
 
-    def counted(*arguments: Any, n_threads: int, **named: Any) -> Written:
+    def counted(*arguments: Any, n_threads: int, **named: Any) -> FinishedConversion:
         threads.append(n_threads)
         return convert(*arguments, n_threads=n_threads, **named)
 

@@ -23,7 +23,7 @@ from qwq_convert.imatrix import Imatrix
 from qwq_convert.pipeline import convert, look
 from qwq_lite.errors import CheckpointError, OutputError, UsageError
 from qwq_lite.formats import gguf_header
-from qwq_lite.formats.tensor_types import Choice, file_type
+from qwq_lite.formats.tensor_types import QuantizeOptions, file_type
 from qwq_lite.system import files
 from tests.checkpoints import write_random_checkpoint
 
@@ -65,7 +65,7 @@ def test_any_number_of_threads_gives_the_same_file_and_it_verifies(folder: Path,
 
 
 def test_types_of_two_tensors_and_pure(folder: Path) -> None:
-    choice = Choice(output_tensor_type=T.Q8_0, token_embedding_type=T.F16, pure=True)
+    choice = QuantizeOptions(output_tensor_type=T.Q8_0, token_embedding_type=T.F16, pure=True)
     (target,) = look(folder, [file_type("Q4_K_M")], choice=choice).targets
     types = {info.name: info.type for info in target.infos if len(info.shape) == 2}
     assert types.pop("output.weight") == T.Q8_0 and types.pop("token_embd.weight") == T.F16

@@ -23,7 +23,7 @@ from gguf.constants import GGMLQuantizationType, GGUFValueType
 
 from qwq_convert import digests
 from qwq_convert.pipeline import convert
-from qwq_convert.verify import Fault, Verification, read_header, verify
+from qwq_convert.verify import Mismatch, Verification, read_header, verify
 from qwq_lite.errors import FormatError
 from qwq_lite.formats import gguf_header
 from qwq_lite.formats.tensor_types import file_type
@@ -180,7 +180,7 @@ def test_padding_between_tensors_is_zero(padded: Path) -> None:
     end = header.data_offset + info.offset + info.n_bytes
     assert checked(padded).outcome == "OK"
     with changed(padded, end, b"\x01"):
-        assert checked(padded).faults == (Fault(info.name, "is followed by padding that is not zero"),)
+        assert checked(padded).faults == (Mismatch(info.name, "is followed by padding that is not zero"),)
     assert found_in(padded, end - 1, bytes([padded.read_bytes()[end - 1] ^ 0x80])) == [info.name]
 
 
@@ -195,13 +195,13 @@ def test_every_length_but_the_right_one_is_found(sealed: Path, tmp_path: Path) -
             checked(copy)
     for extra in (b"\0", bytes(32), raw):
         copy.write_bytes(raw + extra)
-        assert checked(copy).faults == (Fault("the end", f"{len(extra)} bytes follow the last tensor"),)
+        assert checked(copy).faults == (Mismatch("the end", f"{len(extra)} bytes follow the last tensor"),)
 
 
 def test_padding_that_is_missing_at_the_end_is_found(tmp_path: Path) -> None:
     path = tmp_path / "short.gguf"
     path.write_bytes(written({}, [("a", (5,), T.F32)]) + bytes(20))
-    assert checked(path).faults == (Fault("the end", "12 bytes of padding are missing"),)
+    assert checked(path).faults == (Mismatch("the end", "12 bytes of padding are missing"),)
 
 
 def written(keys: Keys, tensors: Sequence[tuple[str, tuple[int, ...], GGMLQuantizationType]]) -> bytes:
@@ -247,9 +247,11 @@ def test_a_file_without_valid_digests_is_never_ok(sealed: Path, tmp_path: Path) 
 def test_digests_in_capitals_or_of_another_length_are_not_valid(tmp_path: Path) -> None:
     path, tensors, data = tmp_path / "a.gguf", [("a", (8,), T.F32)], bytes(range(32))
     right = hashlib.sha256(data).hexdigest()
-    path.write_bytes(digests.sealed(written({digests.KEY: digests.placeholder(1)}, tensors), [right]) + data)
+    path.write_bytes(digests.write_digests(written({digests.KEY: digests.placeholder(1)}, tensors), [right]) + data)
     assert checked(path).outcome == "OK"
-    path.write_bytes(digests.sealed(written({digests.KEY: digests.placeholder(1)}, tensors), [right.upper()]) + data)
+    path.write_bytes(
+        digests.write_digests(written({digests.KEY: digests.placeholder(1)}, tensors), [right.upper()]) + data
+    )
     assert places(checked(path)) == ["a"]
     path.write_bytes(written({digests.KEY: (["0" * 64, "0" * 63], V.ARRAY)}, tensors) + data)
     assert checked(path).outcome == "cannot be verified"
@@ -262,29 +264,29 @@ def test_a_text_that_looks_like_the_digests_is_not_taken_for_them() -> None:
     lure = bare[bare.index(digests.KEY.encode()) - 8 :][: 8 + len(digests.KEY) + 16 + 72].decode("ascii")
     header = written({"a.lure": (lure, V.STRING), **key, "z.lure": (lure, V.STRING)}, tensors)
     assert header.count(lure.encode()) == 3
-    filled = digests.sealed(header, ["ab" * 32])
+    filled = digests.write_digests(header, ["ab" * 32])
     assert len(filled) == len(header)
     first, second = (filled.index(b"ab" * 32), filled.rindex(b"ab" * 32))
     assert first == second
     assert filled.index(lure.encode()) < first < filled.rindex(lure.encode())
     own = hashlib.sha256(header).hexdigest()
-    assert digests.stored(filled, 1) == digests.Digests(("ab" * 32,), own, own)
+    assert digests.read_digests(filled, 1) == digests.Digests(("ab" * 32,), own, own)
 
 
 @pytest.mark.parametrize("n_tensors", [0, 2], ids=["too few", "too many"])
 def test_a_header_without_room_for_the_digests_is_not_sealed(n_tensors: int) -> None:
     header = written({digests.KEY: digests.placeholder(n_tensors)}, [("a", (8,), T.F32)])
     with pytest.raises(ValueError, match=r"qwq_lite\.sha256"):
-        digests.sealed(header, ["ab" * 32])
+        digests.write_digests(header, ["ab" * 32])
     with pytest.raises(ValueError, match=r"qwq_lite\.sha256"):
-        digests.sealed(written({}, []), [])
+        digests.write_digests(written({}, []), [])
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="a file that grows by truncate is not sparse there")
 def test_memory_does_not_grow_with_a_tensor(tmp_path: Path) -> None:
     path, size = tmp_path / "large.gguf", 64 << 20
     header = written({digests.KEY: digests.placeholder(1)}, [("a", (1024, size >> 12), T.F32)])
-    path.write_bytes(digests.sealed(header, [hashlib.sha256(bytes(size)).hexdigest()]))
+    path.write_bytes(digests.write_digests(header, [hashlib.sha256(bytes(size)).hexdigest()]))
     os.truncate(path, len(header) + size)
     found = read_header(path)
     tracemalloc.start()

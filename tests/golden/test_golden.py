@@ -63,7 +63,7 @@ class Golden:
 
     @property
     def form(self) -> str:
-        return normalization.normalizer(self.header.keys)
+        return normalization.normal_form(self.header.keys)
 
     def ours(self, text: str) -> list[int]:
         return chat_template.tokenize(self.model.vocab, text, self.form)
@@ -104,7 +104,7 @@ def test_there_are_no_golden_inputs_but_these() -> None:
 def test_the_golden_texts_have_the_golden_ids(golden: Golden) -> None:
     vocab, n_composed = golden.model.vocab, 0
     for text, ids in golden.cases():
-        normal = normalization.normalized(text, golden.form)
+        normal = normalization.normalize(text, golden.form)
         assert golden.ours(text) == vocab.tokenize(normal, parse_special=False), text
         if normal == text:
             assert golden.ours(text) == ids, text
@@ -118,7 +118,7 @@ def test_texts_of_a_vocabularys_own_words_are_not_parted(golden: Golden) -> None
     special = golden.model.vocab.special
     words = [word for word in golden.spelled(TokenType.USER_DEFINED) if word not in special]
     for word in words:
-        text = normalization.normalized(f"a{word}b\n{word}{word} {word}", golden.form)
+        text = normalization.normalize(f"a{word}b\n{word}{word} {word}", golden.form)
         assert golden.ours(text) == golden.model.vocab.tokenize(text, parse_special=False), repr(word)
     assert all(word.isspace() or word.isalpha() or word in "÷" for word in words)
     assert len(words) == {"mpt": 23, "deepseek-coder": 13, "deepseek-llm": 13}.get(golden.name, 0)

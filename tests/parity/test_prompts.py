@@ -63,7 +63,7 @@ class Pair:
         assert isinstance(source, str)
         assert isinstance(types, list)
         self.model = LoadedModel(file, vocab_only=True, token_types=[int(kind) for kind in types])
-        self._template, self._form = ChatTemplate(source), normalization.normalizer(keys)
+        self._template, self._form = ChatTemplate(source), normalization.normal_form(keys)
         self._theirs: Any = PreTrainedTokenizerFast(
             tokenizer_file=str(folder / "tokenizer.json"), bos_token=family.bos, eos_token=family.eos
         )

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from qwq_lite.chat.options import Options
 from qwq_lite.engine import reply_setup
 from qwq_lite.engine.reply_setup import Thoughts
-from qwq_lite.reply.policies.deadline import fitted
+from qwq_lite.reply.policies.deadline import fit_cost
 from qwq_lite.reply.policy import Stop
 from tests.thoughts import (
     MODELS,
@@ -89,11 +89,11 @@ def test_the_cost_is_a_known_line_and_what_nine_of_ten_stay_below(
     base: float, slope: float, n: int, noise: list[float]
 ) -> None:
     line = tuple((100 + i, base + slope * (100 + i)) for i in range(n))
-    assert fitted(line) == pytest.approx((base, slope), rel=1e-4, abs=1e-7)
+    assert fit_cost(line) == pytest.approx((base, slope), rel=1e-4, abs=1e-7)
     samples = tuple((fill, seconds + more) for (fill, seconds), more in zip(line, noise, strict=False))
     fills, times = np.array(samples).T
     expected = max(0.0, float(np.polyfit(fills, times, 1)[0]))
-    cost = fitted(samples)
+    cost = fit_cost(samples)
     assert cost.slope == pytest.approx(expected, rel=1e-6, abs=1e-9)
     assert cost.base == pytest.approx(np.sort(times - cost.slope * fills)[int(0.9 * n)], abs=1e-9)
     below = sum(seconds <= cost.base + cost.slope * fill + 1e-12 for fill, seconds in samples)
@@ -102,4 +102,4 @@ def test_the_cost_is_a_known_line_and_what_nine_of_ten_stay_below(
 
 @pytest.mark.parametrize("n", [8, 16, 63])
 def test_few_tokens_give_no_slope(n: int) -> None:
-    assert fitted(tuple((i, 1.0 + i) for i in range(n))) == (1.0 + int(0.9 * n), 0.0)
+    assert fit_cost(tuple((i, 1.0 + i) for i in range(n))) == (1.0 + int(0.9 * n), 0.0)

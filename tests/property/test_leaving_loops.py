@@ -14,8 +14,8 @@ from qwq_lite.chat.options import Options
 from qwq_lite.engine.reply_setup import Thoughts
 from qwq_lite.events import Event, Notice, Thinking
 from qwq_lite.reply import fold
-from qwq_lite.reply.builder import Track
-from qwq_lite.reply.policies.loops import Loops, warmed
+from qwq_lite.reply.builder import ReplyBuilder
+from qwq_lite.reply.policies.loops import Loops, warm_sampling
 from qwq_lite.reply.policy import Begin, Draw, Rewind, Stop, Taken
 from qwq_lite.sampling import Sampling
 from tests.thoughts import CLOSE, END, MODELS, TAGS, UNDIVIDED, Words, rules_of
@@ -31,7 +31,7 @@ def test_after_a_loop_the_rest_of_the_thought_is_not_greedy(
     policy = Loops()
     draw = policy.constrain(policy.start(Begin("thinking", (LOOPED,))), Draw(asked))
     now = draw.sampling
-    assert now == warmed(asked) == warmed(now)
+    assert now == warm_sampling(asked) == warm_sampling(now)
     assert now.temperature == max(1.0, temperature)
     assert now.top_p == max(0.95, top_p)
     assert now.top_k == (0 if top_k == 0 else max(20, top_k))
@@ -42,7 +42,7 @@ def test_after_a_loop_the_rest_of_the_thought_is_not_greedy(
 
 def test_settings_that_are_warm_enough_stay() -> None:
     for asked in (Sampling(1.0), Sampling(1.0, 0, 1.0, 0.0), Sampling(1.3, 20, 0.95, 0.05)):
-        assert warmed(asked) == asked
+        assert warm_sampling(asked) == asked
 
 
 class Model:
@@ -55,7 +55,7 @@ class Model:
         self.draws: list[Draw] = []
         self.concludes_at = -1
 
-    def run(self, track: Track, n_most: int = 20_000) -> tuple[list[Rewind], Stop | None, list[Event]]:
+    def run(self, track: ReplyBuilder, n_most: int = 20_000) -> tuple[list[Rewind], Stop | None, list[Event]]:
         rewinds: list[Rewind] = []
         events: list[Event] = []
         answer = itertools.cycle(self.words.tokenize(self._answer * 50))
@@ -90,7 +90,7 @@ LOOP = " So one is two, and two is three."
 def test_the_first_loop_is_left_the_second_ends_the_thought_the_third_the_reply(model: Thoughts, n_before: int) -> None:
     words = Words()
     rules = rules_of(words, Options(), model, loops=True)
-    track = Track(rules.policies, rules.begin, words.piece, words.tokenize)
+    track = ReplyBuilder(rules.policies, rules.begin, words.piece, words.tokenize)
     before = words.tokenize(" ".join(f"w{n}" for n in range(n_before)) + "!")
     for token in before:
         track.take(token)
@@ -116,7 +116,7 @@ def test_the_first_loop_is_left_the_second_ends_the_thought_the_third_the_reply(
 def test_a_loop_that_was_left_changes_the_sampling_of_the_thought_and_not_of_the_answer(model: Thoughts) -> None:
     words = Words()
     rules = rules_of(words, Options(), model, loops=True)
-    track = Track(rules.policies, rules.begin, words.piece, words.tokenize)
+    track = ReplyBuilder(rules.policies, rules.begin, words.piece, words.tokenize)
     writer = Model(words, LOOP, " It is five.")
     writer.run(track)
     temperatures = [key for key, _ in itertools.groupby(writer.draws, lambda draw: draw.sampling.temperature)]
@@ -129,7 +129,7 @@ def test_folding_again_says_the_same_and_stops_nothing() -> None:
     """A thought that a loop has ended, its copies among the tokens: they stand, and are history."""
     words = Words()
     rules = rules_of(words, Options(), TAGS, loops=True)
-    track = Track(rules.policies, rules.begin, words.piece, words.tokenize)
+    track = ReplyBuilder(rules.policies, rules.begin, words.piece, words.tokenize)
     rewinds, _, _ = Model(words, LOOP, " It is five.").run(track)
     begin = Begin("thinking", tuple(rewinds))
     timed = [(token, words.piece(token), 0.0) for token in track.tokens]
@@ -172,7 +172,7 @@ def test_the_copies_of_a_second_loop_are_no_part_of_what_the_answer_follows(
     """Whatever else would end the thought at the same time; and the reader is told of all that was taken back."""
     words = Words()
     rules = rules_of(words, Options(), model, loops=True)
-    track = Track(rules.policies, rules.begin, words.piece, words.tokenize)
+    track = ReplyBuilder(rules.policies, rules.begin, words.piece, words.tokenize)
     first = words.tokenize(before)
     events = [event for token in first for event in track.take(token)[0]]
     writer = Model(words, period, " It is five.")
@@ -204,7 +204,7 @@ def test_a_second_loop_ends_where_a_text_may_end() -> None:
     """Not in the midst of the sentence that came again."""
     words = Words()
     rules = rules_of(words, Options(), TAGS, loops=True)
-    track = Track(rules.policies, rules.begin, words.piece, words.tokenize)
+    track = ReplyBuilder(rules.policies, rules.begin, words.piece, words.tokenize)
     loop = " and two is three. So one is two,"
     Model(words, loop, " It is five.").run(track)
     assert track.ended("loop").thinking.rstrip().endswith(".")
@@ -212,7 +212,7 @@ def test_a_second_loop_ends_where_a_text_may_end() -> None:
 
 def test_a_loop_that_nobody_saw_is_told_too() -> None:
     """Tokens without text, as control tokens are."""
-    track = Track((Loops(),), Begin("thinking"), lambda _token: b"", lambda _text: [])
+    track = ReplyBuilder((Loops(),), Begin("thinking"), lambda _token: b"", lambda _text: [])
     events = [event for _ in range(64) for event in track.take(7)[0]]
     assert events == [Notice("the thought goes on from an earlier place: it repeated itself", "rewound")]
     assert track.loops("length") == ("rewound",)
@@ -231,7 +231,7 @@ def test_a_loop_that_nobody_saw_is_told_too() -> None:
     ],
 )
 def test_the_reader_hears_which_settings_a_loop_has_changed(asked: Sampling, words: str | None) -> None:
-    track = Track((Loops(),), Begin("thinking"), lambda _token: b"x", lambda _text: [])
+    track = ReplyBuilder((Loops(),), Begin("thinking"), lambda _token: b"x", lambda _text: [])
     assert track.resampled(asked) is None
     for _ in range(64):
         track.take(7)
@@ -245,7 +245,7 @@ def test_the_reader_hears_which_settings_a_loop_has_changed(asked: Sampling, wor
 def test_a_reply_without_loops_ends_as_it_always_did() -> None:
     words = Words()
     rules = rules_of(words, Options(), TAGS, loops=True)
-    track = Track(rules.policies, rules.begin, words.piece, words.tokenize)
+    track = ReplyBuilder(rules.policies, rules.begin, words.piece, words.tokenize)
     for token in (CLOSE, *words.tokenize(" It is five."), END):
         _, action = track.take(token)
     assert action == Stop("stop", mute=True)

@@ -12,7 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from bench.measure.repeats import stretches
-from qwq_lite.reply.policies.loops import IN_ANSWER, IN_THOUGHT, Loops, Seen
+from qwq_lite.reply.policies.loops import IN_ANSWER, IN_THOUGHT, Loops, LoopState
 from qwq_lite.reply.policy import Action, Begin, Rewind, Stop, Taken
 from qwq_lite.reply.repetition import WINDOW, Limit
 from tests.thoughts import CLOSE
@@ -20,7 +20,7 @@ from tests.thoughts import CLOSE
 
 def found(policy: Loops, tokens: Sequence[int], begin: Begin, texts: Sequence[str] = ()) -> tuple[int, Action]:
     """The reply's length at which the policy has a word on it, and the word; -1 where it never has."""
-    state: Seen = policy.start(begin)
+    state: LoopState = policy.start(begin)
     for n, (token, text) in enumerate(itertools.zip_longest(tokens, texts, fillvalue="x"), 1):
         verdict = policy.observe(state, Taken(int(token), str(text), begin.phase, n))
         if verdict.action is not None or verdict.end is not None:
@@ -150,7 +150,7 @@ def test_an_exact_loop_is_left_at_the_end_of_its_first_copy(period: list[int], n
 # The states of one reply are lengths of one text; what goes another way is folded again.
 
 
-def state_of(policy: Loops, begin: Begin, tokens: Sequence[int], texts: Sequence[str] = ()) -> Seen:
+def state_of(policy: Loops, begin: Begin, tokens: Sequence[int], texts: Sequence[str] = ()) -> LoopState:
     state = policy.start(begin)
     for n, (token, text) in enumerate(itertools.zip_longest(tokens, texts, fillvalue="x"), 1):
         state = policy.observe(state, Taken(int(token), str(text), begin.phase, n)).state

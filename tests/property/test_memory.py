@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from qwq_lite.backend.footprint import Buffers
 from qwq_lite.backend.hardware import EngineReport
-from qwq_lite.backend.settings import KV_TYPES, Choice
+from qwq_lite.backend.settings import KV_TYPES, EngineSettings
 from qwq_lite.formats import header_only
 from qwq_lite.formats.gguf_header import TensorInfo
 from qwq_lite.formats.shape import ModelShape
@@ -43,7 +43,7 @@ from tests.planner import (
 )
 
 
-def total(shape: ModelShape, tensors: Sequence[TensorInfo], choice: Choice, gpus: Sequence[str]) -> int:
+def total(shape: ModelShape, tensors: Sequence[TensorInfo], choice: EngineSettings, gpus: Sequence[str]) -> int:
     """With the layers on GPUs shared out evenly."""
     n_layers = min(choice.n_gpu_layers, shape.n_layer + 1) if choice.n_gpu_layers >= 0 else shape.n_layer + 1
     shares = split_evenly(n_layers, len(gpus)) if len(gpus) > 1 else ()
@@ -54,7 +54,7 @@ def total(shape: ModelShape, tensors: Sequence[TensorInfo], choice: Choice, gpus
     shapes, choices, st.sampled_from(DEVICES), st.integers(1, 5_000), st.sampled_from((1, 2, 4)), st.integers(1, 512)
 )
 def test_totals_grow_with_every_knob(
-    shape: ModelShape, choice: Choice, gpus: tuple[str, ...], tokens: int, times: int, outputs: int
+    shape: ModelShape, choice: EngineSettings, gpus: tuple[str, ...], tokens: int, times: int, outputs: int
 ) -> None:
     infos = as_candidate(shape).tensors
     least = total(shape, infos, choice, gpus)
@@ -71,7 +71,7 @@ def test_totals_grow_with_every_knob(
 
 @given(shapes, choices, st.sampled_from([name for (name,) in ONE_GPU]), st.booleans())
 def test_a_layer_more_moves_its_bytes_from_the_host_to_the_gpu(
-    shape: ModelShape, choice: Choice, gpu: str, tied: bool
+    shape: ModelShape, choice: EngineSettings, gpu: str, tied: bool
 ) -> None:
     infos = as_candidate(shape, tied=tied).tensors
     steps = [
@@ -97,7 +97,7 @@ def test_a_layer_more_moves_its_bytes_from_the_host_to_the_gpu(
 
 
 @given(shapes, choices)
-def test_any_negative_number_and_any_large_one_are_all_layers(shape: ModelShape, choice: Choice) -> None:
+def test_any_negative_number_and_any_large_one_are_all_layers(shape: ModelShape, choice: EngineSettings) -> None:
     infos = as_candidate(shape).tensors
     everything = dataclasses.replace(choice, n_gpu_layers=shape.n_layer + 1)
     for n in (-1, shape.n_layer + 2, 1_000):
@@ -106,7 +106,9 @@ def test_any_negative_number_and_any_large_one_are_all_layers(shape: ModelShape,
 
 
 @given(shapes, choices, st.booleans(), st.lists(st.integers(0, 4), min_size=2, max_size=4))
-def test_a_split_conserves_weights_and_cache(shape: ModelShape, choice: Choice, tied: bool, shares: list[int]) -> None:
+def test_a_split_conserves_weights_and_cache(
+    shape: ModelShape, choice: EngineSettings, tied: bool, shares: list[int]
+) -> None:
     """Whatever each GPU gets: only a tied model's embedding is there twice, once its output is on a GPU."""
     n_all = shape.n_layer + 1
     shares = [min(n, n_all - sum(shares[:at])) if sum(shares[:at]) < n_all else 0 for at, n in enumerate(shares)]
@@ -146,12 +148,12 @@ def test_a_split_shares_out_all_layers_on_gpus(case: Case) -> None:
 
 
 @given(cases(devices=((), *ONE_GPU)), choices)
-def test_nothing_is_split_for_one_gpu_or_none(case: Case, choice: Choice) -> None:
+def test_nothing_is_split_for_one_gpu_or_none(case: Case, choice: EngineSettings) -> None:
     assert split(case.candidates[0], choice, case.room) == choice
 
 
 @given(cases(devices=SEVERAL_GPUS), choices)
-def test_a_gpu_without_room_gets_no_layers(case: Case, choice: Choice) -> None:
+def test_a_gpu_without_room_gets_no_layers(case: Case, choice: EngineSettings) -> None:
     """Any choice, not only one that fits; where no GPU has room there is nothing to share out by."""
     full, *others = case.room.gpus
     room = dataclasses.replace(
@@ -183,7 +185,7 @@ def test_two_cards_that_one_split_fits_get_it(tied: bool) -> None:
 
 
 @given(shapes, choices)
-def test_without_a_gpu_all_is_on_the_host(shape: ModelShape, choice: Choice) -> None:
+def test_without_a_gpu_all_is_on_the_host(shape: ModelShape, choice: EngineSettings) -> None:
     found = memory.footprint(shape, as_candidate(shape).tensors, choice)
     assert found.devices.keys() == {"CPU"}
     assert found.total == found.host.total
@@ -205,10 +207,10 @@ def test_a_cache_is_a_sum_of_k_and_v_in_steps_of_256_tokens(n_ctx: int, type_k: 
 
 
 def test_qwqs_compute_buffer_and_flash_pool_are_what_was_counted() -> None:
-    choice = Choice(32_768, "q8_0", "q8_0", 512, 65)
+    choice = EngineSettings(32_768, "q8_0", "q8_0", 512, 65)
     assert memory.compute_bytes(QWQ, choice) == pytest.approx(224 * MIB, rel=0.01)
     assert memory.flash_pool_bytes(QWQ, choice) == 128 * MIB
-    assert memory.flash_pool_bytes(QWQ, Choice(32_768, n_gpu_layers=65)) == 0
+    assert memory.flash_pool_bytes(QWQ, EngineSettings(32_768, n_gpu_layers=65)) == 0
 
 
 def test_qwqs_weights_are_those_of_the_published_file() -> None:
@@ -225,13 +227,13 @@ def test_a_backend_takes_its_overhead_where_layers_are_on_it(gpu: str, pool: int
     room = Room(64 * GIB, (Gpu(gpu, 64 * GIB, 300 * MIB),))
     vocab = ("CPU", memory.vocab_bytes(QWQ))
     for layers, expected in ((65, [(gpu, 300 * MIB + pool), vocab]), (0, [vocab])):
-        plan = planned(as_candidate(QWQ), Choice(32_768, "q8_0", "q8_0", 512, layers), room)
+        plan = planned(as_candidate(QWQ), EngineSettings(32_768, "q8_0", "q8_0", 512, layers), room)
         assert [(name, backend) for name, _, backend, _ in plan.rows()] == expected
 
 
 @pytest.mark.parametrize("name", HOST_WEIGHTS)
 def test_the_vocabulary_counts_against_the_host_and_so_do_pages_that_are_read_for_repacking(name: str) -> None:
-    qwq, choice = as_candidate(QWQ), Choice(LEAST_CTX, **HOST_WEIGHTS[name])
+    qwq, choice = as_candidate(QWQ), EngineSettings(LEAST_CTX, **HOST_WEIGHTS[name])
     host = planned(qwq, choice, Room(0)).footprint.host
     overhead = host_overhead(qwq, host)
     assert overhead > memory.vocab_bytes(QWQ) if host.reclaimable else overhead == memory.vocab_bytes(QWQ)
@@ -255,7 +257,7 @@ IN_AMX = {
 @pytest.mark.parametrize("weight_type", ["Q8_0", "Q4_0", "Q4_1", "Q4_K_M", "Q5_K_S", "IQ4_XS", "F16", "BF16", "IQ4_NL"])
 def test_the_buffer_for_amx_holds_every_matrix_of_its_types(weight_type: str) -> None:
     infos = header_only.tensors(QWQ, file_type(weight_type))
-    host, plain = (memory.footprint(QWQ, infos, Choice(LEAST_CTX), amx=amx).host for amx in (True, False))
+    host, plain = (memory.footprint(QWQ, infos, EngineSettings(LEAST_CTX), amx=amx).host for amx in (True, False))
     matrices = [info for info in infos if len(info.shape) == 2 and info.name != "token_embd.weight"]
     held = [(info, *IN_AMX[info.type.name]) for info in matrices if info.type.name in IN_AMX]
     grown = sum(math.prod(info.shape) // block * more for info, block, more in held)
@@ -270,7 +272,7 @@ def test_a_tied_output_is_a_second_copy_in_the_buffer_for_amx() -> None:
     infos = header_only.tensors(QWQ, file_type("Q8_0"), True)
     (embedding,) = [info for info in infos if info.name == "token_embd.weight"]
     copy = embedding.n_bytes * 38 // 34
-    for choice, expected in ((Choice(LEAST_CTX), copy), (Choice(LEAST_CTX, repack=False), 0)):
+    for choice, expected in ((EngineSettings(LEAST_CTX), copy), (EngineSettings(LEAST_CTX, repack=False), 0)):
         host = memory.footprint(QWQ, infos, choice, amx=True).host
         rest = sum(info.n_bytes for info in infos if info.type == embedding.type) - embedding.n_bytes
         grown = rest * 4 // 34 if choice.repack else 0
@@ -280,7 +282,7 @@ def test_a_tied_output_is_a_second_copy_in_the_buffer_for_amx() -> None:
 @pytest.mark.parametrize("gpus", [(), ("CUDA0",)])
 @pytest.mark.parametrize("name", HOST_WEIGHTS)
 def test_amx_counts_where_weights_are_copied_for_the_cpu(name: str, gpus: tuple[str, ...]) -> None:
-    choice = Choice(LEAST_CTX, n_gpu_layers=3 if gpus else 0, **HOST_WEIGHTS[name])
+    choice = EngineSettings(LEAST_CTX, n_gpu_layers=3 if gpus else 0, **HOST_WEIGHTS[name])
     infos = as_candidate(QWQ).tensors
     with_amx, without = (memory.footprint(QWQ, infos, choice, gpus, amx=amx) for amx in (True, False))
     copies = name == "repacked" or (name == "mmap" and not gpus)
@@ -315,14 +317,14 @@ def test_with_all_layers_on_a_gpu_the_estimate_needs_no_bandwidth_of_the_host(ti
     _, geometry = catalog.geometry("deepseek-r1-distill-qwen-1.5b")
     candidate = as_candidate(geometry, tied=tied)
     room = Room(8 * GIB, (Gpu("CUDA0", 8 * GIB, bandwidth=1e11),))
-    plan = planned(candidate, Choice(4096, n_gpu_layers=geometry.n_layer + 1), room)
+    plan = planned(candidate, EngineSettings(4096, n_gpu_layers=geometry.n_layer + 1), room)
     on_gpu = plan.footprint.devices["CUDA0"]
     assert plan.decode_tok_s == pytest.approx(1e11 / (on_gpu.weights + on_gpu.kv // 2))
 
 
 @given(shapes, choices, st.booleans())
 def test_half_of_the_layers_on_each_of_two_gpus_take_as_long_as_all_on_one(
-    shape: ModelShape, choice: Choice, tied: bool
+    shape: ModelShape, choice: EngineSettings, tied: bool
 ) -> None:
     """They work one after the other, so that a second card gives room and no speed."""
     candidate = as_candidate(shape, tied=tied)

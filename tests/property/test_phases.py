@@ -12,7 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from qwq_lite.events import Answer, Event, FinishReason, Thinking
-from qwq_lite.reply.builder import Track
+from qwq_lite.reply.builder import ReplyBuilder
 from qwq_lite.reply.policies.headings import Headings
 from qwq_lite.reply.policies.phases import CLOSINGS, OPENING, Phases
 from qwq_lite.reply.policies.stops import Stops
@@ -61,7 +61,7 @@ def read(parts: Sequence[bytes | int], policy: Policy, begin: Begin, *, ended: b
     pieces = [b"", tag, tag, *(part for part in parts if isinstance(part, bytes))]
     free = iter(range(3, len(pieces)))
 
-    track = Track((policy, Stops(frozenset({END}))), begin, pieces.__getitem__, no_words)
+    track = ReplyBuilder((policy, Stops(frozenset({END}))), begin, pieces.__getitem__, no_words)
     events: list[Event] = []
     for part in parts:
         more, action = track.take(part if isinstance(part, int) else next(free))
@@ -147,7 +147,7 @@ def test_the_counts_of_a_text_without_tags_are_those_of_its_thought_and_answer(
     text: str, reason: FinishReason, counts: tuple[int, int, str | None]
 ) -> None:
     pieces = [b"", *(part.encode() for part in re.findall(r" ?\w+|\n+|\*\*|.", text))]
-    track = Track(
+    track = ReplyBuilder(
         (Headings(), Stops(frozenset({END}))), Begin("thinking", undivided=True), pieces.__getitem__, no_words
     )
     for token in range(1, len(pieces)):

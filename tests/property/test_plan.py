@@ -11,7 +11,7 @@ import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from qwq_lite.backend.settings import KV_TYPES, Choice
+from qwq_lite.backend.settings import KV_TYPES, EngineSettings
 from qwq_lite.errors import PlanError, UsageError
 from qwq_lite.plan import free_memory, memory, planning
 from qwq_lite.plan.run_plan import GIB, HOST_WEIGHTS, Gpu, Room, RunPlan, Wishes
@@ -143,7 +143,7 @@ def test_f16_comes_first_and_q8_0_only_where_it_does_not_fit(case: Case) -> None
     plan = case.plan()
     shape = case.candidates[0].shape
     n_ctx = min(shape.n_ctx_train, MOST_CTX)
-    first = Choice(n_ctx, n_gpu_layers=shape.n_layer + 1 if case.room.gpus else 0)
+    first = EngineSettings(n_ctx, n_gpu_layers=shape.n_layer + 1 if case.room.gpus else 0)
     if case.refused(first):
         assert plan is None or plan.candidate is not case.candidates[0] or plan.choice.type_k == "q8_0"
     else:
@@ -160,9 +160,9 @@ def test_micro_batches_shrink_before_the_context_and_the_context_before_layers(c
     shape, choice = plan.candidate.shape, plan.choice
     n_ctx, layers = min(shape.n_ctx_train, MOST_CTX), shape.n_layer + 1 if case.room.gpus else 0
     if choice.n_ctx < n_ctx:
-        assert all(case.refused(Choice(n_ctx, "q8_0", "q8_0", n, layers)) for n in (512, 256, 128))
+        assert all(case.refused(EngineSettings(n_ctx, "q8_0", "q8_0", n, layers)) for n in (512, 256, 128))
     if choice.n_gpu_layers < layers:
-        assert case.refused(Choice(min(n_ctx, LEAST_CTX), "q8_0", "q8_0", 128, layers))
+        assert case.refused(EngineSettings(min(n_ctx, LEAST_CTX), "q8_0", "q8_0", 128, layers))
 
 
 @given(unasked)
@@ -207,7 +207,7 @@ def test_refusals_by_layer_are_few_lines() -> None:
 
 def test_the_shortage_of_the_nearest_choice_is_right_to_a_tenth() -> None:
     qwq = as_candidate(QWQ)
-    least = memory.footprint(QWQ, qwq.tensors, Choice(LEAST_CTX, "q8_0", "q8_0", 128))
+    least = memory.footprint(QWQ, qwq.tensors, EngineSettings(LEAST_CTX, "q8_0", "q8_0", 128))
     room = Room(least.total + host_overhead(qwq, least.host) - 3 * GIB)
     with pytest.raises(PlanError) as caught:
         search([qwq], room, Wishes(), by_formula(room))
@@ -216,7 +216,7 @@ def test_the_shortage_of_the_nearest_choice_is_right_to_a_tenth() -> None:
 
 def test_a_small_shortage_is_not_called_nothing() -> None:
     qwq = as_candidate(QWQ)
-    least = memory.footprint(QWQ, qwq.tensors, Choice(LEAST_CTX, "q8_0", "q8_0", 128))
+    least = memory.footprint(QWQ, qwq.tensors, EngineSettings(LEAST_CTX, "q8_0", "q8_0", 128))
     room = Room(least.total + host_overhead(qwq, least.host) - 10 * MIB)
     with pytest.raises(PlanError) as caught:
         search([qwq], room, Wishes(), by_formula(room))
@@ -254,7 +254,7 @@ def test_an_asked_16_bit_cache_leaves_macos_a_tenth_too(name: str) -> None:
 def test_an_f16_cache_leaves_macos_a_tenth() -> None:
     """At 32,768 tokens f16 fits the working set of a Mac with 36 GB, and then nothing else does."""
     qwq, room = as_candidate(QWQ), Room(27 * GIB, (Gpu("MTL0", 27 * GIB),), unified=27 * GIB)
-    assert memory.footprint(QWQ, qwq.tensors, Choice(MOST_CTX, n_gpu_layers=65), ["MTL0"]).total < room.unified
+    assert memory.footprint(QWQ, qwq.tensors, EngineSettings(MOST_CTX, n_gpu_layers=65), ["MTL0"]).total < room.unified
     assert search([qwq], room, Wishes(), by_formula(room)).choice.type_k == "q8_0"
 
 

@@ -22,7 +22,7 @@ from qwq_lite.reply.policies.closing import Closing
 from qwq_lite.reply.policies.deadline import Deadline
 from qwq_lite.reply.policies.headings import Headings
 from qwq_lite.reply.policies.loops import Loops
-from qwq_lite.reply.policies.order import ORDER, arranged
+from qwq_lite.reply.policies.order import ORDER, arrange
 from qwq_lite.reply.policies.phases import CLOSINGS, Phases
 from qwq_lite.reply.policies.reserve import Reserve
 from qwq_lite.reply.policies.script import Script
@@ -83,7 +83,7 @@ def test_the_order_is_this_one() -> None:
 
 
 def test_the_policies_have_the_names_that_the_order_speaks_of() -> None:
-    assert [policy.name for policy in arranged([Stops(frozenset()), Phases()])] == ["phases", "stops"]
+    assert [policy.name for policy in arrange([Stops(frozenset()), Phases()])] == ["phases", "stops"]
     kinds = (Phases, Headings, Stops, Script, Deadline, Loops, Closing, Reserve)
     assert tuple(kind.name for kind in kinds) == ORDER
 
@@ -91,13 +91,13 @@ def test_the_policies_have_the_names_that_the_order_speaks_of() -> None:
 @given(st.permutations(ORDER), st.data())
 def test_arranged_sorts_any_choice_of_policies(names: Sequence[str], data: st.DataObject) -> None:
     chosen = names[: data.draw(st.integers(0, len(names)))]
-    assert [policy.name for policy in arranged(Invented(name) for name in chosen)] == [n for n in ORDER if n in chosen]
+    assert [policy.name for policy in arrange(Invented(name) for name in chosen)] == [n for n in ORDER if n in chosen]
 
 
 @pytest.mark.parametrize("names", [("nobody",), ("phases", "nobody"), ("stops", "stops"), ("stops", "phases", "stops")])
 def test_arranged_refuses_a_policy_without_a_place_and_one_that_is_there_twice(names: tuple[str, ...]) -> None:
     with pytest.raises(ValueError, match=r"policies \['"):
-        arranged(Invented(name) for name in names)
+        arrange(Invented(name) for name in names)
 
 
 @given(st.lists(st.frozensets(st.integers(0, 9)), max_size=5))

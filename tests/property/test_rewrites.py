@@ -16,7 +16,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from qwq_lite.events import Notice
-from qwq_lite.reply.builder import Track
+from qwq_lite.reply.builder import ReplyBuilder
 from qwq_lite.reply.commands import Drop, Steer
 from qwq_lite.reply.policies.phases import Phases
 from qwq_lite.reply.policies.unconstrained import Unconstrained
@@ -46,15 +46,15 @@ class Vocabulary:
     def text(self, tokens: Iterable[int]) -> str:
         return b"".join(self.pieces[token] for token in tokens).decode()
 
-    def thought(self, tokens: Iterable[int]) -> Track:
+    def thought(self, tokens: Iterable[int]) -> ReplyBuilder:
         """A thought of these tokens that nobody ends."""
         track = self.track(Phases(OPEN, CLOSE))
         for token in tokens:
             track.take(token)
         return track
 
-    def track(self, *policies: Policy) -> Track:
-        return Track(policies, Begin("thinking"), self.pieces.__getitem__, self.tokenize)
+    def track(self, *policies: Policy) -> ReplyBuilder:
+        return ReplyBuilder(policies, Begin("thinking"), self.pieces.__getitem__, self.tokenize)
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def test_the_invented_tokenizer_joins_a_stop_and_the_newline_after_it() -> None:
     )
 
 
-def rewritten(words: Vocabulary, tokens: list[int], rewrite: Rewrite) -> tuple[Track, list[int]]:
+def rewritten(words: Vocabulary, tokens: list[int], rewrite: Rewrite) -> tuple[ReplyBuilder, list[int]]:
     """A thought of these tokens whose last one a policy rewrites, and the tokens that it will have then."""
     track = words.track(Phases(OPEN, CLOSE), Rewrites(len(tokens), rewrite))
     for token in tokens[:-1]:
@@ -185,7 +185,7 @@ def test_an_unfinished_character_is_dropped_by_a_rewrite() -> None:
 def test_a_rewrite_leaves_the_tag_before_the_thought_alone() -> None:
     words = Vocabulary()
     rewrite = Rewrite(1, ("\nb",))
-    track = Track((Phases(OPEN, CLOSE), Rewrites(2, rewrite)), Begin(), words.pieces.__getitem__, words.tokenize)
+    track = ReplyBuilder((Phases(OPEN, CLOSE), Rewrites(2, rewrite)), Begin(), words.pieces.__getitem__, words.tokenize)
     track.take(OPEN)
     assert track.take(words.id(b"a"))[1] == Rewind(1, forced=(words.id(b"b"),))
     assert track.tokens == [OPEN]

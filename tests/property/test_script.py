@@ -20,9 +20,9 @@ from qwq_lite.chat.options import Options
 from qwq_lite.engine import reply_setup
 from qwq_lite.engine.reply_setup import Thoughts
 from qwq_lite.events import Answer
-from qwq_lite.reply.builder import Track
+from qwq_lite.reply.builder import ReplyBuilder
 from qwq_lite.reply.commands import Steer
-from qwq_lite.reply.policies.script import Place, Script
+from qwq_lite.reply.policies.script import Script, ScriptState
 from qwq_lite.reply.policy import Begin, Draw, Policy, Rewind, Taken
 from qwq_lite.reply.script_masks import MaskSets, ScriptMasks
 from qwq_lite.sampling import Sampling
@@ -250,9 +250,9 @@ def test_code_is_free_however_it_is_split(text: str, in_code: bool, is_free: boo
             place = policy.observe(place, Taken(0, text[n : n + width], "answer", n)).state
         assert place.in_code == in_code
         assert (policy.constrain(place, Draw(Sampling())).allowed is None) == is_free
-    assert policy.observe(place, Taken(0, "x", "answer", 9, turned=True)).state == Place(True, None)
-    assert policy.constrain(Place(), Draw(Sampling())).allowed is None, "the thought is free"
-    assert Script(None, policy.answer).constrain(Place(), Draw(Sampling())).allowed is not None
+    assert policy.observe(place, Taken(0, "x", "answer", 9, turned=True)).state == ScriptState(True, None)
+    assert policy.constrain(ScriptState(), Draw(Sampling())).allowed is None, "the thought is free"
+    assert Script(None, policy.answer).constrain(ScriptState(), Draw(Sampling())).allowed is not None
 
 
 # Answers of a fake engine: sample first, then with the row.
@@ -289,9 +289,9 @@ def adversarial() -> npt.NDArray[np.float32]:
 
 def answers(
     rules: reply_setup.Rules, wish: Iterator[int | None], source: np.random.Generator, n_answer: int
-) -> tuple[str, int, Track]:
+) -> tuple[str, int, ReplyBuilder]:
     """What the reader sees of one answer, and how many tokens were refused. wish: tokens that the model wants before all."""
-    track = Track(rules.policies, rules.begin, pieces().__getitem__, tokens_of)
+    track = ReplyBuilder(rules.policies, rules.begin, pieces().__getitem__, tokens_of)
     text, n_refused, n_left = "", 0, n_answer
     while n_left:
         draw = track.constrain(Sampling())
@@ -322,10 +322,10 @@ def rules_of(model: Thoughts, question: str = "How many?") -> reply_setup.Rules:
     )  # fmt: skip
 
 
-def thinking(piece: Callable[[int], bytes] | None = None) -> Track:
+def thinking(piece: Callable[[int], bytes] | None = None) -> ReplyBuilder:
     """A reply without tags that has not begun."""
     begin = Begin("thinking", undivided=True)
-    return Track(rules_of(UNDIVIDED).policies, begin, piece or pieces().__getitem__, tokens_of)
+    return ReplyBuilder(rules_of(UNDIVIDED).policies, begin, piece or pieces().__getitem__, tokens_of)
 
 
 HEADINGS = [
@@ -418,7 +418,7 @@ def test_what_is_masked_after_words_on_the_answers_own_line(heading: str) -> Non
 @given(st.sampled_from(HEADINGS + GOES_ON + ANNOUNCES), st.integers(1, 9))
 def test_a_heading_is_one_however_it_is_split(heading: str, width: int) -> None:
     text = f"So.\n\n{heading}x"
-    track = Track(
+    track = ReplyBuilder(
         rules_of(UNDIVIDED).policies,
         Begin("thinking", undivided=True),
         lambda n: text[n : n + width].encode(),
@@ -464,7 +464,7 @@ def test_what_the_rows_let_come_never_makes_a_letter(tokens: list[int]) -> None:
 
 def test_the_row_is_that_of_the_bytes_that_are_pending() -> None:
     masks = qwen_masks()
-    track = Track((Script(masks),), Begin(), pieces().__getitem__, tokens_of)
+    track = ReplyBuilder((Script(masks),), Begin(), pieces().__getitem__, tokens_of)
     assert track.constrain(Sampling()).allowed is masks.row()
     track.take(qwen_ranks()[b"\xe2\x88"])
     assert track.constrain(Sampling()).allowed is masks.row(b"\xe2\x88")

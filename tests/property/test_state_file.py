@@ -22,10 +22,10 @@ from hypothesis import strategies as st
 
 from qwq_lite.errors import FormatError, OutputError, UsageError
 from qwq_lite.store import state_file
-from qwq_lite.store.state_file import Saved
+from qwq_lite.store.state_file import SavedState
 from qwq_lite.system import files, output
 
-SAVED = Saved("f1", [1, 22, 10999], {"messages": [{"role": "user", "content": "é"}], "n": 0})
+SAVED = SavedState("f1", [1, 22, 10999], {"messages": [{"role": "user", "content": "é"}], "n": 0})
 PAYLOAD = bytes(range(100))
 
 
@@ -43,7 +43,7 @@ def _in_memory() -> Iterator[None]:
         yield
 
 
-def write(path: Path, saved: Saved = SAVED, payload: bytes = PAYLOAD) -> Path:
+def write(path: Path, saved: SavedState = SAVED, payload: bytes = PAYLOAD) -> Path:
     def fill(view: memoryview) -> None:
         assert len(view) == len(payload)
         view[:] = payload
@@ -52,7 +52,7 @@ def write(path: Path, saved: Saved = SAVED, payload: bytes = PAYLOAD) -> Path:
     return path
 
 
-def read(path: Path) -> tuple[Saved, bytes]:
+def read(path: Path) -> tuple[SavedState, bytes]:
     with state_file.read(path) as (saved, payload):
         return saved, bytes(payload)
 
@@ -61,7 +61,7 @@ def digest(data: bytes) -> bytes:
     return hashlib.blake2b(data, digest_size=32).digest()
 
 
-def read_bytes(data: bytes, folder: Path) -> tuple[Saved, bytes]:
+def read_bytes(data: bytes, folder: Path) -> tuple[SavedState, bytes]:
     path = folder / "changed"
     path.write_bytes(data)
     return read(path)
@@ -87,7 +87,7 @@ JSON = st.recursive(
 def test_what_is_written_is_read_again(
     folder: Path, fingerprint: str, tokens: list[int], extra: dict[str, Any], payload: bytes
 ) -> None:
-    saved = Saved(fingerprint, tokens, extra)
+    saved = SavedState(fingerprint, tokens, extra)
     path = write(folder / "state", saved, payload)
     assert read(path) == (saved, payload)
     assert [child.name for child in folder.iterdir() if child.name.startswith(".")] == []
@@ -96,7 +96,7 @@ def test_what_is_written_is_read_again(
 def test_the_payload_begins_at_a_multiple_of_64(tmp_path: Path) -> None:
     """Whatever the length of the JSON: so a mapping of the payload is aligned for whoever reads it."""
     for n in range(65):
-        data = write(tmp_path / "state", Saved("x" * n, [], {}), b"payload").read_bytes()
+        data = write(tmp_path / "state", SavedState("x" * n, [], {}), b"payload").read_bytes()
         assert (len(data) - len(b"payload")) % 64 == 0
 
 
@@ -164,8 +164,8 @@ def sealed(data: object, payload: bytes = b"") -> bytes:
 
 def test_a_file_of_another_program_that_follows_the_format_is_read(tmp_path: Path) -> None:
     data = {**EMPTY, "tokens": [7], "payload_bytes": 3, "digest": digest(b"abc").hex(), "more": None}
-    assert read_bytes(sealed(EMPTY), tmp_path) == (Saved("f", [], {}), b"")
-    assert read_bytes(sealed(data, b"abc"), tmp_path) == (Saved("f", [7], {}), b"abc")
+    assert read_bytes(sealed(EMPTY), tmp_path) == (SavedState("f", [], {}), b"")
+    assert read_bytes(sealed(data, b"abc"), tmp_path) == (SavedState("f", [7], {}), b"abc")
 
 
 @pytest.mark.parametrize("name", EMPTY)
@@ -273,7 +273,7 @@ def test_a_fill_that_fails_leaves_everything_as_it_was(before: bool, tmp_path: P
     if before:
         write(path)
     with pytest.raises(Refusal, match="no"):
-        state_file.write(path, Saved("other", [], {}), 1000, fail)
+        state_file.write(path, SavedState("other", [], {}), 1000, fail)
     assert [child.name for child in tmp_path.iterdir()] == (["state"] if before else [])
     assert not before or read(path) == (SAVED, PAYLOAD)
 
@@ -298,7 +298,7 @@ def test_a_fill_that_is_interrupted_leaves_no_file(tmp_path: Path) -> None:
 
 
 def test_a_file_that_is_there_is_replaced(tmp_path: Path) -> None:
-    path = write(tmp_path / "state", Saved("old", [9] * 500, {}), bytes(5000))
+    path = write(tmp_path / "state", SavedState("old", [9] * 500, {}), bytes(5000))
     assert read(write(path)) == (SAVED, PAYLOAD)
 
 
@@ -330,7 +330,7 @@ def test_only_its_owner_may_read_it(mask: int, tmp_path: Path) -> None:
 @pytest.mark.parametrize("what", [object(), {1, 2}, b"bytes", 1j], ids=lambda what: type(what).__name__)
 def test_extra_that_is_no_json_is_a_mistake_of_the_call(what: object, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="a saved state takes JSON only"):
-        write(tmp_path / "state", Saved("f", [], {"messages": [what]}))
+        write(tmp_path / "state", SavedState("f", [], {"messages": [what]}))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -338,7 +338,7 @@ def test_extra_that_contains_itself_is_a_mistake_of_the_call(tmp_path: Path) -> 
     circle: dict[str, Any] = {}
     circle["again"] = circle
     with pytest.raises(UsageError):
-        write(tmp_path / "state", Saved("f", [], circle))
+        write(tmp_path / "state", SavedState("f", [], circle))
 
 
 @pytest.mark.parametrize("kind", ["nan", "infinity", "nested too deep"])
@@ -348,7 +348,7 @@ def test_extra_that_would_not_come_back_as_it_was_is_a_mistake_of_the_call(kind:
         deep = [deep]
     extra: Any = {"nan": float("nan"), "infinity": float("inf"), "nested too deep": deep}
     with pytest.raises(UsageError):
-        write(tmp_path / "state", Saved("f", [], {"x": extra[kind]}))
+        write(tmp_path / "state", SavedState("f", [], {"x": extra[kind]}))
 
 
 def test_a_folder_that_does_not_take_it_is_an_output_error(tmp_path: Path) -> None:
@@ -397,7 +397,7 @@ def test_of_two_who_write_at_once_the_second_is_refused_and_the_first_one_ends_w
     def fill(view: memoryview) -> None:
         view[:] = PAYLOAD
         with pytest.raises(OutputError, match="another program is writing") as refusal:
-            write(path, Saved("second", [], {}))
+            write(path, SavedState("second", [], {}))
         refusals.append(refusal)
 
     state_file.write(path, SAVED, len(PAYLOAD), fill)
@@ -418,7 +418,7 @@ def test_a_second_writer_never_writes_into_the_finished_file(tmp_path: Path, mon
             raise Refusal("no")
 
         try:
-            state_file.write(path, Saved("second", [], {}), 1000, fill)
+            state_file.write(path, SavedState("second", [], {}), 1000, fill)
         except (Refusal, OutputError) as error:
             errors.append(error)
         began.set()

@@ -170,13 +170,13 @@ def test_texts_are_read_up_to_the_bound(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(standard_input, "MOST", 8)
     monkeypatch.setattr(sys, "stdin", io.StringIO("12345678\n1234567\n"))
     with pytest.raises(UsageError):
-        standard_input.line()
+        standard_input.read_line()
     monkeypatch.setattr(sys, "stdin", io.StringIO("1234567\n12"))
-    assert [standard_input.line(), standard_input.line()] == ["1234567", "12"]
+    assert [standard_input.read_line(), standard_input.read_line()] == ["1234567", "12"]
     with pytest.raises(EOFError):
-        standard_input.line()
+        standard_input.read_line()
     monkeypatch.setattr(sys, "stdin", io.StringIO("12345678"))
-    assert standard_input.whole() == "12345678"
+    assert standard_input.read_all() == "12345678"
 
 
 @pytest.mark.parametrize("depth", [100, 400, 900, 970, 2_000, 100_000])

@@ -11,14 +11,14 @@ import pytest
 from qwq_lite.backend import devices
 from qwq_lite.backend.hardware import Device, EngineReport
 from qwq_lite.cli import diagnosis
-from qwq_lite.cli.diagnosis import Machine, findings
+from qwq_lite.cli.diagnosis import HostHardware, findings
 from qwq_lite.errors import EngineError
 
 CPU = Device("CPU", "a processor", "cpu", 32 << 30, 32 << 30)
 GPU = Device("CUDA0", "NVIDIA GeForce", "gpu", 24 << 30, 23 << 30)
 ENGINE = EngineReport("b1", True, (GPU, CPU), ("AVX2", "FMA", "F16C"))
 CPU_ENGINE = EngineReport("b1", False, (CPU,), ("AVX2", "FMA", "F16C"))
-MACHINE = Machine(("NVIDIA",), frozenset({"avx2", "fma", "f16c"}), 100_000_000_000)
+MACHINE = HostHardware(("NVIDIA",), frozenset({"avx2", "fma", "f16c"}), 100_000_000_000)
 NO_GPU = dataclasses.replace(MACHINE, gpus=())
 FORCE = "python scripts/install.py --force"
 
@@ -28,7 +28,7 @@ def without_avx2(engine: EngineReport) -> EngineReport:
 
 
 @pytest.mark.parametrize(("machine", "engine"), [(MACHINE, ENGINE), (NO_GPU, CPU_ENGINE), (NO_GPU, ENGINE)])
-def test_a_sound_installation_has_no_findings(machine: Machine, engine: EngineReport) -> None:
+def test_a_sound_installation_has_no_findings(machine: HostHardware, engine: EngineReport) -> None:
     assert findings(machine, engine) == []
 
 
@@ -92,7 +92,7 @@ def test_a_sound_installation_has_no_findings(machine: Machine, engine: EngineRe
     ],
 )
 def test_one_thing_wrong_is_one_finding_with_its_command(
-    machine: Machine, engine: EngineReport, level: str, text: str, command: str
+    machine: HostHardware, engine: EngineReport, level: str, text: str, command: str
 ) -> None:
     (finding,) = findings(machine, engine)
     assert finding.level == level

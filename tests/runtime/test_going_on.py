@@ -20,13 +20,13 @@ import qwq_lite
 from qwq_lite.engine.local import LocalModel
 from qwq_lite.events import Answer, Done, Event, Notice, Progress, Thinking
 from qwq_lite.loading import load
-from qwq_lite.reply.commands import Course, Entry
+from qwq_lite.reply.commands import LogEntry, ReplyLog
 from qwq_lite.reply.policies import closing
 from qwq_lite.reply.stream import Stream
 from qwq_lite.worker import crashed_request, protocol, remote
-from qwq_lite.worker.crashed_request import Verdict
+from qwq_lite.worker.crashed_request import CrashCause
 from qwq_lite.worker.remote import RemoteModel
-from qwq_lite.worker.resumable_feed import RemoteFeed
+from qwq_lite.worker.resumable_feed import ResumableFeed
 from tests.attacks.test_engine_deaths import rewritten
 from tests.deaths import POISON_SEED, POISON_TEXT, interpreter
 
@@ -64,10 +64,10 @@ def begun(events: list[Event]) -> list[Event]:
 
 def followed(
     stream: Stream, until: int | None, orders: dict[int, Callable[[Stream], None]]
-) -> tuple[list[Event], list[Entry]]:
+) -> tuple[list[Event], list[LogEntry]]:
     """The events until so many came that are not progress, and what was done to the reply by then, as a worker sends it."""
     events: list[Event] = []
-    entries: list[Entry] = []
+    entries: list[LogEntry] = []
     for event in stream:
         events.append(event)
         done = stream.feed.done
@@ -112,16 +112,16 @@ def test_what_was_shown_stands_wherever_the_engine_ends(
 ) -> None:
     monkeypatch.setattr(closing, "MARGIN", math.inf)
     options, orders = CASES[name]
-    whole, _ = followed(engine.go_on(QUESTION, Course(SEED), **options), None, dict(orders))
+    whole, _ = followed(engine.go_on(QUESTION, ReplyLog(SEED), **options), None, dict(orders))
     rng = random.Random(SEED)
     n_most = len(begun(whole))
     for cut in sorted({1, 2, *(rng.randint(1, n_most) for _ in range(5))}):
-        first, entries = followed(engine.go_on(QUESTION, Course(SEED), **options), cut, dict(orders))
+        first, entries = followed(engine.go_on(QUESTION, ReplyLog(SEED), **options), cut, dict(orders))
         if isinstance(first[-1], Done):
             continue
         elapsed_s = max((entry[1] for entry in entries if isinstance(entry, tuple)), default=0.0)
-        course = Course(SEED, elapsed_s, tuple(entries), len(begun(first)))
-        course = protocol.course_from_json(protocol.course_to_json(course))
+        course = ReplyLog(SEED, elapsed_s, tuple(entries), len(begun(first)))
+        course = protocol.log_from_json(protocol.log_to_json(course))
         second, more = followed(engine.go_on(QUESTION, course, **options), None, {})
         done = second[-1]
         assert isinstance(done, Done)
@@ -141,13 +141,13 @@ def test_what_was_shown_stands_wherever_the_engine_ends(
 def test_a_course_that_means_something_else_is_an_error(engine: LocalModel) -> None:
     for entries in ((None,), ((5, 0.1), None)):
         with pytest.raises(qwq_lite.EngineError, match="cannot go on in another engine"):
-            list(engine.go_on(QUESTION, Course(SEED, 0.0, entries), max_tokens=5))
+            list(engine.go_on(QUESTION, ReplyLog(SEED, 0.0, entries), max_tokens=5))
     assert list(engine.generate("a", max_tokens=2))
 
 
 def test_a_cancelled_reply_keeps_its_text(engine: LocalModel) -> None:
-    first, entries = followed(engine.go_on(QUESTION, Course(SEED), max_tokens=100, thought_style="none"), 10, {})
-    course = Course(SEED, 0.0, tuple(entries), len(begun(first)))
+    first, entries = followed(engine.go_on(QUESTION, ReplyLog(SEED), max_tokens=100, thought_style="none"), 10, {})
+    course = ReplyLog(SEED, 0.0, tuple(entries), len(begun(first)))
     stream = engine.go_on(QUESTION, course, max_tokens=100, thought_style="none")
     stream.cancel()
     done = list(stream)[-1]
@@ -161,7 +161,7 @@ def test_a_cancelled_reply_keeps_its_text(engine: LocalModel) -> None:
 )
 def test_what_is_no_course_is_refused(bad: Any) -> None:
     with pytest.raises(qwq_lite.EngineError, match="the host sent no"):
-        protocol.course_from_json(bad)
+        protocol.log_from_json(bad)
 
 
 @pytest.fixture
@@ -325,8 +325,8 @@ CRASH = qwq_lite.EngineCrashed(
 )
 
 
-def feeds_of(*, begun: tuple[int, ...], others: tuple[int, ...]) -> dict[int, RemoteFeed]:
-    feeds = {number: RemoteFeed({}) for number in (*begun, *others)}
+def feeds_of(*, begun: tuple[int, ...], others: tuple[int, ...]) -> dict[int, ResumableFeed]:
+    feeds = {number: ResumableFeed({}) for number in (*begun, *others)}
     for number, feed in feeds.items():
         feed.number = number
     for number in begun:
@@ -334,8 +334,8 @@ def feeds_of(*, begun: tuple[int, ...], others: tuple[int, ...]) -> dict[int, Re
     return feeds
 
 
-def judged(tokenizing: int | None, feeds: dict[int, RemoteFeed], waiting: tuple[int, ...] = ()) -> Verdict:
-    return crashed_request.verdict(CRASH, tokenizing, False, waiting, feeds)
+def judged(tokenizing: int | None, feeds: dict[int, ResumableFeed], waiting: tuple[int, ...] = ()) -> CrashCause:
+    return crashed_request.find_cause(CRASH, tokenizing, False, waiting, feeds)
 
 
 def test_a_prompt_and_a_reply_are_told_apart_by_a_death_of_their_own() -> None:
@@ -376,7 +376,7 @@ def test_whose_death_it_was() -> None:
     first[1].has_prompt = True
     assert [judged(None, first).culprit for _ in range(2)] == [None, 1]
     for is_templated, kind in ((True, qwq_lite.TemplateError), (False, qwq_lite.RequestCrashed)):
-        late = crashed_request.verdict(CRASH, 3, True, (), {3: RemoteFeed({}, is_templated=is_templated)})
+        late = crashed_request.find_cause(CRASH, 3, True, (), {3: ResumableFeed({}, is_templated=is_templated)})
         assert (late.culprit, type(late.error)) == (3, kind)
     assert judged(7, feeds_of(begun=(), others=(1,)), (7,)).culprit == 7
     assert judged(None, feeds_of(begun=(1,), others=())).culprit == 1

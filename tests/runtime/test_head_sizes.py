@@ -11,7 +11,7 @@ import qwq_lite
 from qwq_lite.backend.context import Context, ContextSettings
 from qwq_lite.backend.measure import measure
 from qwq_lite.backend.model import LoadedModel
-from qwq_lite.backend.settings import Choice
+from qwq_lite.backend.settings import EngineSettings
 from qwq_lite.errors import EngineError, PlanError, UsageError
 from qwq_lite.formats import gguf_header, shape
 from qwq_lite.plan import memory, planning
@@ -69,13 +69,13 @@ def test_bytes_of_k_and_v_are_counted_by_their_own_heads() -> None:
     geometry = replace(QWQ, n_embd_head=96, n_embd_head_v=64)
     both = memory.kv_cache_bytes(geometry, 4096, "f16", "f16")
     assert both == QWQ.n_layer * 4096 * QWQ.n_head_kv * (96 + 64) * 2
-    assert memory.flash_pool_bytes(geometry, Choice(4096, "q8_0", "f16")) == 4096 * QWQ.n_head_kv * 96 * 2
+    assert memory.flash_pool_bytes(geometry, EngineSettings(4096, "q8_0", "f16")) == 4096 * QWQ.n_head_kv * 96 * 2
 
 
 def test_a_tight_room_gets_no_quantized_cache() -> None:
     even = as_candidate(QWQ)
     odd = replace(even, shape=replace(QWQ, n_embd_head=80, n_embd_head_v=80))
-    whole = memory.footprint(odd.shape, odd.tensors, Choice(32_768)).total
+    whole = memory.footprint(odd.shape, odd.tensors, EngineSettings(32_768)).total
     for share in (0.9, 0.95, 1.0):
         room = Room(int(whole * share))
         try:
@@ -104,7 +104,7 @@ def test_an_odd_model_loads_and_answers(odd_file: Path) -> None:
 
 def test_what_llama_cpp_refuses_with_a_reason_is_not_called_damaged(odd_file: Path) -> None:
     try:
-        found = measure(odd_file, [Choice(512, "q8_0", "q8_0")])
+        found = measure(odd_file, [EngineSettings(512, "q8_0", "q8_0")])
     except PlanError as error:
         assert "does not divide n_embd_head_k=80" in str(error)
         assert "damaged" not in str(error)

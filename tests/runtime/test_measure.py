@@ -17,7 +17,7 @@ from qwq_lite.backend import measure as backend
 from qwq_lite.backend.context import Context, ContextSettings, Entry
 from qwq_lite.backend.measure import measure
 from qwq_lite.backend.model import LoadedModel
-from qwq_lite.backend.settings import Choice
+from qwq_lite.backend.settings import EngineSettings
 from qwq_lite.errors import PlanError
 from qwq_lite.formats import gguf_header, header_only, shape
 from qwq_lite.formats.shape import ModelShape
@@ -44,7 +44,7 @@ def ghost_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_count_is_what_a_real_load_takes(fixture: str, request: pytest.FixtureRequest) -> None:
     path: Path = request.getfixturevalue(fixture)
     header = gguf_header.read(path)
-    choices = [Choice(n_ctx, cache, cache) for n_ctx in (4096, 8192) for cache in ("f16", "q8_0")]
+    choices = [EngineSettings(n_ctx, cache, cache) for n_ctx in (4096, 8192) for cache in ("f16", "q8_0")]
     counted = measure(path, choices)
     assert counted is not None
     for choice, found, real in zip(choices, counted, allocated(path, choices), strict=True):
@@ -59,9 +59,9 @@ def test_the_count_is_what_a_real_load_takes(fixture: str, request: pytest.Fixtu
 @on_linux
 def test_the_count_holds_where_the_engine_maps_the_file(demo_gguf: Path) -> None:
     """A load as the engine makes it; what llama.cpp then says of weights is the span of the file."""
-    counted = measure(demo_gguf, [Choice(1024, "q8_0", "q8_0")])
+    counted = measure(demo_gguf, [EngineSettings(1024, "q8_0", "q8_0")])
     assert counted is not None
-    weights = LoadedModel(demo_gguf, Choice(1024))
+    weights = LoadedModel(demo_gguf, EngineSettings(1024))
     context = Context(weights, ContextSettings(1024, 1, n_seq_max=4, type_k="q8_0", type_v="q8_0"))
     context.decode([Entry(n, n, 0, n == 63) for n in range(64)])
     rows = backend._breakdown(context.pointer)
@@ -80,7 +80,7 @@ def test_a_ghost_of_all_64_layers_is_counted(tmp_path: Path) -> None:
     path, infos = tmp_path / "ghost.gguf", header_only.tensors(geometry, file_type("Q4_K_M"))
     header_only.write(path, geometry, infos)
     assert path.stat().st_blocks * 512 < 1_000_000
-    choices = [Choice(32_768, "q8_0", "q8_0"), Choice(8_192, repack=False)]
+    choices = [EngineSettings(32_768, "q8_0", "q8_0"), EngineSettings(8_192, repack=False)]
     counted = measure(path, choices)
     assert counted is not None
     for choice, found in zip(choices, counted, strict=True):
@@ -92,7 +92,7 @@ def test_a_ghost_of_all_64_layers_is_counted(tmp_path: Path) -> None:
 @on_linux
 @pytest.mark.parametrize(("type_k", "type_v"), [("bf16", "bf16"), ("q4_0", "q4_0"), ("f16", "q8_0"), ("q8_0", "f16")])
 def test_formulas_follow_other_caches_and_micro_batches(ghost_gguf: Path, type_k: str, type_v: str) -> None:
-    choices = [Choice(8192, type_k, type_v, n_ubatch=n) for n in (128, 256, 512)]
+    choices = [EngineSettings(8192, type_k, type_v, n_ubatch=n) for n in (128, 256, 512)]
     counted = measure(ghost_gguf, choices)
     assert counted is not None
     for choice, found in zip(choices, counted, strict=True):
@@ -108,14 +108,14 @@ def test_a_ghost_weighs_what_llama_cpp_loads(tmp_path: Path, name: str, tied: bo
     """`measure` itself holds the sum of the rows against llama_model_size."""
     path, infos = tmp_path / "ghost.gguf", header_only.tensors(size, file_type(name), tied)
     header_only.write(path, size, infos)
-    counted = measure(path, [Choice(256)])
+    counted = measure(path, [EngineSettings(256)])
     assert counted is not None
     assert sum(buffers.weights for buffers in counted[0].devices.values()) == sum(info.n_bytes for info in infos)
 
 
 @on_linux
 def test_repacked_weights_are_read_from_the_file_and_copied(ghost_gguf: Path) -> None:
-    counted = measure(ghost_gguf, [Choice(256), Choice(256, repack=False)])
+    counted = measure(ghost_gguf, [EngineSettings(256), EngineSettings(256, repack=False)])
     assert counted is not None
     copied, kept = (footprint.host for footprint in counted)
     assert copied.weights == kept.weights == copied.mapped + copied.reclaimable
@@ -124,7 +124,7 @@ def test_repacked_weights_are_read_from_the_file_and_copied(ghost_gguf: Path) ->
 
 def test_the_buffer_for_amx_is_memory_of_the_host_that_is_no_page_of_the_file() -> None:
     rows = [("CPU", 10, 3, 5), ("AMX", 100, 0, 0), ("CPU_REPACK", 1000, 0, 0)]
-    mapped, copied = (backend._by_device(rows, [], Choice(256, load_mode=mode)) for mode in ("mmap", "none"))
+    mapped, copied = (backend._by_device(rows, [], EngineSettings(256, load_mode=mode)) for mode in ("mmap", "none"))
     assert mapped == {"CPU": {"weights": 1110, "kv": 3, "compute": 5, "mapped": 10, "reclaimable": 1100}}
     assert copied == {"CPU": {"weights": 1110, "kv": 3, "compute": 5, "mapped": 0, "reclaimable": 0}}
 
@@ -141,14 +141,14 @@ def test_a_file_that_llama_cpp_refuses_is_named_with_its_reason(tmp_path: Path) 
     header_only.write(path, SHAPE, TENSORS)
     os.truncate(path, path.stat().st_size - 100_000)
     with pytest.raises(PlanError, match=r"cut\.gguf: .*not within the file bounds"):
-        measure(path, [Choice(256)])
+        measure(path, [EngineSettings(256)])
 
 
 def test_a_file_that_lacks_a_tensor_is_named_with_its_reason(tmp_path: Path) -> None:
     path = tmp_path / "lacking.gguf"
     header_only.write(path, SHAPE, TENSORS[:-1])
     with pytest.raises(PlanError, match=r"lacking\.gguf: .*blk\.1\.ffn_up\.weight"):
-        measure(path, [Choice(256)])
+        measure(path, [EngineSettings(256)])
 
 
 def test_a_question_that_ends_llama_cpp_ends_only_the_child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,14 +163,14 @@ def test_a_question_that_ends_llama_cpp_ends_only_the_child(tmp_path: Path, monk
         patch.setattr(gguf_header, "encode", with_wrong_rotary_size)
         header_only.write(path, SHAPE, TENSORS)
     with pytest.raises(PlanError, match=r"wrong\.gguf: .*GGML_ASSERT"):
-        measure(path, [Choice(256)])
+        measure(path, [EngineSettings(256)])
 
 
 def test_a_child_that_says_nothing_of_use_is_an_error(ghost_gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     done = subprocess.CompletedProcess([], 0, stdout="", stderr="")
     monkeypatch.setattr(subprocess, "run", lambda *_args, **_options: done)
     with pytest.raises(PlanError, match="count cannot be read"):
-        measure(ghost_gguf, [Choice(256)])
+        measure(ghost_gguf, [EngineSettings(256)])
 
 
 @on_linux
@@ -178,7 +178,7 @@ def test_an_illegal_instruction_names_doctor(ghost_gguf: Path, monkeypatch: pyte
     done = subprocess.CompletedProcess([], -4, stdout="", stderr="")
     monkeypatch.setattr(subprocess, "run", lambda *_args, **_options: done)
     with pytest.raises(PlanError, match=r"run: qwq-lite doctor$"):
-        measure(ghost_gguf, [Choice(256)])
+        measure(ghost_gguf, [EngineSettings(256)])
 
 
 def test_a_build_without_the_symbol_is_no_error(ghost_gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -192,7 +192,7 @@ def test_a_build_without_the_symbol_is_no_error(ghost_gguf: Path, monkeypatch: p
         return run([*before, path + gone], **options)
 
     monkeypatch.setattr(subprocess, "run", in_a_child_without_it)
-    assert measure(ghost_gguf, [Choice(256)]) is None
+    assert measure(ghost_gguf, [EngineSettings(256)]) is None
 
 
 def test_no_breakdown_without_symbol_or_known_library(monkeypatch: pytest.MonkeyPatch, ghost_gguf: Path) -> None:
@@ -203,4 +203,4 @@ def test_no_breakdown_without_symbol_or_known_library(monkeypatch: pytest.Monkey
     with monkeypatch.context() as patch:
         patch.setattr(sys, "platform", "darwin")
         patch.setattr(subprocess, "run", lambda *_, **__: pytest.fail("a child can only say no there"))
-        assert measure(ghost_gguf, [Choice(256)]) is None
+        assert measure(ghost_gguf, [EngineSettings(256)]) is None

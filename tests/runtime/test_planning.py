@@ -222,26 +222,26 @@ def test_a_plan_names_the_room_and_where_its_figures_come_from(
 
 @pytest.mark.parametrize("n_ctx", [None, 256, 32_768])
 def test_a_context_within_the_trained_length_needs_no_remark(n_ctx: int | None) -> None:
-    assert list(planning.remarks(QWQ, Room(GIB), Wishes(n_ctx=n_ctx))) == []
+    assert list(planning.check_wishes(QWQ, Room(GIB), Wishes(n_ctx=n_ctx))) == []
 
 
 def test_a_context_above_the_trained_length_is_remarked_on_unless_rope_scaling_is_for_that() -> None:
     wishes = Wishes(n_ctx=40_000)
-    (line,) = planning.remarks(QWQ, Room(GIB), wishes)
+    (line,) = planning.check_wishes(QWQ, Room(GIB), wishes)
     assert "40,000 tokens" in line
     assert "32,768" in line
     assert "rope scaling" in line
     assert "\n" not in line
     scaled = dataclasses.replace(QWQ, rope_scaling=RopeScaling("yarn", 4.0, 32_768))
-    assert list(planning.remarks(scaled, Room(GIB), wishes)) == []
+    assert list(planning.check_wishes(scaled, Room(GIB), wishes)) == []
 
 
 @pytest.mark.parametrize(("layers", "n_lines"), [(None, 0), (0, 0), (-1, 1), (1, 1), (64, 1)])
 def test_layers_for_a_gpu_that_is_not_there_are_remarked_on(layers: int | None, n_lines: int) -> None:
-    lines = list(planning.remarks(QWQ, Room(GIB), Wishes(n_gpu_layers=layers)))
+    lines = list(planning.check_wishes(QWQ, Room(GIB), Wishes(n_gpu_layers=layers)))
     assert len(lines) == n_lines
     assert all("no GPU" in line for line in lines)
-    assert list(planning.remarks(QWQ, Room(GIB, (Gpu("CUDA0", GIB),)), Wishes(n_gpu_layers=layers))) == []
+    assert list(planning.check_wishes(QWQ, Room(GIB, (Gpu("CUDA0", GIB),)), Wishes(n_gpu_layers=layers))) == []
 
 
 @pytest.mark.parametrize(
@@ -260,7 +260,7 @@ def test_unequal_k_and_v_are_remarked_on_for_cuda(
     type_k: str | None, type_v: str | None, unequal: bool, names: tuple[str, ...]
 ) -> None:
     room = Room(GIB, tuple(Gpu(name, GIB) for name in names))
-    lines = list(planning.remarks(QWQ, room, Wishes(type_k=type_k, type_v=type_v)))
+    lines = list(planning.check_wishes(QWQ, room, Wishes(type_k=type_k, type_v=type_v)))
     assert len(lines) == int(unequal and "CUDA0" in names)
     assert all("unequal K and V" in line and "\n" not in line for line in lines)
 
@@ -290,7 +290,7 @@ WIDE = Room(8 * GIB, (Gpu("CUDA0", 8 * GIB),))
 def test_a_plan_that_still_fits_is_kept(small_header: Header) -> None:
     plan = planning.plan_header(small_header, WIDE, Wishes(n_ctx=12_345, type_k="q8_0"))
     for room in (WIDE, Room(4 * GIB, (Gpu("CUDA0", 4 * GIB, MIB),))):
-        kept, line = planning.adapted(plan, small_header, room)
+        kept, line = planning.adapt_plan(plan, small_header, room)
         assert line is None
         assert (kept.choice, kept.footprint, kept.room) == (plan.choice, plan.footprint, room)
 
@@ -298,7 +298,7 @@ def test_a_plan_that_still_fits_is_kept(small_header: Header) -> None:
 def test_a_plan_that_no_longer_fits_gives_way_to_one_that_does(small_header: Header) -> None:
     plan = planning.plan_header(small_header, WIDE, Wishes())
     room = Room(8 * GIB, (Gpu("CUDA0", int(1.5 * GIB)),))
-    other, line = planning.adapted(plan, small_header, room)
+    other, line = planning.adapt_plan(plan, small_header, room)
     assert other.choice != plan.choice
     assert (other.room, other.shortages()) == (room, [])
     assert line is not None
@@ -311,7 +311,7 @@ def test_a_plan_that_no_longer_fits_gives_way_to_one_that_does(small_header: Hea
 @pytest.mark.parametrize("room", [Room(8 * GIB), Room(8 * GIB, (Gpu("Vulkan0", 8 * GIB),))])
 def test_a_plan_for_a_device_that_is_gone_gives_way(small_header: Header, room: Room) -> None:
     plan = planning.plan_header(small_header, WIDE, Wishes())
-    other, line = planning.adapted(plan, small_header, room)
+    other, line = planning.adapt_plan(plan, small_header, room)
     assert other.footprint.devices.keys() == {"CPU", *room.gpu_names}
     assert other.shortages() == []
     assert line is not None
@@ -323,7 +323,7 @@ def test_one_of_two_devices_that_is_gone_is_noticed(small_header: Header) -> Non
     both = dataclasses.replace(WIDE, gpus=(Gpu("CUDA0", int(1.5 * GIB)), Gpu("CUDA1", int(1.5 * GIB))))
     plan = planning.plan_header(small_header, both, Wishes())
     assert len(plan.footprint.devices) == 3
-    other, line = planning.adapted(plan, small_header, WIDE)
+    other, line = planning.adapt_plan(plan, small_header, WIDE)
     assert other.choice.tensor_split == ()
     assert line is not None
     assert "it is for ['CUDA0'" in line
@@ -332,7 +332,7 @@ def test_one_of_two_devices_that_is_gone_is_noticed(small_header: Header) -> Non
 def test_one_device_more_is_noticed(small_header: Header) -> None:
     """llama.cpp would share the layers out over both, which the plan did not count."""
     plan = planning.plan_header(small_header, WIDE, Wishes())
-    other, line = planning.adapted(plan, small_header, Room(8 * GIB, (*WIDE.gpus, Gpu("CUDA1", GIB))))
+    other, line = planning.adapt_plan(plan, small_header, Room(8 * GIB, (*WIDE.gpus, Gpu("CUDA1", GIB))))
     assert other.choice.tensor_split == (29, 0)
     assert line is not None
 
@@ -341,14 +341,14 @@ def test_one_device_more_is_noticed(small_header: Header) -> None:
 def test_nothing_fits_any_more(small_header: Header, room: Room) -> None:
     plan = planning.plan_header(small_header, WIDE, Wishes())
     with pytest.raises(PlanError) as caught:
-        planning.adapted(plan, small_header, room)
+        planning.adapt_plan(plan, small_header, room)
     assert SHORTAGE.search(str(caught.value))
 
 
 def test_a_plan_for_another_file_is_refused(small_header: Header) -> None:
     plan = planning.plan_model("qwq-32b", machine="rtx-3090").plan
     with pytest.raises(UsageError, match="the plan is for another file, Q4_K_M") as caught:
-        planning.adapted(plan, small_header, WIDE)
+        planning.adapt_plan(plan, small_header, WIDE)
     assert str(small_header.path) in str(caught.value)
 
 
@@ -366,18 +366,18 @@ def test_a_plan_for_another_file_is_refused_both_ways(
     for planned, loaded in ((small_header, other), (other, small_header)):
         plan = planning.plan_header(planned, WIDE, Wishes(n_ctx=LEAST_CTX))
         with pytest.raises(UsageError, match=f"the plan is for another file, {planned.path.name}"):
-            planning.adapted(plan, loaded, WIDE)
+            planning.adapt_plan(plan, loaded, WIDE)
 
 
 def test_a_plan_made_by_name_is_for_the_file_that_came_of_it(small_header: Header) -> None:
     planned = planning.plan_model("deepseek-r1-distill-qwen-1.5b", machine="rtx-3090")
-    kept, line = planning.adapted(planned.plan, small_header, planned.plan.room)
+    kept, line = planning.adapt_plan(planned.plan, small_header, planned.plan.room)
     assert (kept, line) == (planned.plan, None)
 
 
 def test_wishes_outlive_a_plan_that_no_longer_fits(small_header: Header) -> None:
     plan = planning.plan_header(small_header, WIDE, Wishes(n_ctx=4096, type_k="q4_0"))
-    other, line = planning.adapted(plan, small_header, Room(8 * GIB))
+    other, line = planning.adapt_plan(plan, small_header, Room(8 * GIB))
     assert line is not None
     assert (other.choice.n_ctx, other.choice.type_k) == (4096, "q4_0")
 

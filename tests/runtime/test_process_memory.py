@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 
 from bench.process import N_OUTPUTS, compared
-from qwq_lite.backend.settings import Choice
+from qwq_lite.backend.settings import EngineSettings
 from qwq_lite.plan.run_plan import HOST_WEIGHTS
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 @pytest.mark.parametrize("name", HOST_WEIGHTS)
 def test_a_process_takes_what_the_plan_says(name: str, demo_gguf: Path) -> None:
-    row = compared(demo_gguf, Choice(1024, n_outputs_max=N_OUTPUTS, **HOST_WEIGHTS[name]))
+    row = compared(demo_gguf, EngineSettings(1024, n_outputs_max=N_OUTPUTS, **HOST_WEIGHTS[name]))
     assert row["anonymous"] <= row["anonymous_planned"]
     assert row["mapped"] <= row["mapped_planned"]
     taken, planned = (row["anonymous" + end] + row["mapped" + end] for end in ("", "_planned"))

@@ -199,7 +199,7 @@ def test_text_is_normalised_where_the_form_is_nfc(text: str) -> None:
     ],
 )
 def test_the_files_normaliser_counts_then_that_of_its_pre_tokenizer(keys: dict[str, Value], form: str) -> None:
-    assert normalization.normalizer(keys) == form
+    assert normalization.normal_form(keys) == form
 
 
 def test_a_beginning_of_text_is_added_once_where_the_vocabulary_has_one() -> None:

@@ -471,14 +471,14 @@ def test_calls_that_meet_the_end_of_idleness_are_answered(letters_gguf: Path, mo
 
 def test_a_call_that_takes_long_to_be_sent_has_its_engine(letters_gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Though the engine gives its memory back as soon as nobody asks anything."""
-    encoded = protocol.encoded
+    encoded = protocol.encode
 
     def encoded_late(message: dict[str, Any]) -> bytes:
         if message["do"] in ("load", "generate", "tokenize"):
             time.sleep(0.5)
         return encoded(message)
 
-    monkeypatch.setattr(protocol, "encoded", encoded_late)
+    monkeypatch.setattr(protocol, "encode", encoded_late)
     with load(letters_gguf, n_ctx=512, idle_unload=1e-6) as model:
         for _ in range(2):
             assert model.tokenize("Hello")
@@ -507,7 +507,7 @@ def test_a_reader_that_waits_is_no_hang(fragile: RemoteModel, monkeypatch: pytes
 
 def test_work_without_a_step_is_a_hang(fragile: RemoteModel, monkeypatch: pytest.MonkeyPatch) -> None:
     hasten_hangs(monkeypatch)
-    monkeypatch.setattr(resumable_feed.RemoteFeed, "unread", False)  # so that nothing says why it waits
+    monkeypatch.setattr(resumable_feed.ResumableFeed, "unread", False)  # so that nothing says why it waits
     clock, stream = Clock(monkeypatch), fragile.generate(LONG, max_tokens=2 * MOST_UNREAD)
     wait_until(lambda: stream.feed.events.qsize() >= MOST_UNREAD)
     clock.pass_(20, fragile)

@@ -16,7 +16,7 @@ import pytest
 import qwq_lite
 from qwq_convert.pipeline import convert
 from qwq_lite.backend.measure import measure
-from qwq_lite.backend.settings import Choice
+from qwq_lite.backend.settings import EngineSettings
 from qwq_lite.engine import local
 from qwq_lite.errors import FormatError
 from qwq_lite.formats import gguf_header
@@ -97,7 +97,7 @@ def test_the_plan_is_that_of_the_whole_file_to_the_byte(models: Models, n_parts:
 
 
 def test_llama_cpp_counts_the_same_of_both(models: Models) -> None:
-    choices = [Choice(1024, **mode) for mode in HOST_WEIGHTS.values()]
+    choices = [EngineSettings(1024, **mode) for mode in HOST_WEIGHTS.values()]
     expected = measure(models.whole, choices)
     for n_parts, tensors_first in CASES:
         assert measure(models.split(n_parts, tensors_first)[0], choices) == expected

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from qwq_lite.prompt import chat_template
-from qwq_lite.text.tags import tags
+from qwq_lite.text.tags import find_tags
 
 TAGS = {
     "QwQ-32B": "<think> </think> <tool_call> </tool_call> <tool_response> </tool_response> <|fim_prefix|> <|repo_name|>",
@@ -35,18 +35,18 @@ TEXTS = {
 @pytest.mark.parametrize("model", TAGS)
 def test_tags_are_protected(model: str) -> None:
     spellings = TAGS[model].split(" ")
-    assert tags(spellings, ["<bos>", "<eos>"]) == spellings
+    assert find_tags(spellings, ["<bos>", "<eos>"]) == spellings
 
 
 @pytest.mark.parametrize("model", TEXTS)
 def test_words_of_a_vocabulary_are_plain_text(model: str) -> None:
-    assert tags(TEXTS[model], ["<bos>", "<eos>"]) == []
+    assert find_tags(TEXTS[model], ["<bos>", "<eos>"]) == []
 
 
 def test_an_end_is_html_unless_its_beginning_is_a_control_token() -> None:
-    assert tags(["<s>", "</s>"], ["<bos>"]) == []
-    assert tags(["</s>", "<b>"], ["<s>"]) == ["</s>"]
-    assert tags(["<s>"], ["</s>"]) == ["<s>"]
+    assert find_tags(["<s>", "</s>"], ["<bos>"]) == []
+    assert find_tags(["</s>", "<b>"], ["<s>"]) == ["</s>"]
+    assert find_tags(["<s>"], ["</s>"]) == ["<s>"]
 
 
 class Spaced:

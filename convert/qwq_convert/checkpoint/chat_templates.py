@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from qwq_convert.checkpoint.files import Checkpoint
-from qwq_convert.checkpoint.text_files import is_unicode, quoted
+from qwq_convert.checkpoint.text_files import is_unicode, quote
 from qwq_lite.errors import CheckpointError
 
 _FILES = ("chat_template.jinja", "chat_template.json")
@@ -39,7 +39,7 @@ def templates(checkpoint: Checkpoint, settings: Mapping[str, Any]) -> tuple[str 
         if not isinstance(name, str) or not name or not isinstance(text, str) or not is_unicode(text):
             kind = type(text).__name__
             raise CheckpointError(
-                f"{checkpoint.folder / where}: chat_template {quoted(name)} is {kind}, a string of Unicode is expected"
+                f"{checkpoint.folder / where}: chat_template {quote(name)} is {kind}, a string of Unicode is expected"
             )
         found["".join(letter if letter in _LETTERS else "_" for letter in name)] = text
     return found.pop("default", None), found

@@ -9,8 +9,8 @@ from __future__ import annotations
 import re
 
 from qwq_convert.checkpoint.files import Checkpoint
-from qwq_convert.checkpoint.text_files import quoted, shown
-from qwq_convert.checkpoint.unsupported_files import ADAPTER_CONFIG, adapter, adapter_weights
+from qwq_convert.checkpoint.text_files import printable, quote
+from qwq_convert.checkpoint.unsupported_files import ADAPTER_CONFIG, explain_adapter, has_adapter_weights
 from qwq_lite.errors import CheckpointError
 
 ARCHITECTURE = "Qwen2ForCausalLM"
@@ -61,10 +61,10 @@ def check(checkpoint: Checkpoint) -> None:
 
 def _check_adapter(checkpoint: Checkpoint) -> None:
     """An adapter's settings may be left beside weights that it was merged into; its weights beside others are not applied."""
-    found = adapter(checkpoint.folder)
+    found = explain_adapter(checkpoint.folder)
     if found is None:
         return
-    if adapter_weights(checkpoint.folder) or not checkpoint.has_weights():
+    if has_adapter_weights(checkpoint.folder) or not checkpoint.has_weights():
         raise CheckpointError(
             f"{checkpoint.folder}: {found}; where the weights beside it are the result already, move adapter_* to another folder"
         )
@@ -80,7 +80,7 @@ def _check_architecture(checkpoint: Checkpoint) -> None:
         return
     word = _NEAR.get(found[0]) if isinstance(found, list) and len(found) == 1 and isinstance(found[0], str) else None
     raise CheckpointError(
-        f"{path}: architectures is {quoted(found)}{f' ({word})' if word else ''}, [{ARCHITECTURE!r}] can be converted"
+        f"{path}: architectures is {quote(found)}{f' ({word})' if word else ''}, [{ARCHITECTURE!r}] can be converted"
         f" (QwQ, Qwen2.5, DeepSeek-R1-Distill-Qwen); {_OTHER_PROGRAM}"
     )
 
@@ -99,6 +99,6 @@ def _check_quantized(checkpoint: Checkpoint) -> None:
     original = _QUANTIZED_SUFFIX.sub("", checkpoint.name)
     take = original if original != checkpoint.name else "the checkpoint that it was made from"
     raise CheckpointError(
-        f"{checkpoint.folder / where}: quantization_config: these weights are quantized already ({shown(name)}), and rounding"
+        f"{checkpoint.folder / where}: quantization_config: these weights are quantized already ({printable(name)}), and rounding"
         f" them again would add to the loss; take the original checkpoint: {take}"
     )

@@ -21,16 +21,16 @@ from typing import Any
 from gguf.constants import GGMLQuantizationType
 
 from qwq_convert.checkpoint.text_files import (
+    explain_unreadable,
     is_listed,
-    quoted,
+    printable,
+    quote,
     read_json_object,
     read_text,
     refuse_stand_in,
-    shown,
-    unique_keys,
-    why_unreadable,
+    reject_duplicate_keys,
 )
-from qwq_convert.checkpoint.unsupported_files import explain, instead, skipped
+from qwq_convert.checkpoint.unsupported_files import explain_folder, explain_tensor, is_skipped
 from qwq_lite.errors import CheckpointError
 from qwq_lite.formats.gguf_header import tensor_bytes
 from qwq_lite.store import catalog
@@ -187,7 +187,7 @@ class Checkpoint:
     def _config(self) -> dict[str, Any]:
         config = self.json("config.json")
         if config is None:
-            hint = instead(self.folder) or "this is not a checkpoint folder"
+            hint = explain_folder(self.folder) or "this is not a checkpoint folder"
             raise CheckpointError(f"{self.folder}: config.json is missing; {hint}")
         return config
 
@@ -205,13 +205,13 @@ class Checkpoint:
                 if listed.get(name) != file:
                     says = f"places it in {listed[name]}" if name in listed else "does not list it"
                     raise CheckpointError(
-                        f"{self.folder / file}: tensor {shown(name)}: {INDEX} {says}; fetch the index again"
+                        f"{self.folder / file}: tensor {printable(name)}: {INDEX} {says}; fetch the index again"
                     )
                 found[name] = tensor
-        missing = next((name for name in listed if name not in found and not skipped(name)), None)
+        missing = next((name for name in listed if name not in found and not is_skipped(name)), None)
         if missing:
             raise CheckpointError(
-                f"{self.folder / listed[missing]}: tensor {shown(missing)} is missing, {INDEX} places it there;"
+                f"{self.folder / listed[missing]}: tensor {printable(missing)} is missing, {INDEX} places it there;"
                 " fetch the shard again"
             )
         return found
@@ -220,7 +220,7 @@ class Checkpoint:
         """One file, or shards whose names say how many they are: an index would add nothing."""
         files = [SINGLE] if self.has(SINGLE) else self._numbered_shards()
         if not files:
-            hint = instead(self.folder) or "fetch the weights (*.safetensors) and their index into this folder"
+            hint = explain_folder(self.folder) or "fetch the weights (*.safetensors) and their index into this folder"
             raise CheckpointError(f"{self.folder}: neither {INDEX} nor {SINGLE} is there; {hint}")
         found: dict[str, SourceTensor] = {}
         for file in files:
@@ -228,7 +228,7 @@ class Checkpoint:
             for name, tensor in self._shard(file).items():
                 if name in found:
                     raise CheckpointError(
-                        f"{self.folder / file}: tensor {shown(name)} is in {found[name].file} too, and no {INDEX} says which"
+                        f"{self.folder / file}: tensor {printable(name)} is in {found[name].file} too, and no {INDEX} says which"
                         " counts; fetch the index"
                     )
                 found[name] = tensor
@@ -260,22 +260,23 @@ class Checkpoint:
             self._files[file] = RandomAccessFile(path)
             self._states[file] = _state(os.fstat(self._files[file].fileno()))
         except OSError as error:
-            raise CheckpointError(f"{path}: {why_unreadable(path, error)}") from error
+            raise CheckpointError(f"{path}: {explain_unreadable(path, error)}") from error
 
     def _shard(self, file: str) -> dict[str, SourceTensor]:
         path = self.folder / file
         header, data_start = _shard_header(path)
         tensors = {}
         for name, entry in header.items():
-            if name == "__metadata__" or skipped(name):
+            if name == "__metadata__" or is_skipped(name):
                 continue
             kind = _DTYPES.get(entry["dtype"])
             if kind is None:
-                if trace := next((other for other in (name, *header) if explain(other)), None):
-                    raise CheckpointError(f"{path}: tensor {shown(trace)} {explain(trace)}")
+                if trace := next((other for other in (name, *header) if explain_tensor(other)), None):
+                    raise CheckpointError(f"{path}: tensor {printable(trace)} {explain_tensor(trace)}")
                 advice = "save it as one of them first" if entry["dtype"] == "F64" else _ORIGINAL
                 raise CheckpointError(
-                    f"{path}: tensor {shown(name)} has dtype {entry['dtype']}; {', '.join(_DTYPES)} can be converted: {advice}"
+                    f"{path}: tensor {printable(name)} has dtype {entry['dtype']};"
+                    f" {', '.join(_DTYPES)} can be converted: {advice}"
                 )
             tensors[name] = SourceTensor(name, tuple(entry["shape"]), kind, file, data_start + entry["data_offsets"][0])
         return tensors
@@ -295,7 +296,7 @@ def _weight_map(index: Mapping[str, Any], path: Path) -> dict[str, str]:
     for name, file in listed.items():
         if Path(file).name != file or not file.endswith(".safetensors"):
             raise CheckpointError(
-                f"{path}: weight_map places {shown(name)} in {quoted(file)}; a .safetensors file of this folder is"
+                f"{path}: weight_map places {printable(name)} in {quote(file)}; a .safetensors file of this folder is"
                 " expected, other kinds are not read"
             )
     return listed
@@ -317,12 +318,12 @@ def _shard_header(path: Path) -> tuple[dict[str, Any], int]:
                     f"{path}: is no complete safetensors file: it holds {held + 8} bytes and {says}; fetch it again"
                 )
             stream.seek(8)
-            header = json.loads(stream.read(length), object_pairs_hook=unique_keys)
+            header = json.loads(stream.read(length), object_pairs_hook=reject_duplicate_keys)
         with safe_open(path, framework="np"):
             pass
     except (SafetensorError, OSError, ValueError, RecursionError) as error:
         raise CheckpointError(
-            f"{path}: is no complete safetensors file ({shown(str(error))}); fetch it again"
+            f"{path}: is no complete safetensors file ({printable(str(error))}); fetch it again"
         ) from error
     if not isinstance(header, dict):
         raise CheckpointError(f"{path}: its header is a {type(header).__name__}, an object is expected; fetch it again")

@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from qwq_convert.checkpoint.files import Checkpoint, SourceTensor
-from qwq_convert.checkpoint.text_files import quoted, shown
-from qwq_convert.checkpoint.unsupported_files import explain
+from qwq_convert.checkpoint.text_files import printable, quote
+from qwq_convert.checkpoint.unsupported_files import explain_tensor
 from qwq_lite.errors import CheckpointError
 from qwq_lite.formats.shape import ModelShape
 
@@ -92,16 +92,16 @@ def pair(checkpoint: Checkpoint, shape: ModelShape) -> list[TensorPair]:
         ours = gguf_name(name)
         if ours == "output.weight":
             expected[ours] = (shape.n_vocab, shape.n_embd)
-        if ours is None and (said := explain(name)):
-            raise CheckpointError(f"{checkpoint.folder / tensor.file}: tensor {shown(name)} {said}")
+        if ours is None and (said := explain_tensor(name)):
+            raise CheckpointError(f"{checkpoint.folder / tensor.file}: tensor {printable(name)} {said}")
         if ours is None or ours not in expected:
             raise CheckpointError(
-                f"{checkpoint.folder / tensor.file}: tensor {shown(name)} does not belong to a Qwen2ForCausalLM"
+                f"{checkpoint.folder / tensor.file}: tensor {printable(name)} does not belong to a Qwen2ForCausalLM"
                 f" of {shape.n_layer} layers; config.json and shards do not match, fetch both again"
             )
         if tensor.shape != expected[ours]:
             raise CheckpointError(
-                f"{checkpoint.folder / tensor.file}: tensor {name} has shape {quoted(list(tensor.shape))},"
+                f"{checkpoint.folder / tensor.file}: tensor {name} has shape {quote(list(tensor.shape))},"
                 f" config.json asks for {list(expected[ours])}; fetch both again"
             )
         pairs[ours] = TensorPair(ours, tensor)
@@ -122,7 +122,7 @@ def _check_complete(checkpoint: Checkpoint, expected: Mapping[str, object], pair
 def _check_tied(checkpoint: Checkpoint, tied: bool) -> None:
     path, flag = checkpoint.folder / "config.json", checkpoint.config.get("tie_word_embeddings")
     if flag is not None and not isinstance(flag, bool):
-        raise CheckpointError(f"{path}: tie_word_embeddings is {quoted(flag)}, true or false is expected")
+        raise CheckpointError(f"{path}: tie_word_embeddings is {quote(flag)}, true or false is expected")
     if tied and flag is False:
         raise CheckpointError(
             f"{checkpoint.folder}: lm_head.weight is missing, and config.json (tie_word_embeddings: false) needs it;"

@@ -18,12 +18,12 @@ _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 120
 MAX_TEXT_BYTES = 64 << 20  # a tokenizer.json of 150,000 tokens is 7 to 11 MB
 
 
-def shown(name: str) -> str:
+def printable(name: str) -> str:
     """A name from a stranger's file as a message can hold it: as it is, or quoted when it is long or cannot be printed."""
-    return name if len(name) <= 200 and name.isprintable() else quoted(name)
+    return name if len(name) <= 200 and name.isprintable() else quote(name)
 
 
-def quoted(value: object) -> str:
+def quote(value: object) -> str:
     """A value from a stranger's file as a message can hold it: in Python's spelling, shortened in the middle."""
     return _SHORT.repr(value)
 
@@ -46,12 +46,10 @@ def is_listed(path: Path) -> bool:
     return True
 
 
-def why_unreadable(path: Path, error: OSError) -> str:
+def explain_unreadable(path: Path, error: OSError) -> str:
     """Why a listed name cannot be read as a file, and what to do."""
     if path.is_symlink() and isinstance(error, FileNotFoundError):
-        return (
-            f"is a link to {shown(str(path.readlink()))}, which is not there; fetch the file again, or remove the link"
-        )
+        return f"is a link to {printable(str(path.readlink()))}, which is not there; fetch the file again, or remove the link"
     if error.errno == errno.EINVAL:  # RandomAccessFile's word for what is no regular file
         return "is a folder, a device, a pipe or a socket and no file; put the file in its place, or remove it"
     return f"cannot be read: {error.strerror or error}; make it readable, or remove it"
@@ -62,7 +60,7 @@ def read_json_object(path: Path) -> dict[str, Any]:
     text = read_text(path)
     refuse_stand_in(path, text[:64].encode(errors="replace"))
     try:
-        value = json.loads(text, object_pairs_hook=unique_keys)
+        value = json.loads(text, object_pairs_hook=reject_duplicate_keys)
     except RecursionError as error:
         raise CheckpointError(f"{path}: is nested too deeply; fetch it again") from error
     except ValueError as error:
@@ -84,7 +82,7 @@ def read_text(path: Path) -> str:
             file.read_into(memoryview(content), 0)
         return io.TextIOWrapper(io.BytesIO(content), encoding="utf-8").read()
     except OSError as error:
-        raise CheckpointError(f"{path}: {why_unreadable(path, error)}") from error
+        raise CheckpointError(f"{path}: {explain_unreadable(path, error)}") from error
     except (EOFError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{path}: cannot be read as UTF-8 text: {error}") from error
 
@@ -101,10 +99,10 @@ def refuse_stand_in(path: Path, start: bytes) -> None:
         )
 
 
-def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def reject_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """A JSON object whose keys occur once: which of two values under one name is meant cannot be told."""
     found = dict(pairs)
     if len(found) < len(pairs):
         twice, _ = Counter(key for key, _ in pairs).most_common(1)[0]
-        raise ValueError(f"the key {shown(twice)} occurs twice")
+        raise ValueError(f"the key {printable(twice)} occurs twice")
     return found

@@ -13,7 +13,7 @@ from typing import Any
 from gguf.constants import TokenType
 
 from qwq_convert.checkpoint.files import Checkpoint
-from qwq_convert.checkpoint.text_files import is_unicode, quoted
+from qwq_convert.checkpoint.text_files import is_unicode, quote
 from qwq_lite.errors import CheckpointError
 
 _LOOK_SPECIAL = ("<pad>", "<mask>", "<2mass>", "[@BOS@]")
@@ -64,7 +64,7 @@ def _read(entries: Any, name: str, path: Path) -> Iterator[AddedToken]:
         text = entry.get("content")
         if isinstance(number, bool) or not isinstance(number, int) or not isinstance(text, str) or not text:
             raise CheckpointError(
-                f"{path}: {name} has an entry without id or content: {quoted(number)}: {quoted(entry)}; fetch the file again"
+                f"{path}: {name} has an entry without id or content: {quote(number)}: {quote(entry)}; fetch the file again"
             )
         yield AddedToken(number, text, bool(entry.get("special")), path)
 
@@ -112,18 +112,18 @@ class _Table:
         """path: the file that says so."""
         if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < self._n_rows:
             raise CheckpointError(
-                f"{path}: token {quoted(token)} has id {quoted(number)}; ids from 0 to {self._n_rows - 1} have a row in the"
+                f"{path}: token {quote(token)} has id {quote(number)}; ids from 0 to {self._n_rows - 1} have a row in the"
                 " embedding"
             )
         if not is_unicode(token):
             raise CheckpointError(f"{path}: token {token!r} is no Unicode text; fetch the file again")
         if (other := self.tokens.get(number, token)) != token:
             raise CheckpointError(
-                f"{path}: id {number} belongs to {quoted(other)} and to {quoted(token)}; fetch the tokenizer's files again"
+                f"{path}: id {number} belongs to {quote(other)} and to {quote(token)}; fetch the tokenizer's files again"
             )
         if (first := self.ids.setdefault(token, number)) != number:
             raise CheckpointError(
-                f"{path}: token {quoted(token)} has the ids {first} and {number}; llama.cpp needs every token once, fetch the"
+                f"{path}: token {quote(token)} has the ids {first} and {number}; llama.cpp needs every token once, fetch the"
                 " tokenizer's files again"
             )
         self.tokens[number], self.types[number] = token, int(kind)
@@ -144,7 +144,7 @@ def _note_gap(checkpoint: Checkpoint, base: Mapping[str, Any], added: Sequence[A
             continue
         if entry.id > expected:
             checkpoint.notice(
-                f"{entry.path}: token {quoted(entry.text)} has id {entry.id}, and no token has id {expected}: it keeps its id;"
+                f"{entry.path}: token {quote(entry.text)} has id {entry.id}, and no token has id {expected}: it keeps its id;"
                 f" transformers, which numbers added tokens without gaps, may give it {expected}"
             )
             return

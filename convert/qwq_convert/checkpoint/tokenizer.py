@@ -17,7 +17,7 @@ from typing import Any
 from qwq_convert.checkpoint import tokenizer_files
 from qwq_convert.checkpoint.chat_templates import templates
 from qwq_convert.checkpoint.files import Checkpoint
-from qwq_convert.checkpoint.text_files import quoted
+from qwq_convert.checkpoint.text_files import quote
 from qwq_convert.checkpoint.token_table import AddedToken, added_tokens, rows
 from qwq_convert.checkpoint.tokenizer_files import QWEN2_REGEX, TokenizerFiles
 from qwq_lite.errors import CheckpointError
@@ -50,7 +50,7 @@ _TEXT, _SECOND = ("Sequence", "A"), ("Sequence", "B")  # what a post-processor's
 
 
 @dataclass(frozen=True)
-class Vocab:
+class TokenizerKeys:
     """What GGUF keeps of a tokenizer. `tokens` and `types` have one entry for every row of the embedding."""
 
     tokens: list[str]
@@ -72,7 +72,7 @@ class Vocab:
         return self.adds.get("eos")
 
 
-def load(checkpoint: Checkpoint, n_rows: int) -> Vocab:
+def load(checkpoint: Checkpoint, n_rows: int) -> TokenizerKeys:
     """The tokenizer of a checkpoint whose embedding has `n_rows` rows.
 
     Raises: CheckpointError naming file and field.
@@ -94,7 +94,7 @@ def load(checkpoint: Checkpoint, n_rows: int) -> Vocab:
     special_ids = _special_ids(checkpoint, listed if files.whole is not None else [*listed, *more], roles, n_rows)
     _note_endless(checkpoint, tokens, special_ids)
     template, named_templates = templates(checkpoint, settings)
-    return Vocab(
+    return TokenizerKeys(
         tokens=tokens,
         types=types,
         merges=_merges(model, files.merges),
@@ -112,12 +112,12 @@ def _model(tokenizer: Mapping[str, Any], path: Path) -> Mapping[str, Any]:
     if not isinstance(model, dict) or model.get("type", "BPE") != "BPE":
         found = model.get("type") if isinstance(model, dict) else model
         raise CheckpointError(
-            f"{path}: model.type is {quoted(found)}, BPE is expected: this tokenizer is not of the qwen2 family"
+            f"{path}: model.type is {quote(found)}, BPE is expected: this tokenizer is not of the qwen2 family"
         )
     for name, plain in _PLAIN_BPE.items():
         if (value := model.get(name)) not in plain:
             raise CheckpointError(
-                f"{path}: model.{name} is {quoted(value)}, {plain[1]!r} is expected: this tokenizer is not of the qwen2 family"
+                f"{path}: model.{name} is {quote(value)}, {plain[1]!r} is expected: this tokenizer is not of the qwen2 family"
             )
     if not isinstance(model.get("vocab"), dict) or not model["vocab"]:
         raise CheckpointError(f"{path}: model.vocab is missing or not an object")
@@ -149,11 +149,11 @@ def _merges(model: Mapping[str, Any], path: Path) -> list[str]:
         pair = entry.split(" ") if isinstance(entry, str) else entry
         left, right = pair if isinstance(pair, list) and len(pair) == 2 else (None, None)
         if not isinstance(left, str) or not isinstance(right, str):
-            raise CheckpointError(f"{path}: merges[{number}] is {quoted(entry)}, two pieces are expected")
+            raise CheckpointError(f"{path}: merges[{number}] is {quote(entry)}, two pieces are expected")
         if left not in known or right not in known or left + right not in known:
             unknown = next(piece for piece in (left, right, left + right) if piece not in known)
             raise CheckpointError(
-                f"{path}: merges[{number}] needs {quoted(unknown)}, which is no token; fetch the file again"
+                f"{path}: merges[{number}] needs {quote(unknown)}, which is no token; fetch the file again"
             )
         if " " in left + right:
             left, right = left.replace(" ", "Ġ"), right.replace(" ", "Ġ")
@@ -176,7 +176,7 @@ def _pre_tokenizer(tokenizer: Mapping[str, Any], path: Path) -> str:
     if len(regexes) == 1 and regexes[0] in _PRE_TOKENIZERS and len(byte_level) == 1 and len(parts) == 2:
         return _PRE_TOKENIZERS[regexes[0]]
     raise CheckpointError(
-        f"{path}: pre_tokenizer splits by {quoted(regexes or [part.get('type') for part in parts])}, which is not Qwen2's;"
+        f"{path}: pre_tokenizer splits by {quote(regexes or [part.get('type') for part in parts])}, which is not Qwen2's;"
         " convert this model with llama.cpp's convert_hf_to_gguf.py"
     )
 
@@ -201,13 +201,13 @@ def _normalizer(component: Any, path: Path) -> str:
         return "none"
     if not isinstance(component, dict):
         raise CheckpointError(
-            f"{path}: normalizer is {quoted(component)}, an object or null is expected; fetch the file again"
+            f"{path}: normalizer is {quote(component)}, an object or null is expected; fetch the file again"
         )
     kinds = [part.get("type") for part in _parts(component, "normalizers")]
     if kinds in ([], ["NFC"]):
         return "NFC" if kinds else "none"
     raise CheckpointError(
-        f"{path}: normalizer is {quoted(kinds)}; NFC or none can be kept: convert this model with llama.cpp"
+        f"{path}: normalizer is {quote(kinds)}; NFC or none can be kept: convert this model with llama.cpp"
     )
 
 
@@ -232,7 +232,7 @@ def _special_ids(
             continue  # several ids of one role stand in a list: these are generation_config.json's
         if not 0 <= number < n_rows:
             raise CheckpointError(
-                f"{checkpoint.folder / 'config.json'}: {name}_token_id is {quoted(number)};"
+                f"{checkpoint.folder / 'config.json'}: {name}_token_id is {quote(number)};"
                 f" ids from 0 to {n_rows - 1} have a row in the embedding"
             )
         found[name] = number
@@ -264,7 +264,7 @@ def _adds(
             adds.setdefault("eos", False)
         elif part.get("type") != "TemplateProcessing" or not _apply_template(part, roles, adds):
             raise CheckpointError(
-                f"{files.whole}: post_processor {quoted(part.get('type'))} puts tokens around a text that GGUF has no word for;"
+                f"{files.whole}: post_processor {quote(part.get('type'))} puts tokens around a text that GGUF has no word for;"
                 " convert this model with llama.cpp's convert_hf_to_gguf.py"
             )
     for name in ("bos", "eos", "sep"):

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from qwq_convert.checkpoint.files import Checkpoint
-from qwq_convert.checkpoint.text_files import quoted
+from qwq_convert.checkpoint.text_files import quote
 from qwq_lite.errors import CheckpointError
 
 QWEN2_REGEX = (
@@ -54,7 +54,7 @@ def read(checkpoint: Checkpoint, settings: Mapping[str, Any]) -> TokenizerFiles:
         )
     if (found := settings.get("tokenizer_class")) not in _CLASSES:
         raise CheckpointError(
-            f"{checkpoint.folder / 'tokenizer_config.json'}: tokenizer_class is {quoted(found)}; without {_WHOLE} only"
+            f"{checkpoint.folder / 'tokenizer_config.json'}: tokenizer_class is {quote(found)}; without {_WHOLE} only"
             f" {_CLASSES[1]} is known: fetch {_WHOLE} from the model's repository"
         )
     parts = _as_whole(vocab, merges)

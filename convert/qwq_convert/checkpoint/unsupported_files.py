@@ -9,7 +9,7 @@ import re
 import shlex
 from pathlib import Path
 
-from qwq_convert.checkpoint.text_files import is_listed, read_json_object, shown
+from qwq_convert.checkpoint.text_files import is_listed, printable, read_json_object
 from qwq_lite.formats import not_a_model
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -44,23 +44,23 @@ _TRACES = {
 }
 
 
-def skipped(name: str) -> bool:
+def is_skipped(name: str) -> bool:
     """Whether a tensor is left out, as in llama.cpp's converter."""
     return name.endswith(_BUFFERS)
 
 
-def explain(name: str) -> str | None:
+def explain_tensor(name: str) -> str | None:
     """What a tensor of this name is and what to do, as the end of a sentence; None for a name that tells nothing."""
     return next((said for pattern, said in _TRACES.items() if re.fullmatch(pattern, name, re.DOTALL)), None)
 
 
-def instead(folder: Path) -> str | None:
+def explain_folder(folder: Path) -> str | None:
     """What a folder without a checkpoint's files holds, and what to do with that; None when nothing is recognised."""
-    if (found := adapter(folder)) is not None:
+    if (found := explain_adapter(folder)) is not None:
         return found
-    if (snapshot := not_a_model.snapshot(folder)) is not None:
+    if (snapshot := not_a_model.find_snapshot(folder)) is not None:
         return f"it is a folder of the Hub's cache; name the one with the files: {snapshot}"
-    if gguf := not_a_model.gguf_files(folder):
+    if gguf := not_a_model.find_gguf_files(folder):
         return f"it holds GGUF files, which run as they are: qwq-lite chat {shlex.quote(str(gguf[0]))}"
     pickles = [path for suffix in ("bin", "pt", "pth", "ckpt") for path in folder.glob(f"*.{suffix}")]
     if pickles:
@@ -71,7 +71,7 @@ def instead(folder: Path) -> str | None:
     return None
 
 
-def adapter(folder: Path) -> str | None:
+def explain_adapter(folder: Path) -> str | None:
     """What to do with a folder that holds an adapter (LoRA), or None when it holds none."""
     name = next((name for name in (ADAPTER_CONFIG, *ADAPTER_WEIGHTS) if is_listed(folder / name)), None)
     if name is None:
@@ -79,13 +79,13 @@ def adapter(folder: Path) -> str | None:
     base = None
     if is_listed(folder / ADAPTER_CONFIG):
         base = read_json_object(folder / ADAPTER_CONFIG).get("base_model_name_or_path")
-    onto = shown(base) if isinstance(base, str) and base else "its base model"
+    onto = printable(base) if isinstance(base, str) and base else "its base model"
     return (
         f"{name} belongs to an adapter, which is only the change to a model: merge it into {onto} first"
         " (peft: merge_and_unload, save_pretrained) and convert the result"
     )
 
 
-def adapter_weights(folder: Path) -> bool:
+def has_adapter_weights(folder: Path) -> bool:
     """Whether the folder holds the weights of an adapter, not only its settings."""
     return any(is_listed(folder / name) for name in ADAPTER_WEIGHTS)

@@ -24,13 +24,13 @@ from qwq_convert import imatrix as importances
 from qwq_convert.cli import rounding, sha256
 from qwq_convert.cli.bar import bar
 from qwq_convert.imatrix import Imatrix
-from qwq_convert.pipeline import Conversion, Progress, Target, Written, convert, look
+from qwq_convert.pipeline import Conversion, ConversionProgress, FinishedConversion, Target, convert, look
 from qwq_convert.quantize import memory_bytes
 from qwq_convert.roundtrip import RoundTrip
 from qwq_lite.cli import console
 from qwq_lite.cli.console import escaped, size
 from qwq_lite.errors import PlanError, QwqError, UsageError
-from qwq_lite.formats.tensor_types import FILE_TYPES, Choice, file_type, file_type_name, tensor_type
+from qwq_lite.formats.tensor_types import FILE_TYPES, QuantizeOptions, file_type, file_type_name, tensor_type
 from qwq_lite.system import process_limits
 
 _MUCH = 0.25  # of this machine's memory: a smaller result needs no plan
@@ -43,7 +43,7 @@ class _Asked:
     checkpoint: Path
     kinds: Sequence[LlamaFileType]
     output: str | None  # as it was typed: a separator at its end makes it a folder
-    choice: Choice
+    choice: QuantizeOptions
     imatrix: Imatrix | None
     report: bool
     sha256: bool
@@ -110,7 +110,7 @@ def command(
             checkpoint=checkpoint,
             kinds=list(map(file_type, kinds)),
             output=output,
-            choice=Choice(
+            choice=QuantizeOptions(
                 output_tensor_type=tensor_type(output_tensor_type) if output_tensor_type else None,
                 token_embedding_type=tensor_type(token_embedding_type) if token_embedding_type else None,
                 pure=pure,
@@ -192,12 +192,12 @@ class _Watch:
             _tell(plan, _cannot_run(plan, asked.checkpoint))
         self._advance = self._stack.enter_context(bar(plan.source_bytes, asked.quiet))
 
-    def moved(self, progress: Progress) -> None:
+    def moved(self, progress: ConversionProgress) -> None:
         if self._advance is not None:
             self._advance(progress.tensor, progress.n_bytes)
 
 
-def _digests(done: Written, asked: _Asked) -> list[str]:
+def _digests(done: FinishedConversion, asked: _Asked) -> list[str]:
     with bar(sum(target.n_bytes for target in done.conversion.targets), asked.quiet) as advance:
         return [sha256.write(path, asked.force, advance) for path in done.outputs]
 
@@ -268,7 +268,7 @@ def _show_plan(plan: Conversion, needs: _Needs) -> None:
     click.echo("Nothing was written.")
 
 
-def _show_written(done: Written) -> None:
+def _show_written(done: FinishedConversion) -> None:
     for target, found in zip(done.conversion.targets, done.errors, strict=True):
         _summary(target)
         if found:

@@ -43,7 +43,7 @@ class Window(NamedTuple):
         return cls(max(0, n_tokens - WINDOW), n_tokens, cause)
 
 
-class Open(NamedTuple):
+class OpenWindow(NamedTuple):
     """A window is open. tail: the thought's last characters. until: nothing else is due before the reply is so long."""
 
     window: Window
@@ -70,21 +70,21 @@ class Closing:
     def constrains(self) -> bool:
         return self.eager is not None
 
-    def start(self, begin: Begin) -> Open | None:
+    def start(self, begin: Begin) -> OpenWindow | None:
         return None
 
-    def constrain(self, state: Open | None, draw: Draw) -> Draw:
+    def constrain(self, state: OpenWindow | None, draw: Draw) -> Draw:
         if state is None or self.eager is None or not state.tail.endswith("\n"):
             return draw
         return draw._replace(eager=(self.eager, MARGIN, self._end(0, state.window.cause)))
 
-    def observe(self, state: Open | None, taken: Taken) -> Verdict:
+    def observe(self, state: OpenWindow | None, taken: Taken) -> Verdict:
         if taken.phase != "thinking":
             return _NOTHING
         if state is not None and taken.n_tokens < state.until and taken.end is None:  # nearly always
             tail = state.tail
             if breaks.is_plain(tail, taken.text) and len(tail) < _LONG:
-                after = _new(Open, (state.window, tail + taken.text, state.until))
+                after = _new(OpenWindow, (state.window, tail + taken.text, state.until))
                 return _new(Verdict, (after, None, 0, None, None))
         if taken.end is not None and taken.end[1] < 0:
             return Verdict(state, self._end(None, taken.end[0], -taken.end[1]))
@@ -100,12 +100,12 @@ class Closing:
                 return Verdict(state, self._end(found.n_after if found else None, window.cause))
         later = (other.opens for other in self.windows if other.opens > taken.n_tokens)
         until = min([window.closes - self.n_words, *later]) if taken.end is None else 0
-        return Verdict(Open(window, (tail + taken.text)[-breaks.TAIL :], until))
+        return Verdict(OpenWindow(window, (tail + taken.text)[-breaks.TAIL :], until))
 
     def _end(self, n_drop: int | None, cause: ThoughtEnd, n_back: int = 0) -> Rewrite:
         return Rewrite(n_drop, self.words, _WHY[cause], cause, self.outside_code, n_back)
 
-    def _window(self, state: Open | None, taken: Taken) -> Window | None:
+    def _window(self, state: OpenWindow | None, taken: Taken) -> Window | None:
         """Of those that are open the one that closes first."""
         found = None if state is None else state.window
         for window in self.windows:

@@ -22,7 +22,7 @@ _SENTENCE = 36  # tokens: of real sentences 19 in 20 have no more
 _OVERTIME = 96  # tokens after which an answer without any break ends where it is
 
 
-class Cost(NamedTuple):
+class TokenCost(NamedTuple):
     """Seconds of one token: base + slope * tokens in the cache."""
 
     base: float
@@ -33,7 +33,7 @@ class Cost(NamedTuple):
         return n_tokens * (self.base + self.slope * (fill + n_tokens / 2))
 
 
-class Clock(NamedTuple):
+class DeadlineState(NamedTuple):
     """last_s: when the last token came. fresh: (fill, seconds) of tokens since the last fit, recent: of those before.
 
     tail: the answer's last characters. over_at: the reply's length when the deadline passed.
@@ -42,7 +42,7 @@ class Clock(NamedTuple):
     last_s: float | None = None
     fresh: tuple[tuple[int, float], ...] = ()
     recent: tuple[tuple[int, float], ...] = ()
-    cost: Cost | None = None
+    cost: TokenCost | None = None
     tail: str = ""
     over_at: int | None = None
 
@@ -58,20 +58,20 @@ class Deadline(Unconstrained):
     n_prompt: int
     name: ClassVar[str] = "deadline"
 
-    def start(self, begin: Begin) -> Clock:
-        return Clock()
+    def start(self, begin: Begin) -> DeadlineState:
+        return DeadlineState()
 
-    def observe(self, clock: Clock, taken: Taken) -> Verdict:
+    def observe(self, clock: DeadlineState, taken: Taken) -> Verdict:
         last_s, fresh, recent, cost, tail, over_at = clock
         now_s, fill = taken.time_s, self.n_prompt + taken.n_tokens
         if last_s is not None and not taken.forced:  # forced ones come many at a time, the first one after the prompt
             fresh += ((fill, now_s - last_s),)
             if len(fresh) == _REFIT or (cost is None and len(fresh) == _LEAST):
                 both = (recent + fresh)[-_RECENT:]
-                cost = fitted(both)
+                cost = fit_cost(both)
                 if len(fresh) == _REFIT:
                     fresh, recent = (), both
-        clock = Clock(now_s, fresh, recent, cost, tail, over_at)
+        clock = DeadlineState(now_s, fresh, recent, cost, tail, over_at)
         left_s = self.within_s - now_s
         if taken.phase != "thinking":
             return self._answer(clock, taken, left_s, fill)
@@ -82,7 +82,7 @@ class Deadline(Unconstrained):
         spare_s = left_s - cost.seconds(self.n_answer, fill)
         return Verdict(clock, end=("deadline", max(0, int(spare_s / cost.seconds(1, fill)))))
 
-    def _answer(self, clock: Clock, taken: Taken, left_s: float, fill: int) -> Verdict:
+    def _answer(self, clock: DeadlineState, taken: Taken, left_s: float, fill: int) -> Verdict:
         tail = "" if taken.turned else clock.tail
         soon = left_s <= 0 or (clock.cost is not None and left_s < clock.cost.seconds(_SENTENCE, fill))
         if soon and not taken.forced:
@@ -95,10 +95,10 @@ class Deadline(Unconstrained):
             if taken.n_tokens >= over_at + _OVERTIME:
                 return Verdict(clock, Stop("deadline"))
         tail = "" if taken.forced else (tail + taken.text)[-breaks.TAIL :]
-        return Verdict(Clock(clock.last_s, clock.fresh, clock.recent, clock.cost, tail, over_at))
+        return Verdict(DeadlineState(clock.last_s, clock.fresh, clock.recent, clock.cost, tail, over_at))
 
 
-def fitted(samples: tuple[tuple[int, float], ...]) -> Cost:
+def fit_cost(samples: tuple[tuple[int, float], ...]) -> TokenCost:
     """The line through (fill, seconds), by least squares, moved up until nine of ten samples lie below. It never falls."""
     n, origin, slope = len(samples), samples[0][0], 0.0
     if n >= _LEAST_SLOPED:
@@ -107,4 +107,4 @@ def fitted(samples: tuple[tuple[int, float], ...]) -> Cost:
         spread = n * sum(map(mul, xs, xs)) - sum_x * sum_x
         slope = max(0.0, (n * sum(map(mul, xs, ys)) - sum_x * sum_y) / spread) if spread else 0.0
     above = sorted(s - slope * fill for fill, s in samples)
-    return Cost(above[min(n - 1, int(0.9 * n))], slope)
+    return TokenCost(above[min(n - 1, int(0.9 * n))], slope)

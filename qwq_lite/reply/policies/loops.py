@@ -16,7 +16,7 @@ from functools import lru_cache
 from typing import ClassVar, NamedTuple
 
 from qwq_lite.reply.policy import Begin, Draw, Phase, Rewind, Stop, Taken, Verdict
-from qwq_lite.reply.repetition import BLOCK, NEVER, NO_LOOPS, Limit, Loop, Written, complete, due_at
+from qwq_lite.reply.repetition import BLOCK, NEVER, NO_LOOPS, Limit, Loop, TokenHistory, complete, due_at
 from qwq_lite.sampling import Sampling
 from qwq_lite.text import final_answer
 
@@ -36,14 +36,14 @@ class Line(NamedTuple):
     set_apart: bool = False
 
 
-class Seen(NamedTuple):
+class LoopState(NamedTuple):
     """A phase so far: its first `n` tokens in `written`, after the reply's first `origin`.
 
     limit: what is a loop here, None where nothing is any more. loops: stretches that are under way; next_look: the length at
     which the next one becomes a loop. left_one: a loop was left before, and the next one ends the thought.
     """
 
-    written: Written
+    written: TokenHistory
     n: int = 0
     origin: int = 0
     phase: Phase = "answer"
@@ -64,15 +64,15 @@ class Loops:
     name: ClassVar[str] = "loops"
     constrains: ClassVar[bool] = True
 
-    def start(self, begin: Begin) -> Seen:
+    def start(self, begin: Begin) -> LoopState:
         return self._phase_begins(begin.phase, 0, any(rewind.loop for rewind in begin.rewinds))
 
-    def constrain(self, seen: Seen, draw: Draw) -> Draw:
+    def constrain(self, seen: LoopState, draw: Draw) -> Draw:
         if seen.left_one and seen.phase == "thinking":
-            return draw._replace(sampling=warmed(draw.sampling))
+            return draw._replace(sampling=warm_sampling(draw.sampling))
         return draw
 
-    def observe(self, seen: Seen, taken: Taken) -> Verdict:
+    def observe(self, seen: LoopState, taken: Taken) -> Verdict:
         written, n, origin, phase, limit, loops, next_look, line, left_one = seen
         if taken.phase != phase:
             return Verdict(self._phase_begins(taken.phase, taken.n_tokens, left_one))
@@ -93,13 +93,13 @@ class Loops:
         if n >= next_look:
             loops, found = complete(written, loops, limit, n, in_code)
             next_look = due_at(loops, limit, n + 1, in_code)
-        seen = _new(Seen, (written, n, origin, phase, limit, loops, next_look, line, left_one))
+        seen = _new(LoopState, (written, n, origin, phase, limit, loops, next_look, line, left_one))
         circling = found is not None or (is_old and not in_code and written.circles(n))
         if not circling or taken.forced:  # what nobody drew, as a hint, is no fault of the model's
             return _new(Verdict, (seen, None, 0, None, None))
         return self._leaves(seen, found)
 
-    def _leaves(self, seen: Seen, found: Loop | None) -> Verdict:
+    def _leaves(self, seen: LoopState, found: Loop | None) -> Verdict:
         """found: the stretch; None where the text goes round in circles."""
         over = seen._replace(limit=None)
         if seen.phase == "answer":
@@ -111,16 +111,16 @@ class Loops:
         banned = frozenset({seen.written.token(place)})
         return Verdict(over, Rewind(seen.origin + place, banned, why, loop=True))
 
-    def _phase_begins(self, phase: Phase, origin: int, left_one: bool) -> Seen:
+    def _phase_begins(self, phase: Phase, origin: int, left_one: bool) -> LoopState:
         thinks = phase == "thinking"
         limit: Limit | None = IN_THOUGHT if thinks else IN_ANSWER
         if self.asked:
             limit = IN_ANSWER if thinks and not self.undivided else None
-        return Seen(Written(thinks and not self.asked), 0, origin, phase, limit, left_one=left_one)
+        return LoopState(TokenHistory(thinks and not self.asked), 0, origin, phase, limit, left_one=left_one)
 
 
 @lru_cache
-def warmed(sampling: Sampling) -> Sampling:
+def warm_sampling(sampling: Sampling) -> Sampling:
     """These settings, or what a loop is left by where they are nearly greedy."""
     top_k = sampling.top_k and max(sampling.top_k, _TOP_K)
     return Sampling(

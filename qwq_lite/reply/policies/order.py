@@ -11,7 +11,7 @@ from qwq_lite.reply.policy import Policy
 ORDER = ("phases", "headings", "stops", "script", "deadline", "loops", "closing", "reserve")
 
 
-def arranged(policies: Iterable[Policy]) -> tuple[Policy, ...]:
+def arrange(policies: Iterable[Policy]) -> tuple[Policy, ...]:
     """The policies in ORDER. Raises: ValueError for one that has no place there, or one that is there twice."""
     given = tuple(policies)
     found = {policy.name: policy for policy in given}

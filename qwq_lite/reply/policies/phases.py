@@ -27,7 +27,7 @@ _BEGINNINGS = frozenset(tag[:n] for tag in (*CLOSINGS, *ANSWERS) for n in range(
 _FIRST = re.compile("[<‹]")
 
 
-class Seen(NamedTuple):
+class TagState(NamedTuple):
     """written: something was written in the reply. before: the phase's last character, empty at its start; held: those after
     it, of which a tag may yet come."""
 
@@ -46,10 +46,10 @@ class Phases(Unconstrained):
     think_close: int | None = None
     name: ClassVar[str] = "phases"
 
-    def start(self, begin: Begin) -> Seen:
-        return Seen()
+    def start(self, begin: Begin) -> TagState:
+        return TagState()
 
-    def observe(self, seen: Seen, taken: Taken) -> Verdict:
+    def observe(self, seen: TagState, taken: Taken) -> Verdict:
         if taken.token == self.think_close:
             return Verdict(_WRITTEN, turn=Turn("answer", mute=True))
         if taken.token == self.think_open and not seen.written:
@@ -71,7 +71,7 @@ class Phases(Unconstrained):
         return _PLAIN if text[-1] != "\n" else _AFTER_NEWLINE
 
 
-def _looked(tags: re.Pattern[str], seen: Seen, text: str) -> Verdict:
+def _looked(tags: re.Pattern[str], seen: TagState, text: str) -> Verdict:
     """A tag in the text; what may become one is held back."""
     whole = seen.before + seen.held + text
     found = tags.search(whole)
@@ -83,13 +83,13 @@ def _looked(tags: re.Pattern[str], seen: Seen, text: str) -> Verdict:
     return Verdict(after, hold=len(after.held), turn=Turn("answer", len(rest), n_tag=len(found[0])))
 
 
-def _held(text: str) -> Seen:
+def _held(text: str) -> TagState:
     n_held = next((n for n in range(min(len(text), _LONGEST - 1), 0, -1) if text[-n:] in _BEGINNINGS), 0)
     place = len(text) - n_held
-    return Seen(True, text[max(0, place - 1) : place], text[place:])
+    return TagState(True, text[max(0, place - 1) : place], text[place:])
 
 
-def _opened(seen: Seen, text: str) -> Verdict | None:
+def _opened(seen: TagState, text: str) -> Verdict | None:
     """A thought that is opened by a spelling, at the reply's very start; None where none is."""
     whole = (seen.held + text).lstrip("\n")
     if whole.startswith(OPENING):
@@ -98,10 +98,14 @@ def _opened(seen: Seen, text: str) -> Verdict | None:
             after, hold=len(after.held), turn=Turn("thinking", len(whole) - len(OPENING), n_tag=len(OPENING))
         )
     if OPENING.startswith(whole):
-        return Verdict(Seen(held=whole), hold=len(whole))
+        return Verdict(TagState(held=whole), hold=len(whole))
     return None
 
 
-_NOTHING_YET, _WRITTEN = Seen(), Seen(True)
+_NOTHING_YET, _WRITTEN = TagState(), TagState(True)
 # Made once: they are the word on nearly every token.
-_NOTHING, _PLAIN, _AFTER_NEWLINE = Verdict(Seen(before="\n")), Verdict(Seen(True, "x")), Verdict(Seen(True, "\n"))
+_NOTHING, _PLAIN, _AFTER_NEWLINE = (
+    Verdict(TagState(before="\n")),
+    Verdict(TagState(True, "x")),
+    Verdict(TagState(True, "\n")),
+)

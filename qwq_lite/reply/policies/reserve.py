@@ -15,7 +15,7 @@ from qwq_lite.text import breaks
 _WINDOW = 96  # tokens before the limit in which it ends where a text may end; half of a smaller limit
 
 
-class Room(NamedTuple):
+class AnswerLimit(NamedTuple):
     """most: the reply's length that it may not pass. tail: the answer's last characters. has_text: there are any."""
 
     most: int
@@ -35,25 +35,25 @@ class Reserve:
     name: ClassVar[str] = "reserve"
     constrains: ClassVar[bool] = True
 
-    def start(self, begin: Begin) -> Room | bool | None:
+    def start(self, begin: Begin) -> AnswerLimit | bool | None:
         return any(rewind.ends for rewind in begin.rewinds) or None
 
-    def constrain(self, state: Room | bool | None, draw: Draw) -> Draw:
-        if state is None or (isinstance(state, Room) and state.has_text):
+    def constrain(self, state: AnswerLimit | bool | None, draw: Draw) -> Draw:
+        if state is None or (isinstance(state, AnswerLimit) and state.has_text):
             return draw
         return draw._replace(banned=draw.banned | self.end_tokens)
 
-    def observe(self, state: Room | bool | None, taken: Taken) -> Verdict:
+    def observe(self, state: AnswerLimit | bool | None, taken: Taken) -> Verdict:
         if state is None:
             return _NOT_ENDED
         if taken.phase == "thinking":
             return Verdict(state)
         if taken.forced:  # forced words are not the answer's
-            return Verdict(Room(taken.n_tokens + self.n_tokens))
-        if not isinstance(state, Room):
-            state = Room(taken.n_tokens - 1 + self.n_tokens)
+            return Verdict(AnswerLimit(taken.n_tokens + self.n_tokens))
+        if not isinstance(state, AnswerLimit):
+            state = AnswerLimit(taken.n_tokens - 1 + self.n_tokens)
         elif taken.turned:  # it began anew, in the room that is left
-            state = Room(state.most)
+            state = AnswerLimit(state.most)
         n_left = state.most - taken.n_tokens
         if n_left < min(_WINDOW, self.n_tokens // 2):
             n_after = breaks.n_after_end(state.tail, taken.text, has_text=state.has_text)
@@ -62,7 +62,7 @@ class Reserve:
         if n_left <= 0:
             return Verdict(state, Stop("length"))
         has_text = state.has_text or bool(taken.text.strip())
-        return Verdict(Room(state.most, (state.tail + taken.text)[-breaks.TAIL :], has_text))
+        return Verdict(AnswerLimit(state.most, (state.tail + taken.text)[-breaks.TAIL :], has_text))
 
 
 _NOT_ENDED = Verdict(None)

@@ -21,7 +21,7 @@ _WHY = "the heading of the answer was in another script"
 _FENCE = "```"
 
 
-class Place(NamedTuple):
+class ScriptState(NamedTuple):
     """Where in its phase a text is. in_answer: or after words that announced one. line: its last line as far as it can be a fence
     or announce an answer, None once it cannot. in_code: after a fence that opens a block."""
 
@@ -44,22 +44,22 @@ class Script:
     name: ClassVar[str] = "script"
     constrains: ClassVar[bool] = True
 
-    def start(self, begin: Begin) -> Place:
-        return Place(begin.phase == "answer")
+    def start(self, begin: Begin) -> ScriptState:
+        return ScriptState(begin.phase == "answer")
 
-    def constrain(self, place: Place, draw: Draw) -> Draw:
+    def constrain(self, place: ScriptState, draw: Draw) -> Draw:
         masks = self.answer if place.in_answer else self.thought
         if masks is None or (place.in_code and not (place.line or "").lstrip(" \t").startswith(_FENCE)):
             return draw
         return draw._replace(allowed=masks.row(draw.pending))
 
-    def observe(self, place: Place, taken: Taken) -> Verdict:
+    def observe(self, place: ScriptState, taken: Taken) -> Verdict:
         text, turned = taken.text, taken.turned and taken.phase == "answer"
         if taken.turned:
-            place = Place()
+            place = ScriptState()
         in_answer = taken.phase == "answer" or place.in_answer
         if turned and self.words and not taken.forced and self._is_foreign(text.partition("\n")[0]):
-            return Verdict(Place(True), self._anew(len(text)))
+            return Verdict(ScriptState(True), self._anew(len(text)))
         if not taken.turned and place.line is None and "\n" not in text:  # nearly always
             return _ELSEWHERE[in_answer, place.in_code]
         # A line that means nothing goes on as any other such line would.
@@ -74,7 +74,7 @@ class Script:
                 in_code ^= _is_fence(row, in_code)
             n_left -= len(row) + 1
         kept = _kept(rows[-1], in_code, bool(self.words) and not in_answer)
-        return Verdict(Place(in_answer, kept, in_code)) if kept is not None else _ELSEWHERE[in_answer, in_code]
+        return Verdict(ScriptState(in_answer, kept, in_code)) if kept is not None else _ELSEWHERE[in_answer, in_code]
 
     def _anew(self, n_drop: int) -> Rewrite:
         return Rewrite(n_drop, self.words, _WHY, outside_code=True)
@@ -102,4 +102,4 @@ def _kept(line: str, in_code: bool, may_announce: bool) -> str | None:
     return _FENCE + bare.lstrip("`")[:1] if _is_fence(line, in_code) else None
 
 
-_ELSEWHERE = {(a, c): Verdict(Place(a, None, c)) for a in (False, True) for c in (False, True)}
+_ELSEWHERE = {(a, c): Verdict(ScriptState(a, None, c)) for a in (False, True) for c in (False, True)}

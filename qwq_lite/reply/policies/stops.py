@@ -10,7 +10,7 @@ from qwq_lite.reply.policies.unconstrained import Unconstrained
 from qwq_lite.reply.policy import Begin, Stop, Taken, Verdict
 
 
-class Seen(NamedTuple):
+class StopState(NamedTuple):
     """End of the text, as far as a stop text may begin in it; empty until its first character that is shown."""
 
     tail: str = ""
@@ -32,10 +32,10 @@ class Stops(Unconstrained):
     )
     name: ClassVar[str] = "stops"
 
-    def start(self, begin: Begin) -> Seen:
+    def start(self, begin: Begin) -> StopState:
         return _NOTHING_SEEN
 
-    def observe(self, seen: Seen, taken: Taken) -> Verdict:
+    def observe(self, seen: StopState, taken: Taken) -> Verdict:
         if taken.token in self.end_tokens:
             return Verdict(seen, Stop("stop", mute=True))
         hold = 0
@@ -51,16 +51,16 @@ class Stops(Unconstrained):
             return Verdict(seen, Stop("length"))
         return Verdict(seen, hold=hold) if hold or seen is not _NOTHING_SEEN else _NOTHING
 
-    def _look(self, seen: Seen, taken: Taken) -> tuple[Seen, int]:
+    def _look(self, seen: StopState, taken: Taken) -> tuple[StopState, int]:
         """The text's new end, and how many characters from its end on a stop text began; 0 where none did."""
         if taken.turned and not self.undivided:
-            seen = Seen()
+            seen = StopState()
         tail = seen.tail + (taken.added if self.undivided else taken.text)
         if seen.at_start:
             tail = tail.lstrip("\n")
         # As if characters came one by one: what is complete first ends the answer, the longer of two that end together.
         found = [(place + len(text), place) for text in self.texts if (place := tail.find(text)) >= 0]
-        kept = Seen(tail[-self._longest :], seen.at_start and not tail)
+        kept = StopState(tail[-self._longest :], seen.at_start and not tail)
         return kept, len(tail) - min(found)[1] if found else 0
 
     @functools.cached_property
@@ -79,5 +79,5 @@ class Stops(Unconstrained):
         return 0
 
 
-_NOTHING_SEEN = Seen()
+_NOTHING_SEEN = StopState()
 _NOTHING = Verdict(_NOTHING_SEEN)

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from qwq_lite.events import Answer, Event, FinishReason, Notice, Thinking
 from qwq_lite.reply import fold
-from qwq_lite.reply.builder import Track
+from qwq_lite.reply.builder import ReplyBuilder
 from qwq_lite.reply.fold import State
 from qwq_lite.reply.policies.headings import Headings
-from qwq_lite.reply.policies.order import arranged
+from qwq_lite.reply.policies.order import arrange
 from qwq_lite.reply.policies.phases import ANSWERS, CLOSINGS, Phases
 from qwq_lite.reply.policies.stops import Stops
 from qwq_lite.reply.policy import Begin, Phase, Policy, Stop
@@ -30,7 +30,7 @@ Shown = tuple[str, str, FinishReason | None]
 
 def rules(*stops: str, max_tokens: int | None = None, tags: bool = True) -> tuple[Policy, ...]:
     phases = [Phases(OPEN, CLOSE)] if tags else []
-    return arranged([*phases, Stops(frozenset({END}), stops, max_tokens)])
+    return arrange([*phases, Stops(frozenset({END}), stops, max_tokens)])
 
 
 def untokenized(_text: str) -> list[int]:
@@ -39,10 +39,10 @@ def untokenized(_text: str) -> list[int]:
 
 def play(
     tokens: Iterable[Token], policies: tuple[Policy, ...] | None = None, phase: Phase = "answer"
-) -> tuple[Track, list[Event], FinishReason | None]:
+) -> tuple[ReplyBuilder, list[Event], FinishReason | None]:
     """A reply after the tokens, or after the first of them that ends it; what it showed, and its finish."""
     pieces: dict[int, bytes] = {}
-    track = Track(rules() if policies is None else policies, Begin(phase), pieces.__getitem__, untokenized)
+    track = ReplyBuilder(rules() if policies is None else policies, Begin(phase), pieces.__getitem__, untokenized)
     events: list[Event] = []
     finish: FinishReason | None = None
     for i, (token, piece) in enumerate(tokens):
@@ -336,8 +336,8 @@ def test_a_thought_is_not_held_back_for_a_stop_text() -> None:
 def undivided(tokens: Iterable[Token], *stops: str) -> tuple[str, str, FinishReason | None]:
     """What was shown as thought and as answer, and the finish."""
     pieces: dict[int, bytes] = {}
-    policies = arranged([Headings(), Stops(frozenset({END}), stops, undivided=True)])
-    track = Track(policies, Begin("thinking", undivided=True), pieces.__getitem__, untokenized)
+    policies = arrange([Headings(), Stops(frozenset({END}), stops, undivided=True)])
+    track = ReplyBuilder(policies, Begin("thinking", undivided=True), pieces.__getitem__, untokenized)
     shown, finish = {Thinking: "", Answer: ""}, None
     for i, (token, piece) in enumerate(tokens):
         pieces[FIRST_FREE + i if token == TEXT else token] = piece

@@ -6,13 +6,13 @@ from collections.abc import Callable
 
 import pytest
 
-from qwq_lite.backend.settings import Choice
+from qwq_lite.backend.settings import EngineSettings
 from qwq_lite.events import Stats
 from qwq_lite.formats import header_only
 from qwq_lite.formats.tensor_types import file_type
 from qwq_lite.plan import memory
 from qwq_lite.plan.run_plan import GIB, Candidate, Gpu, Room, RunPlan
-from qwq_lite.plan.speed import Pace, default_threads, host_bandwidth
+from qwq_lite.plan.speed import SpeedCheck, default_threads, host_bandwidth
 from qwq_lite.store import catalog
 
 _, SMALL = catalog.geometry("deepseek-r1-distill-qwen-1.5b")
@@ -36,7 +36,7 @@ def make_plan(n_gpu_layers: int = 0, host_bandwidth: float = 1e10) -> RunPlan:
     candidate = Candidate("Q4_K_M", SMALL, header_only.tensors(SMALL, file_type("Q4_K_M")))
     gpus = (Gpu("CUDA0", 8 * GIB, bandwidth=1e11),) if n_gpu_layers else ()
     room = Room(8 * GIB, gpus, host_bandwidth=host_bandwidth)
-    choice = Choice(4096, n_gpu_layers=n_gpu_layers)
+    choice = EngineSettings(4096, n_gpu_layers=n_gpu_layers)
     footprint = memory.footprint(SMALL, candidate.tensors, choice, room.gpu_names)
     return RunPlan(candidate, choice, footprint, room)
 
@@ -57,7 +57,7 @@ def never() -> Callable[[int], float]:
 
 def test_a_slow_reply_is_spoken_of_with_both_speeds(never: Callable[[int], float]) -> None:
     plan = make_plan()
-    notice = Pace(plan, 2, never)(reply(0.5))
+    notice = SpeedCheck(plan, 2, never)(reply(0.5))
     assert notice is not None
     assert notice.kind == "slow"
     assert "0.5 tok/s" in notice.text
@@ -67,7 +67,7 @@ def test_a_slow_reply_is_spoken_of_with_both_speeds(never: Callable[[int], float
 
 @pytest.mark.parametrize("n_generated", [2, 10, ENOUGH - 1])
 def test_a_short_reply_says_nothing_and_the_next_long_one_does(n_generated: int, never: Callable[[int], float]) -> None:
-    pace = Pace(make_plan(), 2, never)
+    pace = SpeedCheck(make_plan(), 2, never)
     assert pace(reply(0.5, n_generated)) is None
     assert pace(Stats()) is None
     assert pace(reply(0.5)) is not None
@@ -82,27 +82,27 @@ def test_a_third_of_what_bandwidth_allows_is_the_limit(
 ) -> None:
     plan = make_plan(n_gpu_layers)
     assert plan.decode_tok_s > 1
-    assert (Pace(plan, 2, never)(reply(plan.decode_tok_s * share)) is not None) == speaks
+    assert (SpeedCheck(plan, 2, never)(reply(plan.decode_tok_s * share)) is not None) == speaks
 
 
 def test_it_speaks_once(never: Callable[[int], float]) -> None:
-    pace = Pace(make_plan(), 2, never)
+    pace = SpeedCheck(make_plan(), 2, never)
     said = [pace(reply(0.5)) for _ in range(4)]
     assert [notice is not None for notice in said] == [True, False, False, False]
 
 
 def test_the_hosts_bandwidth_is_measured_where_the_plan_has_none() -> None:
     known, measured = make_plan(), Measured(1e10)
-    notice = Pace(make_plan(host_bandwidth=0.0), 3, measured)(reply(0.5))
+    notice = SpeedCheck(make_plan(host_bandwidth=0.0), 3, measured)(reply(0.5))
     assert measured.asked == [3]
-    assert notice == Pace(known, 3, measured)(reply(0.5))
+    assert notice == SpeedCheck(known, 3, measured)(reply(0.5))
     assert measured.asked == [3]
 
 
 def test_the_hosts_bandwidth_is_measured_once_and_not_before_a_reply_is_long_enough() -> None:
     for tok_s in (0.5, 1e6):
         measured = Measured(1e10)
-        pace = Pace(make_plan(host_bandwidth=0.0), 2, measured)
+        pace = SpeedCheck(make_plan(host_bandwidth=0.0), 2, measured)
         assert pace(reply(tok_s, ENOUGH - 1)) is None
         assert measured.asked == []
         for _ in range(3):
@@ -113,26 +113,26 @@ def test_the_hosts_bandwidth_is_measured_once_and_not_before_a_reply_is_long_eno
 @pytest.mark.parametrize("n_gpu_layers", [1, 10, ALL_LAYERS - 1])
 def test_the_hosts_bandwidth_is_measured_for_a_layer_on_the_host(n_gpu_layers: int) -> None:
     measured = Measured(1e10)
-    assert Pace(make_plan(n_gpu_layers, host_bandwidth=0.0), 3, measured)(reply(0.5)) is not None
+    assert SpeedCheck(make_plan(n_gpu_layers, host_bandwidth=0.0), 3, measured)(reply(0.5)) is not None
     assert measured.asked == [3]
 
 
 def test_the_hosts_bandwidth_is_not_measured_where_every_layer_is_on_the_gpu(never: Callable[[int], float]) -> None:
     plan = make_plan(ALL_LAYERS, host_bandwidth=0.0)
     assert plan.footprint.host.kv == 0
-    notice = Pace(plan, 2, never)(reply(0.5))
+    notice = SpeedCheck(plan, 2, never)(reply(0.5))
     assert notice is not None
     assert f"allows {plan.decode_tok_s:.1f}" in notice.text
-    assert Pace(plan, 2, never)(reply(plan.decode_tok_s * 0.8)) is None
+    assert SpeedCheck(plan, 2, never)(reply(plan.decode_tok_s * 0.8)) is None
 
 
 def test_a_bandwidth_that_is_not_known_is_no_reason_to_speak() -> None:
-    assert Pace(make_plan(host_bandwidth=0.0), 2, Measured(0.0))(reply(1e-3)) is None
+    assert SpeedCheck(make_plan(host_bandwidth=0.0), 2, Measured(0.0))(reply(1e-3)) is None
 
 
 @pytest.mark.parametrize("n_gpu_layers", [0, 10, ALL_LAYERS])
 def test_the_reason_is_the_cards_memory_where_there_is_a_card(n_gpu_layers: int, never: Callable[[int], float]) -> None:
-    notice = Pace(make_plan(n_gpu_layers), 2, never)(reply(0.1))
+    notice = SpeedCheck(make_plan(n_gpu_layers), 2, never)(reply(0.1))
     assert notice is not None
     assert ("the card's memory" in notice.text) == ("--ctx" in notice.text) == (n_gpu_layers > 0)
     assert ("smaller context" in notice.text) == (n_gpu_layers > 0)
@@ -151,7 +151,7 @@ def test_a_thread_is_left_to_the_desktop() -> None:
 
 def test_a_later_reply_is_judged_too(never: Callable[[int], float]) -> None:
     """A card that spills while a chat runs was fast at first."""
-    pace = Pace(make_plan(), 2, never)
+    pace = SpeedCheck(make_plan(), 2, never)
     assert [pace(reply(1e6)) for _ in range(3)] == [None] * 3
     assert pace(reply(0.1)) is not None
     assert pace(reply(0.1)) is None

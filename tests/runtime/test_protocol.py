@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qwq_lite.backend.settings import Choice
+from qwq_lite.backend.settings import EngineSettings
 from qwq_lite.errors import ContextFull, EngineError, PlanError, QwqError, UsageError
 from qwq_lite.events import Answer, Done, Event, Notice, Progress, Reply, Stats, Thinking
 from qwq_lite.formats import gguf_header, header_only
@@ -81,7 +81,7 @@ def test_a_message_comes_out_as_it_went_in(message: dict[str, object]) -> None:
 
 
 def test_a_cut_message_is_the_end() -> None:
-    data = protocol.encoded({"event": ["Answer", "text"]})
+    data = protocol.encode({"event": ["Answer", "text"]})
     for length in range(len(data)):
         read, write = os.pipe()
         os.write(write, data[:length])
@@ -101,7 +101,7 @@ def test_what_is_no_message_is_the_end(data: bytes, pipe: tuple[Pipe, int]) -> N
 @pytest.mark.parametrize("value", [object(), {1, 2}, b"bytes"])
 def test_what_is_no_json_is_refused_before_it_is_sent(value: object) -> None:
     with pytest.raises(UsageError):
-        protocol.encoded({"options": value})
+        protocol.encode({"options": value})
 
 
 def test_errors_keep_their_kind_and_strangers_become_the_engines() -> None:
@@ -117,7 +117,7 @@ def test_errors_keep_their_kind_and_strangers_become_the_engines() -> None:
 def test_a_plan_comes_out_as_it_went_in(tmp_path: Path) -> None:
     tensors = tuple(header_only.tensors(QWQ, file_type("Q4_K_M")))
     candidate = Candidate("x.gguf", QWQ, tensors)
-    choice = Choice(8192, "q8_0", "q8_0", n_gpu_layers=65, tensor_split=(33, 32))
+    choice = EngineSettings(8192, "q8_0", "q8_0", n_gpu_layers=65, tensor_split=(33, 32))
     room = Room(1 << 35, (Gpu("CUDA0", 1 << 34, 5, 1e12), Gpu("CUDA1", 1 << 34)), 0, 2e10)
     footprint = memory.footprint(QWQ, tensors, choice, room.gpu_names)
     plan = RunPlan(candidate, choice, footprint, room, Wishes(8192, "q8_0"), ("because",))

@@ -66,11 +66,11 @@ class Children:
 
 
 def test_an_engine_is_checked_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert kept_result.kept() is None
-    report = kept_result.checked()
+    assert kept_result.read() is None
+    report = kept_result.check_once()
     assert not report.fails and "CPU" in report.buffers
     children = Children(monkeypatch)
-    assert kept_result.checked() == kept_result.kept() == report
+    assert kept_result.check_once() == kept_result.read() == report
     assert children.n == 0
 
 
@@ -81,8 +81,8 @@ def test_another_build_or_cpu_is_checked_again(change: str, tmp_path: Path, monk
     library.write_bytes(b"a library")
     monkeypatch.setenv("LLAMA_CPP_LIB_PATH", str(library.parent))
     children = Children(monkeypatch)
-    kept_result.checked()
-    kept_result.checked()
+    kept_result.check_once()
+    kept_result.check_once()
     assert children.n == 1
     if change == "time":
         os.utime(library, ns=(0, 1))
@@ -96,25 +96,25 @@ def test_another_build_or_cpu_is_checked_again(change: str, tmp_path: Path, monk
         monkeypatch.setattr(kept_result, "cpu_features", lambda: frozenset({"amx_tile"}))
     else:
         monkeypatch.setenv("LLAMA_CPP_LIB_PATH", str(library.parent.rename(tmp_path / "moved")))
-    kept_result.checked()
-    kept_result.checked()
+    kept_result.check_once()
+    kept_result.check_once()
     assert children.n == 2
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b'{"faults": [3]}', b"\xff", b"null"])
 def test_a_damaged_result_is_made_anew(content: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     children = Children(monkeypatch)
-    kept_result.checked()
+    kept_result.check_once()
     (file,) = kept_result.folder().iterdir()
     file.write_bytes(content)
-    assert kept_result.checked() == Report() and children.n == 2
-    assert kept_result.checked() == Report() and children.n == 2
+    assert kept_result.check_once() == Report() and children.n == 2
+    assert kept_result.check_once() == Report() and children.n == 2
 
 
 def test_a_state_folder_that_cannot_be_written_stops_nothing(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     state.write_text("a file where the folder should be")
     Children(monkeypatch)
-    assert kept_result.checked() == Report()
+    assert kept_result.check_once() == Report()
 
 
 @pytest.mark.parametrize(
@@ -129,9 +129,9 @@ def test_a_check_that_cannot_run_stops_no_load_and_is_not_kept(
     code: int, output: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     children = Children(monkeypatch, code, output)
-    report = kept_result.checked()
+    report = kept_result.check_once()
     assert report.could_not_run and kept_result.complaint(report) is None
-    kept_result.checked()
+    kept_result.check_once()
     assert children.n == 2
 
 
@@ -141,7 +141,7 @@ def test_a_child_that_cannot_be_started_stops_no_load(error: Exception, monkeypa
         raise error
 
     monkeypatch.setattr(child, "ask", fail)
-    assert str(error) in kept_result.checked().could_not_run
+    assert str(error) in kept_result.check_once().could_not_run
 
 
 def test_a_child_that_hangs_stops_no_load(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,14 +156,14 @@ def test_a_child_that_hangs_stops_no_load(monkeypatch: pytest.MonkeyPatch) -> No
         return subprocess.CompletedProcess([], 0, '{"done": true}', "")
 
     monkeypatch.setattr(child, "ask", hang)
-    report = kept_result.checked()
+    report = kept_result.check_once()
     assert report.faults[0].kind == "hung" and kept_result.complaint(report) is None
 
 
 def test_a_program_that_embeds_python_is_not_started_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
     children = Children(monkeypatch)
     monkeypatch.setattr(sys, "executable", "/opt/editor/bin/editor")
-    assert "editor" in kept_result.checked().could_not_run and children.n == 0
+    assert "editor" in kept_result.check_once().could_not_run and children.n == 0
 
 
 # ---- engines with one broken kernel ----
@@ -198,7 +198,7 @@ def test_a_plan_with_repacking_is_made_anew(host_weights: str, broken: Broken, d
 def test_a_plan_is_the_one_that_load_would_make(function: str, broken: Broken, demo_gguf: Path) -> None:
     broken(function, UD2)
     assert planning.plan_model(str(demo_gguf)).plan.host_weights == "mmap"  # nothing is known, and nothing is checked
-    report = kept_result.checked()
+    report = kept_result.check_once()
     planned = planning.plan_model(str(demo_gguf))
     assert planned.plan.host_weights == ("no-repack" if report.extra_buffers_only else "mmap")
     assert [line for line in planned.notices if line.endswith("run: qwq-lite doctor")]
@@ -246,9 +246,9 @@ def test_what_doctor_finds_is_what_load_knows(broken: Broken) -> None:
     broken(PLAIN, UD2)
     with pytest.MonkeyPatch.context() as sound:
         Children(sound)
-        assert not kept_result.checked().fails
+        assert not kept_result.check_once().fails
     subprocess.run([sys.executable, "-m", "qwq_lite", "doctor"], capture_output=True, check=False)
-    kept = kept_result.kept()
+    kept = kept_result.read()
     assert kept is not None and kept.fails
 
 

@@ -16,7 +16,7 @@ from qwq_lite.engine.reply_setup import Thoughts
 from qwq_lite.reply.commands import Steer
 from qwq_lite.reply.fold import utf8
 from qwq_lite.reply.policy import Rewrite
-from qwq_lite.reply.retokenize import MOST_BACK, respelled
+from qwq_lite.reply.retokenize import MOST_BACK, retokenize
 from qwq_lite.text import breaks
 from scripts.checkpoint_files import byte_symbols
 from tests import oracle
@@ -106,7 +106,7 @@ def spelled(kept: str, given: Sequence[str | int], tongue: Tongue) -> list[int]:
 
 
 def check(tokens: Sequence[int], n_drop: int | None, given: tuple[str | int, ...], tongue: Tongue) -> None:
-    n_kept, forced = respelled(tokens, tongue.piece, Rewrite(n_drop, given), tongue.tokenize)
+    n_kept, forced = retokenize(tokens, tongue.piece, Rewrite(n_drop, given), tongue.tokenize)
     assert 0 <= n_kept <= len(tokens)
     whole = text_of(tokens, tongue)
     if n_drop is None:
@@ -143,15 +143,15 @@ def test_so_many_characters_are_dropped(name: str, how: str, tongue: Tongue) -> 
 def test_a_control_token_that_ended_nothing_stands_before_the_text(tongue: Tongue) -> None:
     """Tokens without bytes, such as an opening tag of the model's own, are passed over."""
     tokens = [CLOSED, *tongue.tokenize("It is 5. So")]
-    n_kept, forced = respelled(tokens, tongue.piece, Rewrite(3, ("\n\nYes.",)), tongue.tokenize)
+    n_kept, forced = retokenize(tokens, tongue.piece, Rewrite(3, ("\n\nYes.",)), tongue.tokenize)
     assert text_of([*tokens[:n_kept], *forced], tongue) == "It is 5.\n\nYes."
 
 
 def test_no_more_is_taken_back_than_the_limit_where_no_break_is_near(tongue: Tongue) -> None:
     tokens = tongue.tokenize("It is so. " + "and so on " * 2 * MOST_BACK)
-    n_kept, forced = respelled(tokens, tongue.piece, Rewrite(None, ("\n\nYes.",)), tongue.tokenize)
+    n_kept, forced = retokenize(tokens, tongue.piece, Rewrite(None, ("\n\nYes.",)), tongue.tokenize)
     assert n_kept >= len(tokens) - 1
     assert text_of(forced, tongue).endswith("\n\nYes.")
     near = tokens[: MOST_BACK - 20]
-    n_kept, forced = respelled(near, tongue.piece, Rewrite(None, ("\n\nYes.",)), tongue.tokenize)
+    n_kept, forced = retokenize(near, tongue.piece, Rewrite(None, ("\n\nYes.",)), tongue.tokenize)
     assert text_of([*near[:n_kept], *forced], tongue) == "It is so.\n\nYes."

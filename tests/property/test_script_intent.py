@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qwq_lite.prompt import script_intent
-from qwq_lite.prompt.script_intent import AnswerScript, masked, texts_asked
+from qwq_lite.prompt.script_intent import AnswerScript, scripts_to_mask, texts_asked
 from qwq_lite.text import unicode_scripts
 
 MASKED_PROMPTS = [
@@ -74,13 +74,13 @@ FREE_PROMPTS = [
 
 @pytest.mark.parametrize("text", MASKED_PROMPTS)
 def test_auto_masks_all_where_nothing_calls_for_other_letters(text: str) -> None:
-    assert masked("auto", [text]) == unicode_scripts.MASKABLE == masked(None, ["", text])
+    assert scripts_to_mask("auto", [text]) == unicode_scripts.MASKABLE == scripts_to_mask(None, ["", text])
 
 
 @pytest.mark.parametrize("text", FREE_PROMPTS)
 def test_auto_masks_nothing_where_anything_does(text: str) -> None:
-    assert masked("auto", [text]) == frozenset()
-    assert masked("auto", ["How many?", text.upper(), "So."]) == frozenset()
+    assert scripts_to_mask("auto", [text]) == frozenset()
+    assert scripts_to_mask("auto", ["How many?", text.upper(), "So."]) == frozenset()
 
 
 OTHERS = [  # languages that are written otherwise
@@ -103,7 +103,7 @@ def test_an_order_that_names_an_other_language_masks_nothing(order: str) -> None
     for language in OTHERS:
         for latin in ("English", "French", "Vietnamese"):
             text = order.replace("English", latin).format(language)
-            assert masked("auto", [text]) == frozenset(), text
+            assert scripts_to_mask("auto", [text]) == frozenset(), text
 
 
 @given(
@@ -112,24 +112,24 @@ def test_an_order_that_names_an_other_language_masks_nothing(order: str) -> None
 )
 def test_no_words_around_it_hide_a_language(words: list[str], data: st.DataObject) -> None:
     words.insert(data.draw(st.integers(0, len(words))), data.draw(st.sampled_from(OTHERS)))
-    assert masked("auto", [" ".join(words)]) == frozenset()
+    assert scripts_to_mask("auto", [" ".join(words)]) == frozenset()
 
 
 @given(st.text(), st.sampled_from(FREE_PROMPTS), st.text())
 def test_auto_is_free_whatever_stands_around_a_word(before: str, text: str, after: str) -> None:
-    assert masked("auto", [f"{before}\n{text}\n{after}"]) == frozenset()
+    assert scripts_to_mask("auto", [f"{before}\n{text}\n{after}"]) == frozenset()
 
 
 def test_the_users_word_counts_whatever_was_asked() -> None:
     texts = FREE_PROMPTS
     every = unicode_scripts.MASKABLE
-    assert masked("any", ["How many?"]) == frozenset() == masked("auto", None)
-    assert masked("latin", texts) == every
-    assert masked("han", texts) == every - {"han"}
-    assert masked("kana", texts) == every - {"han", "kana"}
+    assert scripts_to_mask("any", ["How many?"]) == frozenset() == scripts_to_mask("auto", None)
+    assert scripts_to_mask("latin", texts) == every
+    assert scripts_to_mask("han", texts) == every - {"han"}
+    assert scripts_to_mask("kana", texts) == every - {"han", "kana"}
     named: list[AnswerScript] = ["hangul", "cyrillic", "arabic", "hebrew", "thai"]
     for script in named:
-        assert masked(script, None) == every - {script}
+        assert scripts_to_mask(script, None) == every - {script}
 
 
 def test_what_was_written_in_a_prompt() -> None:
@@ -142,7 +142,7 @@ def test_what_was_written_in_a_prompt() -> None:
     assert texts_asked(messages, tag=None) == ["Be brief.", "text", "file", "text", "more", "4"]
     assert texts_asked("So", tag=None) == ["So"]
     assert texts_asked([1, 2, 3], tag="</think>") is None
-    assert [*script_intent.texts_of([{"name": "f", "parameters": {"x": "number", "n": 3}}])] == ["f", "number"]
+    assert [*script_intent.flatten_texts([{"name": "f", "parameters": {"x": "number", "n": 3}}])] == ["f", "number"]
 
 
 REPLIES = [  # what a model wrote earlier; the letters that count of one without tags, and of one with tags
@@ -163,4 +163,4 @@ def test_earlier_words_of_the_model_call_for_nothing(reply: str, undivided: str,
         for tag, letters in ((None, undivided), ("</think>", tagged)):
             texts = texts_asked([*messages, {"role": "user", "content": "And now?"}], tag=tag)
             assert texts is not None and "".join(texts[1:-1]) == letters
-            assert masked("auto", texts) == (frozenset() if letters else unicode_scripts.MASKABLE)
+            assert scripts_to_mask("auto", texts) == (frozenset() if letters else unicode_scripts.MASKABLE)

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from qwq_lite.events import Answer, Event, FinishReason, Notice, Thinking
 from qwq_lite.reply import fold
-from qwq_lite.reply.builder import Track
+from qwq_lite.reply.builder import ReplyBuilder
 from qwq_lite.reply.fold import Given, utf8
 from qwq_lite.reply.policies.phases import Phases
 from qwq_lite.reply.policies.stops import Stops
@@ -205,7 +205,7 @@ class Both:
 
     def __init__(self, policies: tuple[Policy, ...], phase: Phase) -> None:
         self.policies, self.begin = policies, Begin(phase)
-        self.track, self.reader = Track(policies, self.begin, PIECES.__getitem__, untokenized), Reader()
+        self.track, self.reader = ReplyBuilder(policies, self.begin, PIECES.__getitem__, untokenized), Reader()
         self.standing: list[int] = []
         self.times: list[float] = []
         self.n_taken = self.n_forced = 0

@@ -7,7 +7,7 @@ from gguf.constants import GGMLQuantizationType, LlamaFileType
 
 from qwq_lite.errors import UsageError
 from qwq_lite.formats import tensor_types
-from qwq_lite.formats.tensor_types import FILE_TYPES, TENSOR_TYPES, Choice
+from qwq_lite.formats.tensor_types import FILE_TYPES, TENSOR_TYPES, QuantizeOptions
 
 T = GGMLQuantizationType
 
@@ -59,8 +59,8 @@ def test_what_needs_importances() -> None:
 def test_a_chosen_type_that_does_not_fit_names_those_that_do() -> None:
     shapes = {"output.weight": (896, 10), "token_embd.weight": (896, 10)}
     with pytest.raises(UsageError, match=r"output.weight has 896 columns.*Q4_K's blocks of 256; F32, F16, .*IQ4_NL"):
-        tensor_types.tensor_types(shapes, FILE_TYPES["Q8_0"], 1, Choice(output_tensor_type=T.Q4_K))
+        tensor_types.tensor_types(shapes, FILE_TYPES["Q8_0"], 1, QuantizeOptions(output_tensor_type=T.Q4_K))
     # Where the embedding is the output, it takes that type as far as its columns allow.
     tied = {"token_embd.weight": (896, 10)}
-    found = tensor_types.tensor_types(tied, FILE_TYPES["Q8_0"], 1, Choice(output_tensor_type=T.Q4_K))
+    found = tensor_types.tensor_types(tied, FILE_TYPES["Q8_0"], 1, QuantizeOptions(output_tensor_type=T.Q4_K))
     assert found == {"token_embd.weight": T.Q5_0}

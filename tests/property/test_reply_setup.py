@@ -385,17 +385,17 @@ def test_a_stop_text_counts_in_a_thought_that_is_part_of_the_answers_text(model:
 )
 def test_an_option_that_cannot_be_meant_is_refused(given: dict[str, Any], words: str) -> None:
     with pytest.raises(UsageError, match=words):
-        options.options(given)
+        options.parse_options(given)
 
 
 @pytest.mark.parametrize("given", [{"effort": ["low"]}, {"effort": {}}, {"history": []}, {"thought_style": 1}])
 def test_an_option_of_another_type_is_refused_too(given: dict[str, Any]) -> None:
     with pytest.raises(UsageError):
-        options.options(given)
+        options.parse_options(given)
 
 
 @pytest.mark.parametrize("number", [10**400, -(10**400)])
 def test_a_number_beyond_all_others_is_refused(number: int) -> None:
     for name in ("within", "thinking_budget", "answer_reserve"):
         with pytest.raises(UsageError):
-            options.options({name: number})
+            options.parse_options({name: number})

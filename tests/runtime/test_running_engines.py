@@ -13,7 +13,7 @@ import pytest
 
 import qwq_lite
 from qwq_lite.system import running_engines
-from qwq_lite.system.running_engines import Running
+from qwq_lite.system.running_engines import RunningEngine
 
 GIB = 1 << 30
 
@@ -97,13 +97,13 @@ def test_what_died_is_taken_out(folder: Path) -> None:
 
 
 @pytest.fixture
-def others(monkeypatch: pytest.MonkeyPatch) -> Running:
-    other = Running(4711, "notes", "QwQ-32B.gguf", 1 << 50)
+def others(monkeypatch: pytest.MonkeyPatch) -> RunningEngine:
+    other = RunningEngine(4711, "notes", "QwQ-32B.gguf", 1 << 50)
     monkeypatch.setattr(running_engines, "running", lambda: [other])
     return other
 
 
-def test_who_finds_no_memory_hears_who_has_it(demo_gguf: Path, others: Running) -> None:
+def test_who_finds_no_memory_hears_who_has_it(demo_gguf: Path, others: RunningEngine) -> None:
     with pytest.raises(qwq_lite.PlanError, match="notes \\(process 4711\\) holds"):
         qwq_lite.load(demo_gguf, memory=1 << 20, isolated=False)
     with pytest.raises(qwq_lite.PlanError, match="notes \\(process 4711\\) holds"):
@@ -113,7 +113,7 @@ def test_who_finds_no_memory_hears_who_has_it(demo_gguf: Path, others: Running) 
         assert others.line() in model.notices
 
 
-def test_another_machine_is_no_matter_of_this_one(others: Running) -> None:
+def test_another_machine_is_no_matter_of_this_one(others: RunningEngine) -> None:
     assert others.line() not in qwq_lite.plan_model("qwq-32b-preview", machine="rtx-3090").notices
 
 

@@ -23,7 +23,7 @@ from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType
 from qwq_lite.backend import native
 from qwq_lite.errors import UsageError
 from qwq_lite.formats import gguf_header, tensor_types
-from qwq_lite.formats.tensor_types import FILE_TYPES, TENSOR_TYPES, Choice, file_type
+from qwq_lite.formats.tensor_types import FILE_TYPES, TENSOR_TYPES, QuantizeOptions, file_type
 from tests.quantizer import Log, dry_run
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="a file that grows by truncate is not sparse there")
@@ -61,7 +61,7 @@ OF_LAYERS = (
     "Q5_K_M", "Q4_K_M", "Q4_K_S", "Q4_0", "IQ4_XS", "Q3_K_M", "Q3_K_S", "Q2_K", "Q2_K_S", "IQ3_M", "IQ3_XS", "IQ3_XXS",
     "IQ2_M", "IQ2_XXS",
 )  # fmt: skip
-BARE, WEIGHTED = Choice(), Choice(has_imatrix=True)
+BARE, WEIGHTED = QuantizeOptions(), QuantizeOptions(has_imatrix=True)
 
 
 def shapes(size: Geometry, tied: bool) -> dict[str, tuple[int, ...]]:
@@ -114,7 +114,7 @@ def log(monkeypatch: pytest.MonkeyPatch) -> Log:
 
 
 def assert_types_are_llama_cpps(
-    folder: Path, size: Geometry, tied: bool, wanted: Iterable[tuple[LlamaFileType, Choice]], log: Log
+    folder: Path, size: Geometry, tied: bool, wanted: Iterable[tuple[LlamaFileType, QuantizeOptions]], log: Log
 ) -> None:
     source = folder / "ghost.gguf"
     found = write_ghost(source, size, tied)
@@ -142,7 +142,9 @@ def assert_types_are_llama_cpps(
 
 @pytest.mark.parametrize(("tied", "choice"), [(True, WEIGHTED), (False, BARE)], ids=["tied", "untied"])
 @pytest.mark.parametrize("size", GEOMETRIES.values(), ids=GEOMETRIES)
-def test_every_file_type_of_a_geometry(tmp_path: Path, size: Geometry, tied: bool, choice: Choice, log: Log) -> None:
+def test_every_file_type_of_a_geometry(
+    tmp_path: Path, size: Geometry, tied: bool, choice: QuantizeOptions, log: Log
+) -> None:
     assert_types_are_llama_cpps(tmp_path, size, tied, ((kind, choice) for kind in FILE_TYPES.values()), log)
 
 
@@ -166,7 +168,7 @@ def test_types_that_are_chosen(tmp_path: Path, n_embd: int, tied: bool, log: Log
         *((T.Q8_0, it) for it in fitting if T.Q8_0 in outputs),
     ]
     wanted = (
-        (file_type(name), Choice(output, embedding, pure, has_imatrix))
+        (file_type(name), QuantizeOptions(output, embedding, pure, has_imatrix))
         for name, has_imatrix in (("Q4_K_M", False), ("F16", False), ("IQ2_M", True))
         for output, embedding in pairs
         for pure in (False, True)
@@ -179,7 +181,9 @@ def test_types_that_are_chosen(tmp_path: Path, n_embd: int, tied: bool, log: Log
 @pytest.mark.parametrize("n_embd", [256, 896, 1040])
 def test_pure_files(tmp_path: Path, n_embd: int, tied: bool, log: Log) -> None:
     size = Geometry(2, n_embd, 512, n_embd // 16, 1, 1000)
-    wanted = itertools.product(FILE_TYPES.values(), (Choice(pure=True), Choice(pure=True, has_imatrix=True)))
+    wanted = itertools.product(
+        FILE_TYPES.values(), (QuantizeOptions(pure=True), QuantizeOptions(pure=True, has_imatrix=True))
+    )
     assert_types_are_llama_cpps(tmp_path, size, tied, wanted, log)
 
 
@@ -194,7 +198,7 @@ def test_a_chosen_type_that_does_not_fit_is_refused_where_llama_cpp_fails(tmp_pa
     """It says so in the middle of the work, or ends the process."""
     source = tmp_path / "ghost.gguf"
     found = write_ghost(source, Geometry(1, 896, 512, 14, 1, 1000), tied=False)
-    choice = Choice(token_embedding_type=T.Q6_K)
+    choice = QuantizeOptions(token_embedding_type=T.Q6_K)
     with pytest.raises(UsageError, match=r"token_embd.weight has 896 columns.*Q6_K's blocks of 256; .*Q8_0"):
         tensor_types.tensor_types(found, file_type("Q4_K_M"), 1, choice)
     script = (
