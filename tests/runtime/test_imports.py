@@ -140,41 +140,6 @@ def test_importing_the_package_loads_neither_numpy_nor_llama_cpp() -> None:
     )
 
 
-def test_public_names_are_pinned_and_all_there() -> None:
-    assert qwq_lite.__all__ == [
-        "Answer",
-        "Chat",
-        "CheckpointError",
-        "ContextFull",
-        "Done",
-        "EngineClosed",
-        "EngineCrashed",
-        "EngineError",
-        "Event",
-        "FormatError",
-        "Model",
-        "Notice",
-        "OutputError",
-        "PlanError",
-        "Planned",
-        "Progress",
-        "QwqError",
-        "Reply",
-        "RequestCrashed",
-        "RunPlan",
-        "Stats",
-        "Stream",
-        "TemplateError",
-        "Thinking",
-        "UsageError",
-        "Wishes",
-        "load",
-        "plan_model",
-        "run_worker_if_asked",
-    ]
-    assert all(getattr(qwq_lite, name) is not None for name in qwq_lite.__all__)
-
-
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/maps")
 def test_each_library_is_mapped_once() -> None:
     native.engine()
