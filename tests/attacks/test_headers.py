@@ -34,6 +34,7 @@ from gguf.constants import GGMLQuantizationType, GGUFValueType
 
 from qwq_lite.errors import FormatError
 from qwq_lite.formats import gguf_header, shape
+from tests.samples import times
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="a file that grows by truncate is not sparse there")
 
@@ -41,7 +42,7 @@ V = GGUFValueType
 CODES = {V.UINT8: "B", V.INT8: "b", V.UINT16: "H", V.INT16: "h", V.UINT32: "I", V.INT32: "i", V.FLOAT32: "f"}
 CODES |= {V.BOOL: "?", V.UINT64: "Q", V.INT64: "q", V.FLOAT64: "d"}
 INTEGERS = (V.UINT8, V.INT8, V.UINT16, V.INT16, V.UINT32, V.INT32, V.UINT64, V.INT64)
-N_EDITS = 1000  # of each of the two models
+N_EDITS = times(1000)  # of each of the two models
 N_LOADED = 60
 SLOWEST_S = 5.0  # of the processor: what else the machine does counts for nothing
 MOST_DATA_BYTES = 1 << 40  # file systems have a longest file
@@ -393,6 +394,7 @@ def test_the_models_are_accepted_before_they_are_edited(models: dict[str, Parts]
         assert accepted(parts.write(tmp_path / f"{name}.gguf"))
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("model", ["ghost", "tiny"])
 def test_an_edited_header_gives_a_shape_or_a_format_error(models: dict[str, Parts], model: str, tmp_path: Path) -> None:
     """Both outcomes are common: edits that are all refused at the first byte would show nothing."""

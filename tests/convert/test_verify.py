@@ -29,8 +29,9 @@ from qwq_lite.formats import gguf_header
 from qwq_lite.formats.tensor_types import file_type
 from tests.checkpoints import write_random_checkpoint
 from tests.convert.commands import run
+from tests.samples import times
 
-N_FLIPS = {"anywhere": 1000, "header": 150, "digests": 100}
+N_FLIPS = {"anywhere": times(1000), "header": times(150), "digests": times(100)}
 V, T = GGUFValueType, GGMLQuantizationType
 Keys = dict[str, tuple[gguf_header.Value, GGUFValueType]]
 
@@ -138,6 +139,7 @@ def digests_region(path: Path, header: gguf_header.Header) -> tuple[int, int]:
     return start, start + len(digests.KEY) + 16 + 72 * (len(header.tensors) + 1)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("region", N_FLIPS)
 def test_a_flipped_bit_is_found_wherever_it_is(sealed: Path, region: str) -> None:
     header, raw, source = gguf_header.read(sealed), sealed.read_bytes(), random.Random(region)

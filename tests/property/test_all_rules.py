@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from qwq_lite.chat.options import Options
@@ -23,6 +23,7 @@ from qwq_lite.reply.policy import Draw, Rewind, Stop
 from qwq_lite.reply.script_masks import ScriptMasks
 from qwq_lite.sampling import Sampling
 from qwq_lite.text.unicode_scripts import MASKABLE
+from tests.samples import examples
 from tests.thoughts import CLOSE, MODELS, TAGS, UNDIVIDED, Words, rules_of
 
 HINT = "Think of it so"
@@ -100,7 +101,7 @@ WORDS = vocabulary()
 MASKS = ScriptMasks([WORDS.piece(token) for token in range(len(WORDS))], MASKABLE)
 
 
-@settings(max_examples=80)
+@examples(80)
 @given(
     st.integers(0, 1 << 32),
     MODELS,

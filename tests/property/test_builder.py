@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import ClassVar, NamedTuple
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from qwq_lite.events import Answer, Event, FinishReason, Notice, Thinking
@@ -23,6 +23,7 @@ from qwq_lite.reply.policies.phases import Phases
 from qwq_lite.reply.policies.stops import Stops
 from qwq_lite.reply.policies.unconstrained import Unconstrained
 from qwq_lite.reply.policy import Begin, Draw, Force, Phase, Policy, Rewind, Stop, Taken, Verdict
+from tests.samples import examples
 from tests.tracks import (
     CLOSE,
     END,
@@ -322,7 +323,7 @@ POLICIES = st.builds(
 )
 
 
-@settings(max_examples=500)
+@examples(500)
 @given(POLICIES, st.sampled_from(["thinking", "answer"]), STEPS)
 @example((Phases(OPEN, CLOSE), Loops(3)), "thinking", [A, WHOLE, HEAD, LOOP, REST, A, CLOSE, A])
 @example((Phases(OPEN, CLOSE), Forces()), "thinking", [FORCE, A, HEAD, Rewind(2), HEAD, REST])

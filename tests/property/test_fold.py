@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Iterable, Sequence
 
 import pytest
-from hypothesis import assume, example, given, settings
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from qwq_lite.events import Answer, Event, FinishReason, Notice, Thinking
@@ -18,6 +18,7 @@ from qwq_lite.reply.policies.order import arrange
 from qwq_lite.reply.policies.phases import ANSWERS, CLOSINGS, Phases
 from qwq_lite.reply.policies.stops import Stops
 from qwq_lite.reply.policy import Begin, Phase, Policy, Stop
+from tests.samples import examples
 
 TEXT, END, OPEN, CLOSE = 0, 1, 2, 3
 FIRST_FREE = 100  # every piece of text gets an id of its own from here on, as no two tokens of a vocabulary share one
@@ -248,7 +249,7 @@ def nested(stops: Sequence[str]) -> bool:
     return any(a != b and a in b and not b.startswith(a) for a in stops for b in stops)
 
 
-@settings(max_examples=400)
+@examples(400)
 @given(NEAR, STOPS, PLACES)
 def test_a_stop_text_is_found_at_the_same_place_however_characters_are_put_together(
     whole: str, stops: list[str], places: list[int]
@@ -263,7 +264,7 @@ def test_a_stop_text_is_found_at_the_same_place_however_characters_are_put_toget
         assert run(tokens, rules(*stops)) == ("", shown, "stop")
 
 
-@settings(max_examples=400)
+@examples(400)
 @given(NEAR, STOPS, PLACES)
 @example("STOP人", ["STOP"], [5])
 @example("xabc", ["abc", "b"], [])
@@ -372,7 +373,7 @@ def test_a_stop_text_with_a_heading_is_not_shown(before: str, after: str, cut_at
     assert undivided(text(whole[:cut_at], whole[cut_at:]), stop) == (whole.partition(stop)[0], "", "stop")
 
 
-@settings(max_examples=400)
+@examples(400)
 @given(NEAR, STOPS, PLACES)
 def test_a_text_without_tags_ends_at_the_same_place_wherever_the_bytes_are_cut(
     whole: str, stops: list[str], places: list[int]

@@ -15,6 +15,7 @@ from bench.measure.repeats import stretches
 from qwq_lite.reply.policies.loops import IN_ANSWER, IN_THOUGHT, Loops, LoopState
 from qwq_lite.reply.policy import Action, Begin, Rewind, Stop, Taken
 from qwq_lite.reply.repetition import WINDOW, Limit
+from tests.samples import examples
 from tests.thoughts import CLOSE
 
 
@@ -71,7 +72,7 @@ MIXED = st.lists(st.one_of(COPIES, st.lists(st.integers(0, 3), max_size=20)), ma
 )
 
 
-@settings(max_examples=200)
+@examples(200)
 @given(MIXED)
 @example([0] * 63 + [1] * 64)
 @example(([0] * 30 + [1]) * 4)
@@ -81,7 +82,7 @@ def test_in_a_thought_a_loop_is_found_by_both_definitions_at_the_same_token(toke
     assert n == first(exact(tokens, IN_THOUGHT), near(tokens))
 
 
-@settings(max_examples=60)
+@examples(60)
 @given(st.lists(COPIES, max_size=4).map(lambda parts: [token for part in parts for token in part * 4]))
 def test_in_an_answer_only_exact_loops_are_found(tokens: list[int]) -> None:
     assert found(Loops(), tokens, Begin("answer"))[0] == exact(tokens, IN_ANSWER)
@@ -157,7 +158,7 @@ def state_of(policy: Loops, begin: Begin, tokens: Sequence[int], texts: Sequence
     return state
 
 
-@settings(max_examples=60)
+@examples(60)
 @given(MIXED, MIXED, st.data())
 def test_a_reply_that_is_folded_again_knows_nothing_of_what_was_taken_back(
     tokens: list[int], others: list[int], data: st.DataObject

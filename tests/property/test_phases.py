@@ -18,6 +18,7 @@ from qwq_lite.reply.policies.phases import CLOSINGS, OPENING, Phases
 from qwq_lite.reply.policies.stops import Stops
 from qwq_lite.reply.policy import Begin, Phase, Policy, Stop
 from qwq_lite.text import final_answer
+from tests.samples import examples
 from tests.transcripts import TRANSCRIPTS, Transcript
 
 LABEL, CLOSING = "‖", CLOSINGS[0]
@@ -117,7 +118,7 @@ HEADINGS = ["**Final Answer**", "## Final Solution", "Final answer:", "**最终�
 HARD = st.sampled_from([*FENCES, *DISPLAYS, *HEADINGS, "x", " ", "\t", " " * 57, " " * 59])
 
 
-@settings(max_examples=400)
+@examples(400)
 @given(
     st.lists(st.builds(lambda line, end: line + end, HARD, st.sampled_from(["\n", "\n", "\n\n", ""])), max_size=9),
     SIZES,

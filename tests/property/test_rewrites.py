@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from qwq_lite.events import Notice
@@ -22,6 +22,7 @@ from qwq_lite.reply.policies.phases import Phases
 from qwq_lite.reply.policies.unconstrained import Unconstrained
 from qwq_lite.reply.policy import Begin, Policy, Rewind, Rewrite, Taken, Verdict
 from qwq_lite.text import breaks
+from tests.samples import examples
 from tests.tracks import CLOSE, OPEN, SAMPLING, everything, phase_of, texts
 
 SPELLING = re.compile(r"[.!?]\n+| ?\w+|\n+|.")
@@ -131,7 +132,7 @@ def spelled(words: Vocabulary, kept: str, more: tuple[str | int, ...]) -> list[i
     return [*tokens, *words.tokenize(text)]
 
 
-@settings(max_examples=300)
+@examples(300)
 @given(TALK, st.integers(0, 30), WORDS)
 @example("So it is.", 0, ("\n", CLOSE))
 @example("a.\nb", 1, ("\n\nWait.",))
@@ -145,7 +146,7 @@ def test_a_rewritten_thought_has_the_tokens_that_tokenizing_its_text_gives(
     assert standing == spelled(words, kept, more)
 
 
-@settings(max_examples=300)
+@examples(300)
 @given(TALK, st.integers(0, 30), WORDS, st.lists(st.integers(0, 1000)))
 def test_a_rewritten_thought_has_the_text_whatever_tokens_the_model_wrote_it_in(
     whole: str, n_drop: int, more: tuple[str | int, ...], places: list[int]

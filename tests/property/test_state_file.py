@@ -17,13 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from qwq_lite.errors import FormatError, OutputError, UsageError
 from qwq_lite.store import state_file
 from qwq_lite.store.state_file import SavedState
 from qwq_lite.system import files, output
+from tests.samples import examples
 
 SAVED = SavedState("f1", [1, 22, 10999], {"messages": [{"role": "user", "content": "é"}], "n": 0})
 PAYLOAD = bytes(range(100))
@@ -74,7 +75,7 @@ JSON = st.recursive(
 )
 
 
-@settings(max_examples=60)
+@examples(60)
 @given(
     st.text(),
     st.lists(st.integers(0, 1 << 31)),

@@ -15,6 +15,7 @@ import pytest
 
 import qwq_lite
 from qwq_lite.events import Done
+from tests.samples import times
 
 QUESTIONS = ("a", "What is 2+3?", "\n\n你好", "x" * 200)
 N_SEEDS = 5
@@ -112,10 +113,11 @@ class Caller:
                     self.check(*key, event.reply)
 
 
+@pytest.mark.sampled
 def test_200_random_interleavings_of_threads_give_right_answers(
     model: qwq_lite.Model, alone: dict[tuple[str, int], str]
 ) -> None:
-    for number in range(200):
+    for number in range(times(200)):
         callers = [Caller(model, alone, 1000 * number + n) for n in range(3)]
         threads = [threading.Thread(target=caller.run, daemon=True) for caller in callers]
         for thread in threads:
@@ -126,16 +128,18 @@ def test_200_random_interleavings_of_threads_give_right_answers(
         assert [caller.wrong for caller in callers] == [[], [], []], f"interleaving {number}"
 
 
+@pytest.mark.sampled
 def test_10_000_short_requests_leave_memory_and_descriptors_as_they_were(model: qwq_lite.Model) -> None:
     process = psutil.Process()
     kept = []
-    for number in range(10_000):
+    n_requests = times(10_000)
+    for number in range(n_requests):
         chat = model.chat()
         reply = chat.ask(f"question {number}", max_tokens=1 + number % 2, stop=["never"])
         assert reply.stats.n_generated
-        if number in (2_000, 9_999):
+        if number in (n_requests // 5, n_requests - 1):
             gc.collect()
             kept.append((process.memory_info().rss, process.num_fds() if hasattr(process, "num_fds") else 0))
     (rss, descriptors), (rss_end, descriptors_end) = kept
-    assert rss_end - rss <= 5 * MIB, f"{(rss_end - rss) / MIB:.1f} MiB more after 8,000 requests"
+    assert rss_end - rss <= 5 * MIB, f"{(rss_end - rss) / MIB:.1f} MiB more after {n_requests * 4 // 5} requests"
     assert descriptors_end == descriptors

@@ -29,6 +29,7 @@ from qwq_lite.worker.remote import RemoteModel
 from qwq_lite.worker.resumable_feed import ResumableFeed
 from tests.attacks.test_engine_deaths import rewritten
 from tests.deaths import POISON_SEED, POISON_TEXT, interpreter
+from tests.samples import times
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="signals, and a script in the place of Python")
 SEED = 5
@@ -203,6 +204,7 @@ POISONS: dict[str, tuple[str, int]] = {
 
 
 @posix
+@pytest.mark.sampled
 @pytest.mark.parametrize("kind", POISONS)
 def test_one_of_eight_callers_ends_the_engine(tiny_gguf: Path, tmp_path: Path, kind: str) -> None:
     file = rewritten(tiny_gguf, tmp_path / "gpt-4o.gguf", {"tokenizer.ggml.pre": "gpt-4o"})
@@ -212,7 +214,7 @@ def test_one_of_eight_callers_ends_the_engine(tiny_gguf: Path, tmp_path: Path, k
             messages = [{"role": "user", "content": text}]
             return list(model.generate(messages, seed=seed, max_tokens=60, thought_style="none"))
 
-        for run in range(3):
+        for run in range(times(5)):
             place = random.Random(run).randrange(8)
             asked = [(f"question {n}", n) for n in range(7)]
             asked.insert(place, POISONS[kind])

@@ -17,6 +17,7 @@ import pytest
 import qwq_lite
 from qwq_lite.system import process_limits
 from qwq_lite.worker.remote import RemoteModel
+from tests.samples import sample
 
 WAIT_S = 300
 posix = pytest.mark.skipif(sys.platform == "win32", reason="descriptors and folders of POSIX")
@@ -87,7 +88,7 @@ def shell(line: str) -> subprocess.CompletedProcess[str]:
 
 
 @posix
-@pytest.mark.parametrize("redirection", [*CLOSED, pytest.param("2>/dev/full", marks=FULL)])
+@pytest.mark.parametrize("redirection", sample([*CLOSED, pytest.param("2>/dev/full", marks=FULL)], 3))
 def test_a_stream_that_is_closed_changes_no_result(demo_gguf: Path, redirection: str) -> None:
     checked = shell(f"{COMMAND} verify '{demo_gguf}' {redirection}")
     asked = shell(f"{COMMAND} chat '{demo_gguf}' --ctx 256 -p 'Say yes.' -n 3 {redirection}")

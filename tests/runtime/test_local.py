@@ -15,6 +15,7 @@ from qwq_lite.engine.request import Request
 from qwq_lite.engine.scheduler import Scheduler
 from qwq_lite.reply.policies.stops import Stops
 from qwq_lite.sampling import Sampling
+from tests.samples import times
 
 PROMPT = "Tell me a long story about the sea."
 
@@ -141,9 +142,10 @@ def ask_until_closed(loaded: qwq_lite.Model, failures: list[type[BaseException]]
         failures.append(type(error))
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("isolated", [True, False])
 def test_unloading_beside_callers_raises_and_nothing_crashes(demo_gguf: Path, isolated: bool) -> None:
-    for _ in range(5):
+    for _ in range(times(5)):
         loaded = qwq_lite.load(demo_gguf, n_ctx=512, isolated=isolated)
         failures: list[type[BaseException]] = []
         threads = [threading.Thread(target=ask_until_closed, args=(loaded, failures)) for _ in range(3)]

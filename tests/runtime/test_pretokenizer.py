@@ -12,6 +12,7 @@ import pytest
 import qwq_lite
 from qwq_lite.backend import pretokenizer
 from tests.attacks.test_engine_deaths import rewritten
+from tests.samples import sample
 
 MOST = pretokenizer.STACKS[0][1]
 RECURSIVE = ["gpt-4o", "tekken", "deepseek-v3", "exaone-moe"]
@@ -21,7 +22,7 @@ def with_pre(tiny_gguf: Path, folder: Path, pre: str) -> Path:
     return rewritten(tiny_gguf, folder / f"{pre}.gguf", {pretokenizer.FIELD: pre})
 
 
-@pytest.mark.parametrize("pre", RECURSIVE)
+@pytest.mark.parametrize("pre", sample(RECURSIVE, 2))
 def test_long_runs_are_taken_and_longer_ones_refused(tiny_gguf: Path, tmp_path: Path, pre: str) -> None:
     with qwq_lite.load(with_pre(tiny_gguf, tmp_path, pre), n_ctx=512) as model:
         before = model.pid  # type: ignore[attr-defined]
@@ -37,7 +38,7 @@ def test_long_runs_are_taken_and_longer_ones_refused(tiny_gguf: Path, tmp_path: 
         assert model.pid == before  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("pre", ["qwen2", "llama-bpe", "gpt-2"])
+@pytest.mark.parametrize("pre", sample(["qwen2", "llama-bpe", "gpt-2"], 1))
 def test_expressions_with_code_of_their_own_take_any_run(tiny_gguf: Path, tmp_path: Path, pre: str) -> None:
     with qwq_lite.load(with_pre(tiny_gguf, tmp_path, pre), n_ctx=512) as model:
         for letter in ("a", "=", " "):

@@ -10,10 +10,11 @@ import pytest
 from bench.process import N_OUTPUTS, compared
 from qwq_lite.backend.settings import EngineSettings
 from qwq_lite.plan.run_plan import HOST_WEIGHTS
+from tests.samples import sample
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
-@pytest.mark.parametrize("name", HOST_WEIGHTS)
+@pytest.mark.parametrize("name", sample(HOST_WEIGHTS, 1))
 def test_a_process_takes_what_the_plan_says(name: str, demo_gguf: Path) -> None:
     row = compared(demo_gguf, EngineSettings(1024, n_outputs_max=N_OUTPUTS, **HOST_WEIGHTS[name]))
     assert row["anonymous"] <= row["anonymous_planned"]

@@ -26,6 +26,7 @@ from qwq_lite.reply.stream import MOST_UNREAD
 from qwq_lite.system import child
 from qwq_lite.worker import process, protocol, remote, resumable_feed
 from qwq_lite.worker.remote import RemoteModel
+from tests.samples import times
 
 LONG = "Tell me a long story about the sea."
 WAIT_S = 60
@@ -243,6 +244,7 @@ def test_deaths_that_are_a_replys_bar_nobody(fragile: RemoteModel) -> None:
 
 
 @posix
+@pytest.mark.sampled
 def test_kills_at_random_moments_leave_nothing(demo_gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One between two calls is met by none of them; the next one starts another engine."""
     monkeypatch.setattr(remote, "_WITHIN_S", 0.0)
@@ -252,7 +254,7 @@ def test_kills_at_random_moments_leave_nothing(demo_gguf: Path, monkeypatch: pyt
     with load(demo_gguf, n_ctx=1024) as model:
         assert isinstance(model, RemoteModel)
         n_descriptors = process.num_fds()
-        for _ in range(8):
+        for _ in range(times(10)):
             pid = pid_of(model)
             threading.Timer(rng.random(), os.kill, (pid, rng.choice((signal.SIGKILL, signal.SIGSEGV)))).start()
             with contextlib.suppress(qwq_lite.EngineCrashed):  # none where it hit before a prompt: that is asked again

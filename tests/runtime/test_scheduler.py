@@ -19,6 +19,7 @@ from qwq_lite.reply.policies.stops import Stops
 from qwq_lite.reply.policy import Begin, Draw, Force, Policy, Rewind, Taken, Verdict
 from qwq_lite.reply.stream import Stream
 from qwq_lite.sampling import Sampling
+from tests.samples import times
 
 ENDLESS = Stops(frozenset())
 PROMPT = [1000 + 37 * n for n in range(40)]
@@ -79,9 +80,10 @@ def cancelled_once(stream: Stream, kind: type[Event], n_before: int) -> tuple[Re
     return reply(list(events)), n_late
 
 
+@pytest.mark.sampled
 def test_100_of_100_cancels_in_decode_end_within_one_token(scheduler: Scheduler) -> None:
     late = []
-    for number in range(100):
+    for number in range(times(100)):
         stream = scheduler.submit(Request(PROMPT, (ENDLESS,), Sampling(), number, session="decode"))
         cancelled, n_late = cancelled_once(stream, Answer, 1 + number % 3)
         assert cancelled.finish_reason == "cancelled"
@@ -89,8 +91,9 @@ def test_100_of_100_cancels_in_decode_end_within_one_token(scheduler: Scheduler)
     assert max(late) <= 2, late  # one token ends, and what was held back of the text is shown
 
 
+@pytest.mark.sampled
 def test_100_of_100_cancels_in_prefill_end_within_one_chunk(scheduler: Scheduler) -> None:
-    for number in range(100):
+    for number in range(times(100)):
         prompt = [5 + number, *([600 + number] * (3 * PREFILL_CHUNK))]
         cancelled, n_late = cancelled_once(scheduler.submit(request(prompt, ENDLESS)), Progress, 1 + number % 2)
         assert cancelled.finish_reason == "cancelled"
