@@ -37,6 +37,7 @@ from qwq_lite.reply.policy import Begin, Rewrite  # noqa: E402
 from qwq_lite.reply.script_masks import ScriptMasks  # noqa: E402
 from qwq_lite.sampling import Sampling  # noqa: E402
 from qwq_lite.text import final_answer, unicode_scripts  # noqa: E402
+from qwq_lite.text.fences import outside_code  # noqa: E402
 from tests.oracle import qwen_ranks, qwen_tokenizer_json  # noqa: E402
 
 N_VOCAB = 152_064  # rows of QwQ's output; those past the tokens have no text
@@ -133,11 +134,8 @@ def _announces(line: str) -> bool:
 
 def _n_letters(text: str) -> int:
     """Letters of scripts that can be masked, outside fenced code."""
-    found, in_code = 0, False
-    for line in text.split("\n"):
-        in_code ^= final_answer.is_fence(line)
-        found += 0 if in_code else len(unicode_scripts.characters(unicode_scripts.MASKABLE).findall(line))
-    return found
+    letters = unicode_scripts.characters(unicode_scripts.MASKABLE)
+    return sum(len(letters.findall(line)) for line in outside_code(text))
 
 
 def cost(replay: Replay, texts: list[str]) -> dict[str, float]:

@@ -36,8 +36,14 @@ from qwq_lite.engine import reply_setup  # noqa: E402
 from qwq_lite.engine.request import Request  # noqa: E402
 from qwq_lite.events import Done, Notice  # noqa: E402
 from qwq_lite.reply.policies.loops import Loops, LoopState  # noqa: E402
-from qwq_lite.reply.policies.unconstrained import Unconstrained  # noqa: E402
-from qwq_lite.reply.policy import Begin, Policy, Rewind, Stop, Taken, Verdict  # noqa: E402
+from qwq_lite.reply.policy import (  # noqa: E402
+    Begin,
+    Policy,
+    Rewind,
+    Stop,
+    Taken,
+    Verdict,
+)
 from qwq_lite.sampling import Sampling  # noqa: E402
 
 DEMO = ROOT / "build" / "demo" / "SmolLM2-135M-Instruct-Q4_K_M.gguf"
@@ -50,7 +56,7 @@ END_OF_TEXT = -1  # no token of any vocabulary
 
 
 @dataclass(frozen=True)
-class Labelled(Unconstrained):
+class Labelled(Policy):
     """Ends a reply that has a labelled loop that can be judged: no later token makes another first one. State: its tokens."""
 
     name: ClassVar[str] = "labelled"

@@ -39,6 +39,7 @@ from qwq_lite.reply.fold import utf8  # noqa: E402
 from qwq_lite.reply.policies.loops import Loops  # noqa: E402
 from qwq_lite.reply.policies.phases import Phases  # noqa: E402
 from qwq_lite.reply.policy import Begin, Phase, Rewind, Stop, Taken  # noqa: E402
+from qwq_lite.text.lines import Line, follow  # noqa: E402
 from tests.oracle import qwen_tokenizer_json  # noqa: E402
 
 LONGEST = 8192  # tokens of an ordinary text
@@ -74,10 +75,11 @@ class Texts:
 
 def fired(policy: Loops, tokens: Sequence[int], pieces: Sequence[bytes], phase: Phase) -> Fired | None:
     """The first thing that is done about a text that is all of one phase."""
-    state, pending = policy.start(Begin(phase)), b""
+    state, pending, line = policy.start(Begin(phase)), b"", Line()
     for n, (token, piece) in enumerate(zip(tokens, pieces, strict=True), 1):
         text, pending = utf8(pending, piece)
-        verdict = policy.observe(state, Taken(token, text, phase, n))
+        line, _ = follow(line, text)
+        verdict = policy.observe(state, Taken(token, text, phase, n, line=line))
         if verdict.action is not None:
             return Fired(n, what(verdict.action))
         state = verdict.state

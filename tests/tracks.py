@@ -8,7 +8,6 @@ from typing import Any, ClassVar
 
 from qwq_lite.events import Event
 from qwq_lite.reply.builder import ReplyBuilder
-from qwq_lite.reply.policies.unconstrained import Unconstrained
 from qwq_lite.reply.policy import Begin, Phase, Policy, Taken, Verdict
 from qwq_lite.sampling import Sampling
 
@@ -34,7 +33,7 @@ A, NEWLINE, WHOLE, HEAD, REST, B, INVALID, ST = range(6, 14)
 
 
 @dataclass(frozen=True)
-class Sees(Unconstrained):
+class Sees(Policy):
     """Keeps each token as it was told of it."""
 
     name: ClassVar[str] = "sees"

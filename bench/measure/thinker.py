@@ -22,8 +22,7 @@ from qwq_lite.plan import speed
 from qwq_lite.prompt import chat_template as prompts
 from qwq_lite.reply.policies.closing import Closing
 from qwq_lite.reply.policies.loops import Loops
-from qwq_lite.reply.policies.unconstrained import Unconstrained
-from qwq_lite.reply.policy import Begin, Draw, Rewrite, Taken, Verdict
+from qwq_lite.reply.policy import Begin, Draw, Policy, Rewrite, Taken, Verdict
 from qwq_lite.sampling import Sampling
 from qwq_lite.text import normalization
 
@@ -50,7 +49,7 @@ CHINESE_PROMPTS = [_CHINESE.format(subject) for subject in _CHINESE_SUBJECTS]
 
 
 @dataclass(frozen=True)
-class KeepsThinking(Unconstrained):
+class KeepsThinking(Policy):
     """No end token while the model thinks. State: whether it does."""
 
     end_tokens: frozenset[int]

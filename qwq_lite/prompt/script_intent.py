@@ -17,6 +17,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 from qwq_lite.text import final_answer, unicode_scripts
+from qwq_lite.text.fences import outside_code
 
 AnswerScript = Literal["auto", "any", "latin", "han", "kana", "hangul", "cyrillic", "arabic", "hebrew", "thai"]
 _OF_LATIN = (  # languages of Latin or Greek letters, in English
@@ -152,11 +153,8 @@ def _letters(reply: str, tag: str | None) -> str:
     else:
         start = final_answer.final_start(reply)
         answer = "" if start is None else reply[start:]
-    found, in_code = "", False
-    for line in answer.split("\n"):
-        in_code ^= final_answer.is_fence(line)
-        found += "" if in_code else "".join(unicode_scripts.characters(unicode_scripts.MASKABLE).findall(line))
-    return found
+    letters = unicode_scripts.characters(unicode_scripts.MASKABLE)
+    return "".join("".join(letters.findall(line)) for line in outside_code(answer))
 
 
 def flatten_texts(value: Any) -> Iterable[str]:

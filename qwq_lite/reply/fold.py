@@ -1,7 +1,7 @@
 """What a token does to a reply: text, phase, end. Pure, and tested without a model. Knows no engine and no terminal.
 
-`advance` takes a token into the reply and asks the policies, in their order, what follows from it: go on, force tokens,
-rewind, stop. `constrain` asks them what the next token may be. A policy is a deterministic fold over the reply's tokens, so
+`advance` takes a token into the reply and asks the policies, in their order, what follows from it: go on, rewind,
+stop. `constrain` asks them what the next token may be. A policy is a deterministic fold over the reply's tokens, so
 a rewind folds the tokens that stand again from the first, and every state is as if the others had never been.
 """
 
@@ -13,8 +13,9 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from qwq_lite.events import Answer, Event, Notice, Thinking, ThoughtEnd
-from qwq_lite.reply.policy import WINDOW, Begin, Draw, Force, Phase, Policy, Rewind, Rewrite, Stop, Taken, Turn
+from qwq_lite.reply.policy import WINDOW, Begin, Draw, Phase, Policy, Rewind, Rewrite, Stop, Taken, Turn
 from qwq_lite.sampling import Sampling
+from qwq_lite.text.lines import Line, Row, follow
 
 # What is made for each token is a NamedTuple: a frozen dataclass takes four times as long to make.
 
@@ -46,6 +47,7 @@ class State(NamedTuple):
     given: Given = Given()
     policies: tuple[Any, ...] = ()
     turned_at: int = 0
+    line: Line = Line()
 
 
 class Step(NamedTuple):
@@ -57,6 +59,7 @@ class Step(NamedTuple):
 
 
 _NO_EVENTS: tuple[Event, ...] = ()
+_NO_ROWS: tuple[Row, ...] = ()
 _new = tuple.__new__  # a NamedTuple's own way takes three times as long
 ASKED: tuple[ThoughtEnd, int] = ("asked", WINDOW)
 
@@ -102,7 +105,10 @@ def advance(policies: tuple[Policy, ...], state: State, token: int, piece: bytes
     given = state.given
     n_tokens = state.n_tokens + 1
     end = ASKED if given.asked_at is not None and n_tokens > given.asked_at else None
-    taken = _new(Taken, (token, text, state.phase, n_tokens, time_s, bool(state.forced), False, end, text))
+    line, rows = state.line, _NO_ROWS
+    if line.text is not None or "\n" in text:
+        line, rows = follow(line, text)
+    taken = _new(Taken, (token, text, state.phase, n_tokens, time_s, bool(state.forced), False, end, text, line, rows))
     states: list[Any] = []
     forced = state.forced[1:] if n_tokens not in given.forced else given.forced[n_tokens]
     turn: Turn | None = None
@@ -117,24 +123,33 @@ def advance(policies: tuple[Policy, ...], state: State, token: int, piece: bytes
             continue
         if turned is not None and turn is None:
             turn = turned
-            taken = taken._replace(phase=turn.phase, text=_begun(state.held + text, turn), turned=True)
+            begun = _begun(state.held + text, turn)
+            line, rows = follow(Line(), begun)
+            taken = taken._replace(phase=turn.phase, text=begun, turned=True, line=line, rows=rows)
         if ending is not None:
             taken = taken._replace(end=ending)
-        if isinstance(wanted, Force):
-            forced += wanted.tokens
-        elif action is None:
+        if action is None:
             action = wanted
     if turn is None and n_tokens == given.ended_at and taken.phase == "thinking":  # no policy knew the words
-        turn = Turn("answer")
+        turn, line = Turn("answer"), Line()
     if (
         turn is not None and isinstance(action, Stop) and action.drop > turn.n_chars
     ):  # the phase's first text is cut away
         turn = None
     if turn is None and not isinstance(action, Stop):  # nearly every token
-        state, events = _shown(state, n_tokens, pending, state.held + text, forced, tuple(states), hold)
+        state, events = _shown(state, n_tokens, pending, state.held + text, forced, tuple(states), hold, line)
         return _new(Step, (state, events, action))
     after = State(
-        state.phase, n_tokens, pending, state.held + text, state.n_shown, forced, given, tuple(states), state.turned_at
+        state.phase,
+        n_tokens,
+        pending,
+        state.held + text,
+        state.n_shown,
+        forced,
+        given,
+        tuple(states),
+        state.turned_at,
+        line,
     )
     events = _NO_EVENTS
     if turn is not None:
@@ -216,7 +231,7 @@ def _turned(counted: State, before: State, text: str, turn: Turn) -> tuple[State
 
 
 def _show(state: State, hold: int) -> tuple[State, tuple[Event, ...]]:
-    return _shown(state, state.n_tokens, state.pending, state.held, state.forced, state.policies, hold)
+    return _shown(state, state.n_tokens, state.pending, state.held, state.forced, state.policies, hold, state.line)
 
 
 def _shown(
@@ -227,6 +242,7 @@ def _shown(
     forced: tuple[int, ...],
     policies: tuple[Any, ...],
     hold: int,
+    line: Line,
 ) -> tuple[State, tuple[Event, ...]]:
     """The state with what is new in it, once of `held` all but `hold` characters is shown. It is made once: it is large."""
     n_shown, events = state.n_shown, _NO_EVENTS
@@ -237,5 +253,5 @@ def _shown(
         text = held[:place] if hold else held
         events = (Thinking(text) if state.phase == "thinking" else Answer(text),)
         held, n_shown = held[place:], n_shown + place
-    fields = (state.phase, n_tokens, pending, held, n_shown, forced, state.given, policies, state.turned_at)
+    fields = (state.phase, n_tokens, pending, held, n_shown, forced, state.given, policies, state.turned_at, line)
     return _new(State, fields), events

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 from qwq_lite.events import FinishReason, ThoughtEnd
 from qwq_lite.sampling import Sampling
+from qwq_lite.text.lines import Line, Row
 
 if TYPE_CHECKING:
     import numpy as np
@@ -15,13 +16,6 @@ if TYPE_CHECKING:
     Mask = npt.NDArray[np.float32]
 
 Phase = Literal["thinking", "answer"]
-
-
-@dataclass(frozen=True)
-class Force:
-    """The next tokens are these; nothing is sampled."""
-
-    tokens: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -66,7 +60,7 @@ class Stop:
     mute: bool = False
 
 
-Action = Force | Rewind | Rewrite | Stop | None  # None: go on
+Action = Rewind | Rewrite | Stop | None  # None: go on
 
 
 @dataclass(frozen=True)
@@ -103,7 +97,8 @@ class Taken(NamedTuple):
     text: the characters that it completed, of the phase that it leaves the reply in; n_tokens: the reply's length with it;
     time_s: seconds from the request to the token; forced: nobody drew it; turned: the phase begins with this token.
     end: the thought is to end for this reason, within so many tokens more; less than none: so many of the last tokens ago.
-    added: the characters that it completed, of whichever phase.
+    added: the characters that it completed, of whichever phase. line: the line that is being written, after it; rows: the lines
+    that its text is of, the unfinished one last, none where they mean nothing.
     """
 
     token: int
@@ -115,6 +110,8 @@ class Taken(NamedTuple):
     turned: bool = False
     end: tuple[ThoughtEnd, int] | None = None
     added: str = ""
+    line: Line = Line()
+    rows: tuple[Row, ...] = ()
 
 
 class Draw(NamedTuple):
@@ -149,18 +146,26 @@ class Verdict(NamedTuple):
 
 
 class Policy(Protocol):
-    """One rule of a reply. Its state is its own, immutable, and a function of `begin` and the tokens alone.
-
-    constrains: whether it has a word on what may be drawn; one that has not is not asked.
-    """
+    """One rule of a reply. Its state is its own, immutable, and a function of `begin` and the tokens alone."""
 
     @property
     def name(self) -> str: ...
+
     @property
-    def constrains(self) -> bool: ...
-    def start(self, begin: Begin) -> Any: ...
-    def constrain(self, state: Any, draw: Draw) -> Draw: ...
-    def observe(self, state: Any, taken: Taken) -> Verdict: ...
+    def constrains(self) -> bool:
+        """Whether `constrain` may change anything; it is not called otherwise."""
+        return False
+
+    def start(self, begin: Begin) -> Any:
+        """The state before the first token."""
+
+    def constrain(self, state: Any, draw: Draw) -> Draw:
+        """What the next token may be."""
+        return draw
+
+    def observe(self, state: Any, taken: Taken) -> Verdict:
+        """The state after a token, and what follows from it."""
+        ...
 
 
 WINDOW = 96  # tokens in which a thought finds its end; nine of ten paragraphs of real thoughts have fewer than 64

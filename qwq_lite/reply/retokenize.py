@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 from qwq_lite.reply.fold import utf8
 from qwq_lite.reply.policy import Rewrite
-from qwq_lite.text import breaks, final_answer
+from qwq_lite.text import breaks, fences
 
 MOST_BACK = 96  # tokens that are taken back for a better place to end
 Tokenize = Callable[[str], list[int]]
@@ -28,7 +28,7 @@ def retokenize(
     start, line = _last_line(tokens, piece, n_drop)
     if rewrite.outside_code:
         whole = text_of(tokens, piece)
-        if final_answer.ends_in_code(whole[: max(0, len(whole) - n_drop)].rstrip()):
+        if fences.ends_in_code(whole[: max(0, len(whole) - n_drop)].rstrip()):
             line += "\n```"
     new: list[int] = []
     text = line

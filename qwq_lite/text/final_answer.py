@@ -8,6 +8,9 @@ closing sentences are: "So the answer is" was followed by more thought in 12 of 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+
+from qwq_lite.text.fences import fence_after, unclosed_start
 
 _NOUNS = (
     r"answers?|solutions?|outputs?|results?|responses?|scores?|ratings?|rankings?|code|verdict|conclusions?|decision|choices?"
@@ -57,16 +60,6 @@ def is_boxed(line: str) -> bool:
     return _BOXED.match(opener[:LONGEST_HEADING] + newline + box[:LONGEST_HEADING]) is not None
 
 
-def is_fence(line: str) -> bool:
-    """Whether a line opens or closes a block of code, in which nothing announces an answer."""
-    return line[:LONGEST_HEADING].lstrip(" \t").startswith("```")
-
-
-def ends_in_code(text: str) -> bool:
-    """Whether a text ends within a block of code that nothing has closed."""
-    return sum(map(is_fence, lines(text))) % 2 == 1
-
-
 def may_announce(line: str) -> bool:
     """Whether an unfinished line could still be a heading or a boxed result: then it is held back."""
     bare = line.lstrip(" \t")
@@ -78,36 +71,36 @@ def may_announce(line: str) -> bool:
     return any(text.startswith(low) or low.removeprefix(text).strip() in ("", ":", "\uff1a") for text in _PLAIN)
 
 
-def lines(text: str, *, in_code: bool = False) -> list[str]:
-    """Lines with their newline, as a stream has them: no other character parts two.
+def is_opener(line: str) -> bool:
+    """Whether a line opens a display, which a boxed result may follow on the next one."""
+    return len(line) < LONGEST_HEADING and line.strip(" \t") in _OPENERS
 
-    What opens a display is one with a box on the next line, or with the beginning of one in a text that goes on. in_code: the
-    text begins within a block of code, in which there are no displays.
+
+def may_be_box(line: str, *, ended: bool) -> bool:
+    """Whether a line is a boxed result, or the beginning of one in a text that goes on."""
+    bare = line.lstrip(" \t")
+    return bare.startswith(_BOX) or (not ended and _BOX.startswith(bare))
+
+
+def _lines(text: str) -> Iterator[tuple[int, str, bool]]:
+    """Where each line begins, the line with its newline, and whether it is code. No other character parts two lines.
+
+    What opens a display is one line with a box on the next one.
     """
-    found, opener = [], ""
-    rows = text.split("\n")
+    place, fence, rows = 0, "", text.split("\n")
+    opener = ""
     for number, row in enumerate(rows, 1):
-        line = row if number == len(rows) else f"{row}\n"
-        if opener and not _may_be_box(line):
-            found.append(opener)
-            opener = ""
-        if is_fence(line):
-            in_code = not in_code
-        if not in_code and not opener and number < len(rows) and _is_opener(row):
+        ended = number < len(rows)
+        line = f"{row}\n" if ended else row
+        if opener and not may_be_box(row, ended=ended):
+            yield place, opener, False
+            place, opener = place + len(opener), ""
+        was, fence = fence, fence_after(fence, row)
+        if not fence and not was and not opener and ended and is_opener(row):
             opener = line
             continue
-        found.append(opener + line)
-        opener = ""
-    return found
-
-
-def _is_opener(row: str) -> bool:
-    return len(row) < LONGEST_HEADING and row.strip(" \t") in _OPENERS
-
-
-def _may_be_box(line: str) -> bool:
-    bare = line.lstrip(" \t")
-    return bare.startswith(_BOX) or (not bare.endswith("\n") and _BOX.startswith(bare))
+        yield place, opener + line, bool(was or fence)
+        place, opener = place + len(opener) + len(line), ""
 
 
 def is_chinese(text: str) -> bool:
@@ -118,13 +111,9 @@ def is_chinese(text: str) -> bool:
 
 def causal_start(text: str) -> int | None:
     """Where the answer would have begun for someone who read the text as it came; None where it would not."""
-    place, in_code = 0, False
-    for line in lines(text):
-        if is_fence(line):
-            in_code = not in_code
-        elif not in_code and (is_boxed(line) or (line.endswith("\n") and is_heading(line.rstrip("\r\n")))):
+    for place, line, in_code in _lines(text):
+        if not in_code and (is_boxed(line) or (line.endswith("\n") and is_heading(line.rstrip("\r\n")))):
             return place
-        place += len(line)
     return None
 
 
@@ -133,18 +122,13 @@ def final_start(text: str, *, ended: bool = True) -> int | None:
 
     ended: the model ended its turn; a text that was cut has no closing sentence.
     """
-    heading, boxed, place, in_code = None, None, 0, False
-    rows = lines(text)
-    n_fences = sum(map(is_fence, rows))
-    for line in rows:
-        if is_fence(line):
-            n_fences -= 1
-            in_code = not in_code and n_fences > 0  # one that nothing closes opens nothing
-        elif not in_code and _announces(line):
+    heading, boxed = None, None
+    unclosed = unclosed_start(text)  # a fence that nothing closes opens nothing
+    for place, line, in_code in _lines(text):
+        if (not in_code or place >= unclosed) and _announces(line):
             heading = place
         elif "\\boxed{" in line:
             boxed = place
-        place += len(line)
     if heading is not None and _has_text_after_heading(text[heading:]):
         return heading
     if not ended:

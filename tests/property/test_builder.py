@@ -21,13 +21,11 @@ from qwq_lite.reply.builder import ReplyBuilder
 from qwq_lite.reply.fold import Given, utf8
 from qwq_lite.reply.policies.phases import Phases
 from qwq_lite.reply.policies.stops import Stops
-from qwq_lite.reply.policies.unconstrained import Unconstrained
-from qwq_lite.reply.policy import Begin, Draw, Force, Phase, Policy, Rewind, Stop, Taken, Verdict
+from qwq_lite.reply.policy import Begin, Phase, Policy, Rewind, Stop, Taken, Verdict
 from tests.samples import examples
 from tests.tracks import (
     CLOSE,
     END,
-    FORCE,
     HEAD,
     LOOP,
     NEWLINE,
@@ -49,7 +47,7 @@ from tests.tracks import (
 
 
 @dataclass(frozen=True)
-class Loops(Unconstrained):
+class Loops(Policy):
     """Rewinds a thought by `back` tokens, not beyond its beginning, where it sees LOOP, `most` times in a reply.
 
     State: how many tokens stood before the thought (None outside of it), and the rewinds that the reply had.
@@ -75,20 +73,7 @@ class Loops(Unconstrained):
 
 
 @dataclass(frozen=True)
-class Forces(Unconstrained):
-    """Lets other tokens follow FORCE; once a rewind was made, other ones."""
-
-    name: ClassVar[str] = "forces"
-
-    def start(self, begin: Begin) -> tuple[int, ...]:
-        return (A, HEAD, REST) if not begin.rewinds else (B,)
-
-    def observe(self, state: tuple[int, ...], taken: Taken) -> Verdict:
-        return Verdict(state, Force(state) if taken.token == FORCE else None)
-
-
-@dataclass(frozen=True)
-class Holds(Unconstrained):
+class Holds(Policy):
     """Holds back some characters, by the number of tokens."""
 
     most: int = 3
@@ -102,7 +87,7 @@ class Holds(Unconstrained):
 
 
 @dataclass(frozen=True)
-class Waits(Unconstrained):
+class Waits(Policy):
     """Shows nothing until a rewind was made, and all at once then: what stands may be more than was shown."""
 
     name: ClassVar[str] = "waits"
@@ -115,7 +100,7 @@ class Waits(Unconstrained):
 
 
 @dataclass(frozen=True)
-class Hashes(Unconstrained):
+class Hashes(Policy):
     """Remembers all that it was ever told, so that a state that differs anywhere in its history differs here.
 
     Since when the reader waits it learns from the tokens: it may begin before that is known.
@@ -312,7 +297,6 @@ POLICIES = st.builds(
         Phases(OPEN, CLOSE),
         *stops,
         Loops(back, most),
-        Forces(),
         *holds,
         Hashes(),
     ),
@@ -326,7 +310,6 @@ POLICIES = st.builds(
 @examples(500)
 @given(POLICIES, st.sampled_from(["thinking", "answer"]), STEPS)
 @example((Phases(OPEN, CLOSE), Loops(3)), "thinking", [A, WHOLE, HEAD, LOOP, REST, A, CLOSE, A])
-@example((Phases(OPEN, CLOSE), Forces()), "thinking", [FORCE, A, HEAD, Rewind(2), HEAD, REST])
 @example((Phases(OPEN, CLOSE), Stops(frozenset(), ("STOP",))), "thinking", [A, CLOSE, ST, Rewind(1), CLOSE, A])
 @example((Phases(OPEN, CLOSE), Holds()), "answer", [A, B, A, CLOSE, NEWLINE, CLOSE, B, CLOSE])
 @example((Phases(OPEN, CLOSE), Hashes()), "thinking", [A, B, Rewind(1, forced=(A, B)), A, A, Rewind(2), A, B])
@@ -470,19 +453,6 @@ def test_a_rewind_of_text_that_an_answer_only_holds_is_allowed() -> None:
     assert track.rewind(Rewind(3)) == ()
     assert take(track, A) == [Answer("a")]
     assert texts(track)[1] == " ba"
-
-
-def test_a_rewind_into_forced_tokens_forces_the_rest_of_them_again() -> None:
-    @dataclass(frozen=True)
-    class Always(Forces):
-        def start(self, begin: Begin) -> tuple[int, ...]:
-            return (A, HEAD, REST)
-
-    track = track_of(Always())
-    take(track, FORCE, A, HEAD, REST, B)
-    track.rewind(Rewind(2))
-    assert track.state.forced == (HEAD, REST)
-    assert track.constrain(SAMPLING) == Draw(SAMPLING, forced=HEAD)
 
 
 def test_rewinds_to_one_place_add_up_their_bans() -> None:

@@ -27,9 +27,9 @@ from qwq_lite.reply.policies.phases import CLOSINGS, Phases
 from qwq_lite.reply.policies.reserve import Reserve
 from qwq_lite.reply.policies.script import Script
 from qwq_lite.reply.policies.stops import Stops
-from qwq_lite.reply.policies.unconstrained import Unconstrained
-from qwq_lite.reply.policy import Action, Begin, Draw, Force, Policy, Rewind, Rewrite, Stop, Taken, Turn, Verdict
+from qwq_lite.reply.policy import Action, Begin, Draw, Policy, Rewind, Rewrite, Stop, Taken, Turn, Verdict
 from qwq_lite.sampling import Sampling
+from qwq_lite.text.lines import Line, follow
 
 SAMPLING = Sampling()
 END, CLOSE = 1, 3
@@ -132,7 +132,7 @@ def test_a_policy_may_change_every_part_of_a_draw() -> None:
 
 def test_a_policy_without_a_word_on_draws_is_not_asked_and_would_change_none() -> None:
     @dataclass(frozen=True)
-    class Mute(Unconstrained):
+    class Mute(Policy):
         name: ClassVar[str] = "mute"
 
         def start(self, begin: Begin) -> int:
@@ -165,13 +165,13 @@ def test_every_policy_observes_every_token_in_order_also_after_a_word_that_ends_
     seen, policies = recorded(a=Stop("stop"), b=Rewind(0), c=None)
     step = take(policies, (9, b"x"))
     assert [name for name, _ in seen] == ["a", "b", "c"]
-    assert [taken for _, taken in seen] == [Taken(9, "x", "answer", 1, added="x")] * 3
+    line, rows = follow(Line(), "x")
+    assert [taken for _, taken in seen] == [Taken(9, "x", "answer", 1, added="x", line=line, rows=rows)] * 3
     assert step.state.policies == (1, 1, 1)
 
 
 ACTIONS = st.one_of(
     st.none(),
-    st.builds(Force, st.lists(st.integers(0, 9), max_size=3).map(tuple)),
     st.builds(Rewind, st.integers(0, 3), st.frozensets(st.integers(0, 9))),
     st.builds(Rewrite, st.one_of(st.none(), st.integers(0, 3)), st.just(("a", CLOSE))),
     st.builds(Stop, st.sampled_from(["stop", "length"])),
@@ -179,33 +179,25 @@ ACTIONS = st.one_of(
 
 
 @given(st.lists(ACTIONS, max_size=5), st.lists(st.integers(0, 9), max_size=3))
-def test_the_first_end_or_rewind_wins_and_forced_tokens_queue_up_in_order(
-    actions: list[Action], queued: list[int]
-) -> None:
+def test_the_first_end_or_rewind_wins_and_forced_tokens_stay_in_order(actions: list[Action], queued: list[int]) -> None:
     """What was forced already comes first, less the token in hand."""
     _, policies = recorded(**{str(i): action for i, action in enumerate(actions)})
     before = fold.start(policies, Begin())._replace(forced=tuple(queued))
     step = fold.advance(policies, before, 9, b"x")
     assert step.action == next((action for action in actions if isinstance(action, Stop | Rewind | Rewrite)), None)
-    added = [token for action in actions if isinstance(action, Force) for token in action.tokens]
-    assert step.state.forced == (*queued[1:], *added)
+    assert step.state.forced == tuple(queued[1:])
 
 
 def test_a_forced_token_is_drawn_and_no_policy_is_asked() -> None:
-    policies = (Invented(action=Force((4, 5)), bans=frozenset({4})),)
-    state = take(policies, (0, b"x")).state
+    policies = (Invented(bans=frozenset({4})),)
+    state = take(policies, (0, b"x"), begin=Begin(rewinds=(Rewind(1, forced=(4, 5)),))).state
     assert fold.constrain(policies, state, SAMPLING) == Draw(SAMPLING, forced=4)
     assert not policies[0].draws
 
 
 def test_forced_tokens_come_one_after_the_other_and_then_the_policies_are_asked_again() -> None:
-    @dataclass(frozen=True)
-    class Once(Invented):
-        def observe(self, state: int, taken: Taken) -> Verdict:
-            return Verdict(state + 1, Force((4, 5)) if taken.token == 0 else None)
-
-    policies = (Once(),)
-    state, drawn = take(policies, (0, b"x")).state, []
+    policies = (Invented(),)
+    state, drawn = take(policies, (0, b"x"), begin=Begin(rewinds=(Rewind(1, forced=(4, 5)),))).state, []
     while (token := fold.constrain(policies, state, SAMPLING).forced) is not None:
         drawn.append(token)
         state = fold.advance(policies, state, token, b"y").state
@@ -248,22 +240,10 @@ def test_what_a_rewind_forces_comes_at_its_place_until_the_text_at_it_goes(rewin
     assert [taken.forced for _, taken in seen] == [token is not None for token in expected]
 
 
-def test_what_a_rewind_forces_takes_the_place_of_what_a_policy_forced_before() -> None:
-    @dataclass(frozen=True)
-    class Once(Invented):
-        def observe(self, state: int, taken: Taken) -> Verdict:
-            return Verdict(state + 1, Force((4, 5, 6)) if taken.token == 0 else None)
-
-    begin = Begin(rewinds=(Rewind(2, forced=(7,)),))
-    assert take((Once(),), (0, b"x"), begin=begin).state.forced == (4, 5, 6)
-    assert take((Once(),), (0, b"x"), (4, b"y"), begin=begin).state.forced == (7,)
-    assert take((Once(),), (0, b"x"), (4, b"y"), (7, b"z"), begin=begin).state.forced == ()
-
-
 def test_a_policy_is_told_when_a_token_came_and_whether_it_was_drawn() -> None:
     seen: list[tuple[str, Taken]] = []
-    policies = (Invented(action=Force((4,)), seen=seen),)
-    fold.fold(policies, Begin(), [(9, b"x", 0.5), (4, b"y", 0.75)])
+    policies, begin = (Invented(seen=seen),), Begin(rewinds=(Rewind(1, forced=(4,)),))
+    fold.fold(policies, begin, [(9, b"x", 0.5), (4, b"y", 0.75)])
     assert [(taken.time_s, taken.forced) for _, taken in seen] == [(0.5, False), (0.75, True)]
 
 

@@ -19,7 +19,6 @@ from qwq_lite.events import Notice
 from qwq_lite.reply.builder import ReplyBuilder
 from qwq_lite.reply.commands import Drop, Steer
 from qwq_lite.reply.policies.phases import Phases
-from qwq_lite.reply.policies.unconstrained import Unconstrained
 from qwq_lite.reply.policy import Begin, Policy, Rewind, Rewrite, Taken, Verdict
 from qwq_lite.text import breaks
 from tests.samples import examples
@@ -59,7 +58,7 @@ class Vocabulary:
 
 
 @dataclass(frozen=True)
-class Rewrites(Unconstrained):
+class Rewrites(Policy):
     """Rewrites a reply once, where it has so many tokens."""
 
     at: int

@@ -27,6 +27,7 @@ from qwq_lite.reply.policy import Begin, Draw, Policy, Rewind, Taken
 from qwq_lite.reply.script_masks import MaskSets, ScriptMasks
 from qwq_lite.sampling import Sampling
 from qwq_lite.text import unicode_scripts
+from qwq_lite.text.lines import Line, follow
 from tests.oracle import assigned_characters, merge_by_rank, qwen_ranks
 
 LETTER = unicode_scripts.characters(unicode_scripts.MASKABLE)
@@ -236,8 +237,9 @@ def test_a_script_that_was_asked_for_is_free() -> None:
 IN_CODE = [
     ("```", False, False), ("```xml", False, False), ("```\n", True, True), ("Text ```\n", False, False),
     ("  ```py\nx", True, True), ("```\nx\n```", True, False), ("```\nx\n```\n", False, False), ("```\nx\n```x\n", True, True),
-    ("```x```\n", False, False), ("```\n`` x", True, True), ("~~~\n", False, False), ("``\n", False, False),
-    ("a\n```\n\n", True, True), ("````\n", True, True),
+    ("```x```\n", False, False), ("```\n`` x", True, True), ("``\n", False, False),
+    ("a\n```\n\n", True, True), ("````\n", True, True), ("````\n```\n", True, True), ("````\n`````\n", False, False),
+    ("~~~\n", True, True), ("~~~\n```\n", True, True), ("~~~\n```\n~~~~\n", False, False),
 ]  # fmt: skip
 
 
@@ -245,12 +247,15 @@ IN_CODE = [
 def test_code_is_free_however_it_is_split(text: str, in_code: bool, is_free: bool) -> None:
     policy = Script(ScriptMasks([b"a", "中".encode()], unicode_scripts.MASKABLE))
     for width in (1, 2, 3, 100):
-        place = policy.start(Begin())
+        place, line = policy.start(Begin()), Line()
         for n in range(0, len(text), width):
-            place = policy.observe(place, Taken(0, text[n : n + width], "answer", n)).state
-        assert place.in_code == in_code
+            line, rows = follow(line, text[n : n + width])
+            place = policy.observe(place, Taken(0, text[n : n + width], "answer", n, line=line, rows=rows)).state
+        assert bool(place.line.fence) == in_code
         assert (policy.constrain(place, Draw(Sampling())).allowed is None) == is_free
-    assert policy.observe(place, Taken(0, "x", "answer", 9, turned=True)).state == ScriptState(True, None)
+    line, rows = follow(Line(), "x")
+    taken = Taken(0, "x", "answer", 9, turned=True, line=line, rows=rows)
+    assert policy.observe(place, taken).state == ScriptState(True, line)
     assert policy.constrain(ScriptState(), Draw(Sampling())).allowed is None, "the thought is free"
     assert Script(None, policy.answer).constrain(ScriptState(), Draw(Sampling())).allowed is not None
 

@@ -16,7 +16,7 @@ from qwq_lite.engine.request import Request
 from qwq_lite.engine.scheduler import PREFILL_CHUNK, Scheduler
 from qwq_lite.events import Answer, Done, Event, Notice, Progress, Reply, Thinking
 from qwq_lite.reply.policies.stops import Stops
-from qwq_lite.reply.policy import Begin, Draw, Force, Policy, Rewind, Taken, Verdict
+from qwq_lite.reply.policy import Begin, Draw, Policy, Rewind, Taken, Verdict
 from qwq_lite.reply.stream import Stream
 from qwq_lite.sampling import Sampling
 from tests.samples import times
@@ -173,7 +173,7 @@ class ForcesAfter:
         return draw
 
     def observe(self, state: None, taken: Taken) -> Verdict:
-        return Verdict(None, Force(self.tokens) if taken.n_tokens == self.n else None)
+        return Verdict(None, Rewind(self.n, forced=self.tokens) if taken.n_tokens == self.n else None)
 
 
 def test_forced_tokens_come_as_they_are(scheduler: Scheduler, demo_gguf: Path) -> None:

@@ -19,8 +19,7 @@ from qwq_lite.engine.scheduler import Scheduler
 from qwq_lite.engine.sequences import Part, Sequences
 from qwq_lite.events import Answer, Done, Event, Notice, Progress, Reply, Thinking
 from qwq_lite.reply.policies.stops import Stops
-from qwq_lite.reply.policies.unconstrained import Unconstrained
-from qwq_lite.reply.policy import Begin, Rewind, Taken, Verdict
+from qwq_lite.reply.policy import Begin, Policy, Rewind, Taken, Verdict
 from qwq_lite.sampling import Sampling
 from tests.other_models import LFM2, MAMBA, MAMBA2, Architecture, write_model
 
@@ -60,7 +59,7 @@ def told(events: list[Event]) -> list[str]:
     return [event.text for event in events if isinstance(event, Notice) and event.kind == "recomputed"]
 
 
-class GoesBack(Unconstrained):
+class GoesBack(Policy):
     """At some lengths of the reply, each once, lets fewer tokens stand; with forced ones after them or without."""
 
     name = "goes back"

@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from operator import mul
 from typing import ClassVar, NamedTuple
 
-from qwq_lite.reply.policies.unconstrained import Unconstrained
-from qwq_lite.reply.policy import WINDOW, Begin, Stop, Taken, Verdict
+from qwq_lite.reply.policy import WINDOW, Begin, Policy, Stop, Taken, Verdict
 from qwq_lite.text import breaks
 
 _RECENT = 128  # tokens that the fit looks at
@@ -48,7 +47,7 @@ class DeadlineState(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Deadline(Unconstrained):
+class Deadline(Policy):
     """within_s: seconds from the request to the end of the answer. n_answer: tokens that an answer is expected to have.
     n_prompt: what is in the cache before the reply.
     """

@@ -18,22 +18,12 @@ from typing import ClassVar, NamedTuple
 from qwq_lite.reply.policy import Begin, Draw, Phase, Rewind, Stop, Taken, Verdict
 from qwq_lite.reply.repetition import BLOCK, NEVER, NO_LOOPS, Limit, Loop, TokenHistory, complete, due_at
 from qwq_lite.sampling import Sampling
-from qwq_lite.text import final_answer
+from qwq_lite.text.lines import Line
 
-_FENCE, _INDENT = "```", "    "
 _TEMPERATURE = 1.0
 _TOP_K = 20  # the least that QwQ's authors name
 
 IN_THOUGHT, IN_ANSWER = Limit(4, 64, 64), Limit(16, 512, 2048)
-
-
-class Line(NamedTuple):
-    """The line that is being written. begins: what it begins with while it may open or close a block of code, None after that.
-    set_apart: it is indented as code is, or a table's."""
-
-    begins: str | None = ""
-    in_code: bool = False
-    set_apart: bool = False
 
 
 class LoopState(NamedTuple):
@@ -56,11 +46,10 @@ class LoopState(NamedTuple):
 
 @dataclass(frozen=True)
 class Loops:
-    """asked: the user asked for repetition, as `wishes.asks_for_repetition` says. undivided: what is taken for the thought may
-    be the answer."""
+    """State: LoopState."""
 
-    asked: bool = False
-    undivided: bool = False
+    asked: bool = False  # the user asked for repetition, as `repetition_intent.asks_for_repetition` says
+    undivided: bool = False  # what is taken for the thought may be the answer
     name: ClassVar[str] = "loops"
     constrains: ClassVar[bool] = True
 
@@ -75,17 +64,18 @@ class Loops:
     def observe(self, seen: LoopState, taken: Taken) -> Verdict:
         written, n, origin, phase, limit, loops, next_look, line, left_one = seen
         if taken.phase != phase:
-            return Verdict(self._phase_begins(taken.phase, taken.n_tokens, left_one))
+            return Verdict(self._phase_begins(taken.phase, taken.n_tokens, left_one)._replace(line=taken.line))
         if limit is None:
             return Verdict(seen)
-        begins, in_code, set_apart = line
-        is_old = written.add(n, taken.token, not (in_code or set_apart))
+        _, fence, set_apart = line
+        is_old = written.add(n, taken.token, not (fence or set_apart))
         n += 1
-        if begins is not None or "\n" in taken.text:
-            line = _line(begins, in_code, taken.text)
-            if line.in_code != in_code:
-                in_code = line.in_code
-                next_look = due_at(loops, limit, n, in_code)
+        if taken.line is not line:
+            line = taken.line
+            if line.fence != fence:
+                fence = line.fence
+                next_look = due_at(loops, limit, n, fence != "")
+        in_code = fence != ""
         found: Loop | None = None
         if not n % BLOCK:
             loops = written.loops(n, loops)
@@ -126,18 +116,6 @@ def warm_sampling(sampling: Sampling) -> Sampling:
     return Sampling(
         max(sampling.temperature, _TEMPERATURE), top_k, max(sampling.top_p, 0.95), min(sampling.min_p, 0.05)
     )
-
-
-def _line(begins: str | None, in_code: bool, text: str) -> Line:
-    """The line with more text, and whether what follows is in a block of code."""
-    last = ("-" if begins is None else begins) + text
-    if "\n" in text:
-        *whole, last = last.split("\n")
-        in_code ^= sum(map(final_answer.is_fence, whole)) % 2 == 1
-    bare = last.lstrip(" \t")
-    kept = last[: len(last) - len(bare)][-len(_INDENT) :] + bare[: len(_FENCE)]
-    may_be_fence = _FENCE.startswith(bare[: len(_FENCE)])
-    return _new(Line, (kept if may_be_fence else None, in_code, kept.startswith((_INDENT, "\t", "|"))))
 
 
 _new = tuple.__new__

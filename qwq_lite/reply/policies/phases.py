@@ -11,8 +11,7 @@ import re
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
-from qwq_lite.reply.policies.unconstrained import Unconstrained
-from qwq_lite.reply.policy import Begin, Taken, Turn, Verdict
+from qwq_lite.reply.policy import Begin, Policy, Taken, Turn, Verdict
 from qwq_lite.text.tags import THINK_TAGS
 
 OPENING, _CLOSING = THINK_TAGS
@@ -37,7 +36,7 @@ class TagState(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Phases(Unconstrained):
+class Phases(Policy):
     """think_open, think_close: ids of `<think>` and `</think>`, None where the model has none; then the spellings count in
     their place.
     """

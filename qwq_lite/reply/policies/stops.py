@@ -6,8 +6,7 @@ import functools
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
-from qwq_lite.reply.policies.unconstrained import Unconstrained
-from qwq_lite.reply.policy import Begin, Stop, Taken, Verdict
+from qwq_lite.reply.policy import Begin, Policy, Stop, Taken, Verdict
 
 
 class StopState(NamedTuple):
@@ -18,7 +17,7 @@ class StopState(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Stops(Unconstrained):
+class Stops(Policy):
     """Ends a reply.
 
     A text that may still become a stop text is held back, so nothing that was shown is taken away.

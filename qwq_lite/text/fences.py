@@ -1,0 +1,56 @@
+"""Fenced blocks of code: which line opens one, and which closes it. Pure.
+
+Source: CommonMark 0.31, 4.5, but for the indentation: a fence may be indented as far as it likes, as in lists.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+_BLANK = " \t\r"
+_FENCE = re.compile(r"(`{3,})[^`]*|(~{3,}).*", re.DOTALL)
+
+
+def opens(line: str) -> str:
+    """The fence with which a line opens a block of code, "" where it opens none."""
+    found = _FENCE.fullmatch(line.strip(_BLANK))
+    return (found[1] or found[2]) if found else ""
+
+
+def closes(line: str, fence: str) -> bool:
+    """Whether a line closes the block of code that `fence` opened."""
+    bare = line.strip(_BLANK)
+    return len(bare) >= len(fence) and not bare.strip(fence[0])
+
+
+def fence_after(fence: str, line: str) -> str:
+    """The fence of the block that goes on after a line, "" outside of one. fence: that of the block which the line stands in."""
+    if fence:
+        return "" if closes(line, fence) else fence
+    return opens(line)
+
+
+def ends_in_code(text: str) -> bool:
+    """Whether a text ends within a block of code that nothing has closed."""
+    return unclosed_start(text) < len(text) + 1
+
+
+def unclosed_start(text: str) -> int:
+    """Where the block of code begins that nothing closes; beyond the text where there is none."""
+    fence, place, start = "", 0, 0
+    for line in text.split("\n"):
+        after = fence_after(fence, line)
+        start = place if after and not fence else start
+        fence, place = after, place + len(line) + 1
+    return start if fence else len(text) + 1
+
+
+def outside_code(text: str) -> Iterator[str]:
+    """The lines of a text that stand outside of blocks of code."""
+    fence = ""
+    for line in text.split("\n"):
+        after = fence_after(fence, line)
+        if not fence and not after:
+            yield line
+        fence = after

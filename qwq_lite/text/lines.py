@@ -1,0 +1,69 @@
+"""Follows the lines of a text that grows: the beginning of the current one, and whether it is code. Pure."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from qwq_lite.text.fences import fence_after, opens
+from qwq_lite.text.final_answer import LONGEST_HEADING, may_announce
+
+_BLANK = " \t"
+
+
+class Line(NamedTuple):
+    """The line that is being written."""
+
+    text: str | None = ""  # what it begins with, while it may be a fence, a heading or a boxed result; None after that
+    fence: str = ""  # what opened the block of code that it stands in, empty outside of one
+    set_apart: bool = False  # it is indented as code is, or a table's row
+
+
+class Row(NamedTuple):
+    """A line as far as a piece of text takes it."""
+
+    text: str | None  # all of it; None for one that was known before to be nothing
+    n_left: int  # characters from its start to the end of the text
+    in_code: bool  # it stands in a block of code, or opens or closes one
+    ended: bool  # a newline follows
+
+
+def follow(line: Line, text: str) -> tuple[Line, tuple[Row, ...]]:
+    """The line after more text, and every line that the text is of, the unfinished one last."""
+    known, fence, _ = line
+    *whole, last = text.split("\n")
+    n_left = len(text)
+    rows: list[Row] = []
+    for part in whole:
+        row = None if known is None else known + part
+        n_row = n_left if known is None else n_left + len(known)
+        was_in_code = bool(fence)
+        if row is not None:
+            fence = fence_after(fence, row)
+        rows.append(Row(row, n_row, was_in_code or bool(fence), True))
+        known, n_left = "", n_left - len(part) - 1
+    row = None if known is None else known + last
+    rows.append(Row(row, n_left + len(known or ""), bool(fence) or bool(row and opens(row)), False))
+    if row is None:
+        return Line(None, fence, line.set_apart), tuple(rows)
+    return Line(_kept(row, fence), fence, _is_set_apart(row)), tuple(rows)
+
+
+def _kept(row: str, fence: str) -> str | None:
+    """What is to be known of a line that goes on."""
+    bare = row.lstrip(_BLANK)
+    mark = bare[:1]
+    if mark and mark in "`~" and (not fence or fence[0] == mark):
+        rest = bare.lstrip(mark)
+        n_marks = len(bare) - len(rest)
+        if not rest.strip(_BLANK + "\r"):
+            return row[-LONGEST_HEADING:] if n_marks < 3 else mark * n_marks + rest[:1]
+        return mark * n_marks + rest[:1] if not fence and opens(row) else None
+    if fence:
+        return row if not bare and len(row) <= LONGEST_HEADING else None
+    return row if may_announce(row) else None
+
+
+def _is_set_apart(row: str) -> bool:
+    bare = row.lstrip(_BLANK)
+    indent = row[: len(row) - len(bare)]
+    return bare.startswith("|") or "\t" in indent or len(indent) >= 4
