@@ -68,7 +68,8 @@ def test_a_text_in_any_pieces_has_the_same_lines(text: str, places: list[int]) -
     ]
     assert bool(line.fence) == fences.ends_in_code("\n".join([*whole, ""]))
     if last.strip():
-        assert line.set_apart == (last.startswith(("|", "    ")) or "\t" in last[: len(last) - len(last.lstrip(" \t"))])
+        indent = last[: len(last) - len(last.lstrip(" \t"))]
+        assert line.set_apart == (last.lstrip(" \t").startswith("|") or "\t" in indent or len(indent) >= 4)
 
 
 @given(TEXTS, st.lists(st.integers(0, 200)))
