@@ -17,12 +17,12 @@ from qwq_lite.chat.options import parse_options
 from qwq_lite.engine import saved_state
 from qwq_lite.engine.load_options import LoadOptions
 from qwq_lite.engine.loaded_engine import LoadedEngine, open_engine
-from qwq_lite.engine.prompt_encoder import PromptEncoder
 from qwq_lite.engine.reply_setup import ReplySetup
 from qwq_lite.engine.scheduler import PREFILL_CHUNK, Scheduler
 from qwq_lite.errors import EngineClosed, UsageError
 from qwq_lite.events import Progress
 from qwq_lite.plan import speed
+from qwq_lite.prompt.prompt_encoder import PromptEncoder
 from qwq_lite.prompt.question import Prompt, Question, check_text, read_question
 from qwq_lite.reply.commands import ReplyLog
 from qwq_lite.reply.stream import Stream, in_thread
@@ -60,7 +60,7 @@ class LocalModel(Model):
         self._path, self.n_ctx, self.plan, self.engine = header.path, context.n_ctx, engine.plan, engine.report
         self._encoder = PromptEncoder(header, vocab, context.n_ctx, template)
         self.notices = (*engine.notices, *(() if vocab.ends_turns else (_ENDLESS,)), *self._encoder.notices)
-        self._setup = ReplySetup(header, self._encoder, context.n_ctx)
+        self._setup = ReplySetup(header, vocab, self._encoder, context.n_ctx)
         self._fingerprint = saved_state.fingerprint(header, context.settings)
         on_gpu = any(name != "CPU" for name in engine.plan.footprint.devices)
         self._scheduler = Scheduler(

@@ -7,14 +7,15 @@ import time
 from collections.abc import Hashable
 
 from qwq_lite import sampling
+from qwq_lite.backend.vocab import Vocab
 from qwq_lite.chat.options import Options, ThoughtStyle
 from qwq_lite.engine import ignored_options, reply_rules
-from qwq_lite.engine.prompt_encoder import PromptEncoder
 from qwq_lite.engine.reply_rules import Thoughts, Tokenizer
 from qwq_lite.engine.request import Request
 from qwq_lite.events import Notice
 from qwq_lite.formats.gguf_header import Header
 from qwq_lite.prompt import script_intent
+from qwq_lite.prompt.prompt_encoder import PromptEncoder
 from qwq_lite.prompt.question import Question, flatten_texts
 from qwq_lite.reply.commands import ReplyLog
 from qwq_lite.reply.script_masks import MaskSets, ScriptMasks
@@ -26,9 +27,8 @@ from qwq_lite.text.tags import THINK_TAGS
 class ReplySetup:
     """Makes the requests of one model: all that holds for its replies, whatever is asked."""
 
-    def __init__(self, header: Header, encoder: PromptEncoder, n_ctx: int) -> None:
-        vocab = encoder.vocab
-        self._keys, self._encoder, self._n_ctx = header.keys, encoder, n_ctx
+    def __init__(self, header: Header, vocab: Vocab, encoder: PromptEncoder, n_ctx: int) -> None:
+        self._keys, self._vocab, self._encoder, self._n_ctx = header.keys, vocab, encoder, n_ctx
         self._tokenizer = Tokenizer(vocab.end_tokens, vocab.piece, encoder.continue_text)
         self._known = catalog.find(header.text("general.name"), header.text("general.basename"), header.path.name)
         self._masks = MaskSets(vocab.piece, vocab.n_tokens)
@@ -42,7 +42,9 @@ class ReplySetup:
         """
         asked = time.monotonic() - (course.elapsed_s if course else 0.0)
         drawn = secrets.randbits(32) if course is None else course.seed
-        tokens, n_dropped = self._encoder.encode(question, options)
+        tokens, n_dropped = self._encoder.encode(
+            question, tools=options.tools, max_tokens=options.max_tokens, when_full=options.when_full
+        )
         thoughts = self._thoughts(options)
         scripts = self._scripts(question, options, thoughts)
         rules = reply_rules.rules(options, thoughts, question, tokens, self._n_ctx, self._tokenizer, scripts)
@@ -71,7 +73,7 @@ class ReplySetup:
         template = self._encoder.template
         source = template.source if template else None
         known: ThoughtStyle | None = "undivided" if undivided else None
-        return reply_rules.thoughts(options.thought_style, known, self._encoder.vocab.special, source)
+        return reply_rules.thoughts(options.thought_style, known, self._vocab.special, source)
 
     def _scripts(
         self, question: Question, options: Options, thoughts: Thoughts

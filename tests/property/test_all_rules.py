@@ -1,4 +1,4 @@
-"""All rules of a reply together, as `control` makes them: what each promises holds whatever the others do.
+"""All rules of a reply together, as `reply_rules` makes them: what each promises holds whatever the others do.
 
 The model here circles word by word and nearly so, in blocks of code and out of them, changes its script, and never ends its turn.
 """
