@@ -34,7 +34,7 @@ from tokenizers import Tokenizer  # noqa: E402
 from bench.measure.thinker import CHINESE_PROMPTS, PROMPTS, Made, Recorded, Thinker  # noqa: E402
 from qwq_convert.pipeline import convert  # noqa: E402
 from qwq_lite.chat.options import ThoughtStyle  # noqa: E402
-from qwq_lite.engine.reply_setup import closing_words, thoughts  # noqa: E402
+from qwq_lite.engine.reply_rules import closing_words, thoughts  # noqa: E402
 from qwq_lite.formats.tensor_types import file_type  # noqa: E402
 from qwq_lite.reply.builder import ReplyBuilder  # noqa: E402
 from qwq_lite.reply.policies.closing import Window  # noqa: E402

@@ -32,9 +32,11 @@ from bench.loops import Fired, fired, what  # noqa: E402
 from bench.measure.repeats import EIGHT, LEAST, Repeat, loops  # noqa: E402
 from bench.measure.thinker import N_CTX, PROMPTS, KeepsThinking, Made, Thinker  # noqa: E402
 from qwq_lite.chat.options import Options  # noqa: E402
-from qwq_lite.engine import reply_setup  # noqa: E402
+from qwq_lite.engine import reply_rules  # noqa: E402
+from qwq_lite.engine.reply_rules import Tokenizer  # noqa: E402
 from qwq_lite.engine.request import Request  # noqa: E402
 from qwq_lite.events import Done, Notice  # noqa: E402
+from qwq_lite.prompt.question import read_question  # noqa: E402
 from qwq_lite.reply.policies.loops import Loops, LoopState  # noqa: E402
 from qwq_lite.reply.policy import (  # noqa: E402
     Begin,
@@ -101,10 +103,11 @@ class Greedy(Thinker):
         self, question: str, n_most: int, rule: Policy, begun: Sequence[int] = (), sampling: Sampling | None = None
     ) -> Made:
         """A reply that begins with these tokens, by this rule for loops; greedy unless another sampling is given."""
-        tokens = self._template.encode(self.vocab, [{"role": "user", "content": question}], self._form)
-        rules = reply_setup.rules(
-            Options(max_tokens=n_most), self._thoughts, tokens, question, N_CTX, self.vocab.end_tokens,
-            self.vocab.piece, self.tokenize, templated=True,
+        messages = [{"role": "user", "content": question}]
+        tokens = self._template.encode(self.vocab, messages, self._form)
+        rules = reply_rules.rules(
+            Options(max_tokens=n_most), self._thoughts, read_question(messages), tokens, N_CTX,
+            Tokenizer(self.vocab.end_tokens, self.vocab.piece, self.tokenize),
         )  # fmt: skip
         policies = tuple(rule if isinstance(policy, Loops) else policy for policy in rules.policies)
         keeps = (KeepsThinking(self.vocab.end_tokens),) if self._keeps else ()

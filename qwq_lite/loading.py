@@ -7,10 +7,10 @@ import math
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from qwq_lite import arguments
 from qwq_lite.chat.model import Model
+from qwq_lite.engine.load_options import LoadOptions
 from qwq_lite.errors import UsageError
 from qwq_lite.events import Progress
 from qwq_lite.plan.run_plan import RunPlan
@@ -71,38 +71,32 @@ def load(
             print(model.ask("What is 2+3?").answer)
     """
     _check_no_name(model)
-    options: dict[str, Any] = {
-        "n_ctx": n_ctx,
-        "type_k": type_k,
-        "type_v": type_v,
-        "n_gpu_layers": n_gpu_layers,
-        "host_weights": host_weights,
-        "memory": memory,
-        "n_threads": n_threads,
-        "template": None if chat_template is None else _template(chat_template),
-    }
-    options = {name: int(value) if arguments.is_whole(value) else value for name, value in options.items()}
-    file = _absolute(model)
+    template = None if chat_template is None else _template(chat_template)
+    file, idle_s = _absolute(model), _check_process(isolated, idle_unload, python)
+    options = LoadOptions(n_ctx, type_k, type_v, n_gpu_layers, host_weights, plan, memory, n_threads, template=template)
+    if not isolated:
+        from qwq_lite.engine import local
+
+        return local.load(file, options, on_progress)
+    from qwq_lite.worker import remote
+
+    return remote.RemoteModel(file, options, python=_absolute_program(python), idle_s=idle_s, on_progress=on_progress)
+
+
+def _check_process(isolated: bool, idle_unload: float | None, python: str | None) -> float:
+    """Seconds after which an idle worker ends. Raises: UsageError for what does not go with the process that is asked for."""
     if idle_unload is not None:
         idle_unload = arguments.check_real("idle_unload", idle_unload)
     if idle_unload is not None and (not isolated or not idle_unload > 0):
         raise UsageError(f"idle_unload is {idle_unload!r}; seconds above 0 are allowed, with isolated=True")
-    if not isolated:
-        if python is not None:
-            raise UsageError("python is given, and isolated is False: no process of its own is started; leave out one")
-        from qwq_lite.engine import local
-
-        return local.load(file, plan=plan, on_progress=on_progress, **options)
-    if child.is_child():
+    if not isolated and python is not None:
+        raise UsageError("python is given, and isolated is False: no process of its own is started; leave out one")
+    if isolated and child.is_child():
         raise UsageError(
             "this process is an engine's own, and such a one starts none: a frozen application calls"
             " qwq_lite.run_worker_if_asked() first thing in its main script; elsewhere give isolated=False"
         )
-    from qwq_lite.worker import remote
-
-    return remote.RemoteModel(
-        file, options, plan, python=_absolute_program(python), idle_s=idle_unload or math.inf, on_progress=on_progress
-    )
+    return math.inf if idle_unload is None else idle_unload
 
 
 def _template(given: str | os.PathLike[str]) -> tuple[str, str]:

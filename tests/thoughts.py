@@ -11,9 +11,10 @@ from itertools import cycle
 from hypothesis import strategies as st
 
 from qwq_lite.chat.options import Options
-from qwq_lite.engine import reply_setup
-from qwq_lite.engine.reply_setup import Rules, Thoughts
+from qwq_lite.engine import reply_rules
+from qwq_lite.engine.reply_rules import Rules, Thoughts, Tokenizer
 from qwq_lite.events import Event
+from qwq_lite.prompt.question import read_question
 from qwq_lite.reply.builder import ReplyBuilder
 from qwq_lite.reply.policies.closing import MARGIN
 from qwq_lite.reply.policy import Rewind, Stop
@@ -21,6 +22,7 @@ from qwq_lite.reply.script_masks import ScriptMasks
 from qwq_lite.sampling import Sampling
 
 END, OPEN, CLOSE = range(3)
+QUESTION = read_question([{"role": "user", "content": "How many?"}])
 TAGS, UNDIVIDED = Thoughts("tags", OPEN, CLOSE), Thoughts("undivided")
 _TOKEN = re.compile(r"[.!?…。！？:*]+\n*| ?\w{1,6}| *\n+|.", re.DOTALL)
 
@@ -86,9 +88,9 @@ def rules_of(
     text, and are about other rules. scripts: what is masked in the answer and in the thought."""
     prompt = [*words.tokenize(" so") * n_prompt][: n_prompt - opened] + [OPEN] * opened
     end = frozenset({END})
-    rules = reply_setup.rules(
-        options, model, prompt, "How many?", n_ctx, end, words.piece, words.tokenize, templated=model is TAGS,
-        scripts=scripts,
+    rules = reply_rules.rules(
+        options, model, QUESTION if model is TAGS else read_question("How many?"), prompt, n_ctx,
+        Tokenizer(end, words.piece, words.tokenize), scripts,
     )  # fmt: skip
     kept = tuple(policy for policy in rules.policies if loops or policy.name != "loops")
     return dataclasses.replace(rules, policies=kept)

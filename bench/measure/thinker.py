@@ -13,13 +13,15 @@ from typing import ClassVar
 from qwq_lite.backend.context import Context, ContextSettings
 from qwq_lite.backend.model import LoadedModel
 from qwq_lite.chat.options import Options, ThoughtStyle
-from qwq_lite.engine import reply_setup
+from qwq_lite.engine import reply_rules
+from qwq_lite.engine.reply_rules import Tokenizer
 from qwq_lite.engine.request import Request
 from qwq_lite.engine.scheduler import Scheduler
 from qwq_lite.events import Done, Event, Notice
 from qwq_lite.formats import gguf_header
 from qwq_lite.plan import speed
 from qwq_lite.prompt import chat_template as prompts
+from qwq_lite.prompt.question import read_question
 from qwq_lite.reply.policies.closing import Closing
 from qwq_lite.reply.policies.loops import Loops
 from qwq_lite.reply.policy import Begin, Draw, Policy, Rewrite, Taken, Verdict
@@ -105,21 +107,22 @@ class Thinker:
         source = header.text("tokenizer.chat_template")
         assert source is not None
         self._form, self._template = normalization.normal_form(header.keys), prompts.ChatTemplate(source)
-        self._thoughts = reply_setup.thoughts(style, None, self.vocab.special, source)
+        self._thoughts = reply_rules.thoughts(style, None, self.vocab.special, source)
 
     def tokenize(self, text: str) -> list[int]:
         return self.vocab.tokenize(text, parse_special=False)
 
     def words(self, question: str) -> tuple[str | int, ...]:
-        return reply_setup.closing_words(self._thoughts, question)
+        return reply_rules.closing_words(self._thoughts, question)
 
     def ask(self, question: str, seed: int, lead: str = "", **options: object) -> Made:
         """lead: a text before the words that end the thought."""
         asked = Options(**options)  # type: ignore[arg-type]
-        tokens = self._template.encode(self.vocab, [{"role": "user", "content": question}], self._form)
-        rules = reply_setup.rules(
-            asked, self._thoughts, tokens, question, N_CTX, self.vocab.end_tokens, self.vocab.piece, self.tokenize,
-            templated=True,
+        messages = [{"role": "user", "content": question}]
+        tokens = self._template.encode(self.vocab, messages, self._form)
+        rules = reply_rules.rules(
+            asked, self._thoughts, read_question(messages), tokens, N_CTX,
+            Tokenizer(self.vocab.end_tokens, self.vocab.piece, self.tokenize),
         )  # fmt: skip
         seen: list[tuple[Rewrite, str]] = []
         policies = []

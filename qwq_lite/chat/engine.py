@@ -4,31 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable
 from typing import Any, Protocol
 
-from qwq_lite import arguments
-from qwq_lite.errors import EngineClosed, UsageError
-from qwq_lite.prompt.chat_template import Message
+from qwq_lite.errors import EngineClosed
+from qwq_lite.prompt.question import Prompt
 from qwq_lite.reply.stream import Stream
-
-Prompt = Sequence[Message] | str | Sequence[int]
-
-
-def plain_prompt(prompt: Prompt) -> str | list[Any]:
-    """A prompt as text, a list of messages, or a list of token ids that are Python's own, whatever numbers they were."""
-    if isinstance(prompt, str):
-        return prompt
-    if not isinstance(prompt, Iterable):
-        raise UsageError(f"the prompt is {prompt!r}; a text, messages or tokens are expected")
-    parts: list[Any] = list(prompt)
-    return [int(part) for part in parts] if all(map(arguments.is_whole, parts)) else parts
-
-
-def check_text(text: str) -> None:
-    """Raises: UsageError for what is no text."""
-    if not isinstance(text, str):
-        raise UsageError(f"the text is {text!r}; a text is expected")
 
 
 def check_running(model: str | os.PathLike[str]) -> None:

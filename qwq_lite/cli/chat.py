@@ -13,7 +13,7 @@ import click
 from qwq_lite.chat.chat import Chat
 from qwq_lite.chat.options import EFFORTS, ThoughtStyle
 from qwq_lite.chat.options import parse_options as check_options
-from qwq_lite.cli import console, standard_input
+from qwq_lite.cli import console, load_options, standard_input
 from qwq_lite.cli.duration import parse_duration
 from qwq_lite.cli.reply import exit_status, show
 from qwq_lite.errors import EngineClosed, EngineError, TemplateError, UsageError
@@ -36,24 +36,7 @@ _EFFORTS = ", ".join(f"{name} {n_tokens}" for name, n_tokens in EFFORTS.items())
     help="Ask this, print the answer and end. What is piped in follows it; `-` reads the question from there.",
 )
 @click.option("-s", "--system", help="System prompt; '' for none, not the model's own either.")
-@click.option(
-    "--ctx", "n_ctx", type=click.IntRange(256, 1 << 24), help="Context in tokens.  [default: what fits, at most 32768]"
-)
-@click.option("--type-k", help="Type of the K cache: f16, bf16, q8_0, q4_0.  [default: f16, or q8_0 where it must]")
-@click.option("--type-v", help="Type of the V cache.  [default: that of the K cache]")
-@click.option(
-    "--gpu-layers", "n_gpu_layers", type=click.IntRange(-1), help="Layers on the GPU.  [default: as many as fit]"
-)
-@click.option(
-    "--host-weights",
-    help="Where weights of host layers lie: mmap, no-repack, pinned, repacked.  [default: mmap]",
-)
-@click.option(
-    "--threads",
-    "n_threads",
-    type=click.IntRange(1),
-    help="CPU threads.  [default: the cores it may use; of all, one less]",
-)
+@load_options.add_load_options(default_ctx="what fits")
 @click.option(
     "--chat-template",
     metavar="FILE|chatml",
@@ -84,6 +67,7 @@ _EFFORTS = ", ".join(f"{name} {n_tokens}" for name, n_tokens in EFFORTS.items())
 @click.option(
     "--within",
     type=parse_duration,
+    metavar="DURATION",
     help="Have the answer so long after the question, such as 60s or 2m30s: the thought ends in time for a usual one.",
 )
 @click.option(
@@ -134,12 +118,6 @@ def command(
     model: Path,
     prompt: str | None,
     system: str | None,
-    n_ctx: int | None,
-    type_k: str | None,
-    type_v: str | None,
-    n_gpu_layers: int | None,
-    host_weights: str | None,
-    n_threads: int | None,
     chat_template: str | None,
     no_thinking: bool,
     **options: Any,
@@ -155,25 +133,17 @@ def command(
     """
     from qwq_lite.loading import load
 
+    wanted = {name: options.pop(name) for name in load_options.NAMES}
     check_options(options)  # before a large file is loaded
     question = standard_input.read_all() if prompt == "-" else prompt
     if question is not None and not question.strip():
         raise UsageError("--prompt is empty; give it a question, or leave it out to converse")
     beside = standard_input.Beside() if prompt not in (None, "-") else None
+    type_k, type_v = wanted["type_k"], wanted["type_v"]
     if type_k and type_v and type_k.lower() != type_v.lower():
         console.warn("--type-k and --type-v differ: CUDA builds then compute attention on the CPU, many times slower")
     with _load_bar() as bar:
-        loaded = load(
-            model,
-            n_ctx=n_ctx,
-            type_k=type_k,
-            type_v=type_v,
-            n_gpu_layers=n_gpu_layers,
-            host_weights=host_weights,
-            n_threads=n_threads,
-            chat_template=chat_template,
-            on_progress=bar,
-        )
+        loaded = load(model, chat_template=chat_template, on_progress=bar, **wanted)
     with loaded:
         _say_where(loaded)
         if question is not None and beside is not None and (text := beside.text()).strip():

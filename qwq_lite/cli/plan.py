@@ -16,10 +16,11 @@ from typing import Any
 import click
 
 from qwq_lite.cli import console
+from qwq_lite.cli.load_options import add_load_options
 from qwq_lite.errors import PlanError, UsageError
 from qwq_lite.plan import planning
 from qwq_lite.plan.planning import Planned
-from qwq_lite.plan.run_plan import GIB, HOST_WEIGHTS, LONG_TOKENS, TYPICAL_TOKENS, RunPlan, Wishes
+from qwq_lite.plan.run_plan import GIB, LONG_TOKENS, TYPICAL_TOKENS, RunPlan, Wishes
 from qwq_lite.store import catalog
 
 _UNITS = {"K": 10**3, "M": 10**6, "G": 10**9, "KI": 1 << 10, "MI": 1 << 20, "GI": 1 << 30}
@@ -31,24 +32,7 @@ _COLUMNS = ("weights", "kv", "compute", "backend", "total", "limit", "free")
 @click.option("-q", "--quant", help="Weight type of a file that does not exist yet.  [default: Q4_K_M]")
 @click.option("--memory", help="Use so much: of the GPU where there is one, else of main memory. 24GiB, 22.5GiB, 24GB.")
 @click.option("--machine", help="Plan for a known machine instead of this one: rtx-3090, m3-max-36gb, laptop-16gb, …")
-@click.option(
-    "--ctx",
-    "n_ctx",
-    type=click.IntRange(256, 1 << 24),
-    help="Context in tokens.  [default: the model's, at most 32768]",
-)
-@click.option("--type-k", help="Type of the K cache: f16, bf16, q8_0, q4_0.  [default: f16, or q8_0 where it must]")
-@click.option("--type-v", help="Type of the V cache.  [default: that of the K cache]")
-@click.option(
-    "--gpu-layers", "n_gpu_layers", type=click.IntRange(-1), help="Layers on the GPU.  [default: as many as fit]"
-)
-@click.option("--host-weights", help=f"Where weights of host layers lie: {', '.join(HOST_WEIGHTS)}.  [default: mmap]")
-@click.option(
-    "--threads",
-    "n_threads",
-    type=click.IntRange(1, 512),
-    help="CPU threads.  [default: the cores it may use; of all, one less]",
-)
+@add_load_options(default_ctx="the model's", most_threads=512)
 @click.option("--reserve", default="0", help="Keep so much free beside.  [default: 0]")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
 def command(

@@ -5,12 +5,15 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Hashable
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+from qwq_lite.backend.context import ContextSettings
 from qwq_lite.engine.sequences import Sequences
 from qwq_lite.errors import EngineError, FormatError
+from qwq_lite.formats.gguf_header import Header
 from qwq_lite.store import state_file
 
 T = TypeVar("T")
@@ -62,3 +65,13 @@ def restore(call: Call, session: Hashable, path: Path, fingerprint: str) -> dict
 
 class _Changed(Exception):
     """The session is not what it was when its size was asked for."""
+
+
+def fingerprint(header: Header, settings: ContextSettings) -> str:
+    """What a saved state depends on: the headers and the size of the model's files, and the types of the cache."""
+    digest = hashlib.blake2b(digest_size=16)
+    for part in header.files:
+        with part.path.open("rb") as file:
+            digest.update(file.read(part.data_offset))
+    digest.update(f"{header.file_bytes}:{settings.type_k}:{settings.type_v}".encode())
+    return digest.hexdigest()

@@ -6,7 +6,7 @@ English and Chinese; of German, French, Spanish, Italian, Portuguese and Dutch t
 from __future__ import annotations
 
 import re
-from functools import lru_cache
+from functools import cache, lru_cache
 
 _NEAR, _SENTENCE = r"[^.?!\n]{0,40}\b", r"[^.?!\n]{0,200}\b"
 _NUMBER = (
@@ -71,7 +71,6 @@ _ELSEWHERE = (
 )
 _QUOTED = re.compile(r"\"[^\"\n]*\"|“[^”\n]*”|(?<!\w)'[^'\n]*'(?!\w)")
 _END = 1000  # characters
-_REPETITION = re.compile("|".join((*_ENGLISH, *_ELSEWHERE, *_CHINESE)))
 
 
 def asks_for_repetition(text: str) -> bool:
@@ -86,4 +85,9 @@ def asks_for_repetition(text: str) -> bool:
 
 @lru_cache(256)  # a conversation asks the same of its first messages at each turn
 def _asks(text: str) -> bool:
-    return _REPETITION.search(_QUOTED.sub('""', text.lower())) is not None
+    return _repetition().search(_QUOTED.sub('""', text.lower())) is not None
+
+
+@cache  # compiled where it is first asked for: the process beside the engine never does
+def _repetition() -> re.Pattern[str]:
+    return re.compile("|".join((*_ENGLISH, *_ELSEWHERE, *_CHINESE)))

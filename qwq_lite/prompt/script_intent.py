@@ -13,11 +13,10 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Mapping
-from typing import Any, Literal
+from collections.abc import Iterable
+from typing import Literal
 
-from qwq_lite.text import final_answer, unicode_scripts
-from qwq_lite.text.fences import outside_code
+from qwq_lite.text import unicode_scripts
 
 AnswerScript = Literal["auto", "any", "latin", "han", "kana", "hangul", "cyrillic", "arabic", "hebrew", "thai"]
 _OF_LATIN = (  # languages of Latin or Greek letters, in English
@@ -125,46 +124,3 @@ def _calls_for_others(text: str) -> bool:
     if _WORDS.search(text) is None:  # nearly always
         return False
     return _WORDS.search(_ORDER.sub(r"\1\2 ", _ELSE.sub(" ", text))) is not None
-
-
-def texts_asked(prompt: Any, *, tag: str | None) -> list[str] | None:
-    """What was written in a prompt, files in its messages and what tools answered among it; None for one of tokens.
-
-    Of the model's earlier replies only letters count, those of scripts that can be masked, in the answer and outside fenced code:
-    thoughts mix languages on their own, and code was let alone. tag: what ends a thought in their text; None for a model that
-    marks none: then there may be no telling where the answer began, and nothing counts.
-    """
-    if isinstance(prompt, str):
-        return [prompt]
-    if not all(isinstance(message, Mapping) for message in prompt):
-        return None
-    texts: list[str] = []
-    for message in prompt:
-        if message.get("role") == "assistant":
-            texts += filter(None, (_letters(text, tag) for text in flatten_texts(message.get("content"))))
-        else:
-            texts += flatten_texts(message)
-    return texts
-
-
-def _letters(reply: str, tag: str | None) -> str:
-    if tag is not None:
-        answer = reply.rpartition(tag)[2]
-    else:
-        start = final_answer.final_start(reply)
-        answer = "" if start is None else reply[start:]
-    letters = unicode_scripts.characters(unicode_scripts.MASKABLE)
-    return "".join("".join(letters.findall(line)) for line in outside_code(answer))
-
-
-def flatten_texts(value: Any) -> Iterable[str]:
-    """Every text in messages or tools, however they are nested, but for the keys and the role."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping):
-        for key, item in value.items():
-            if key != "role":
-                yield from flatten_texts(item)
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from flatten_texts(item)

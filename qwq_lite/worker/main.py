@@ -22,9 +22,11 @@ import psutil
 
 from qwq_lite.backend import native
 from qwq_lite.engine import local
+from qwq_lite.engine.load_options import LoadOptions
 from qwq_lite.errors import EngineError
 from qwq_lite.events import Done, Progress
 from qwq_lite.formats import gguf_header
+from qwq_lite.prompt.question import read_question
 from qwq_lite.reply.commands import Command, LogEntry
 from qwq_lite.reply.stream import MOST_UNREAD, Stream
 from qwq_lite.system import child
@@ -97,10 +99,11 @@ class _Worker:
         self._report_aborts()
         # Reading weights leaves the interpreter free, so what is first needed after them is imported meanwhile.
         threading.Thread(target=importlib.import_module, args=("numpy",), daemon=True).start()
-        options = message["options"]
+        file, plan = Path(message["model"]), None
         if message["plan"] is not None:
-            options["plan"] = protocol.plan_from_json(message["plan"], gguf_header.read(Path(message["model"])))
-        self._model = model = local.load(message["model"], on_progress=self._loading, **options)
+            plan = protocol.plan_from_json(message["plan"], gguf_header.read(file))
+        options = LoadOptions(**message["options"], plan=plan)
+        self._model = model = local.load(file, options, self._loading)
         return {
             "n_ctx": model.n_ctx,
             "notices": list(model.notices),
@@ -137,7 +140,7 @@ class _Worker:
             course = protocol.log_from_json(message["course"])
             with self._blamed(number):
                 stream = self._loaded().go_on(
-                    message["prompt"], course, session=message["session"], **message["options"]
+                    read_question(message["prompt"]), course, session=message["session"], **message["options"]
                 )
                 self._send({"id": number, "result": None})
             reply.begin(stream)

@@ -20,13 +20,14 @@ from pathlib import Path
 from typing import Any
 
 from qwq_lite.backend.hardware import report_from_json
-from qwq_lite.chat.engine import Prompt, check_running, check_text, plain_prompt
+from qwq_lite.chat.engine import check_running
 from qwq_lite.chat.model import Model
 from qwq_lite.chat.options import parse_options as model_options
+from qwq_lite.engine.load_options import LoadOptions
 from qwq_lite.errors import EngineClosed, EngineCrashed, EngineError, QwqError
 from qwq_lite.events import Done, Notice, Progress, Reply, Stats
 from qwq_lite.formats import gguf_header
-from qwq_lite.plan.run_plan import RunPlan
+from qwq_lite.prompt.question import Prompt, check_text, read_question
 from qwq_lite.reply.stream import Stream, in_thread
 from qwq_lite.worker import protocol
 from qwq_lite.worker.crashed_request import ANOTHER, with_partial
@@ -46,15 +47,14 @@ class RemoteModel(Model):
     def __init__(
         self,
         file: Path,
-        options: dict[str, Any],
-        plan: RunPlan | None = None,
+        options: LoadOptions,
         *,
         python: str | None = None,
         idle_s: float = math.inf,
         on_progress: Callable[[Progress], None] | None = None,
     ) -> None:
         self._file, self._options, self._python, self._idle_s = file, options, python, idle_s
-        self._given_plan, self._on_progress = plan, on_progress
+        self._on_progress = on_progress
         self._changing = threading.RLock()
         self._closed = False
         self._owner = os.getpid()
@@ -76,13 +76,13 @@ class RemoteModel(Model):
         """As `LocalModel.generate`. Raises besides: EngineCrashed, here or while the stream is read."""
         check_running(self._file)
         checked = model_options(options)  # refused here, before anything is sent
-        given = plain_prompt(prompt)
+        question = read_question(prompt)
         request: dict[str, Any] = {
-            "prompt": given,
+            "prompt": question.prompt,
             "session": _name(session),
             "options": {name: _plain(getattr(checked, name)) for name in options},
         }
-        feed = ResumableFeed(request, _BEGIN_S, is_templated=_is_templated(given))
+        feed = ResumableFeed(request, _BEGIN_S, is_templated=question.is_templated)
         while True:
             feed.wait()
             with contextlib.suppress(Retired), self._alive() as worker:
@@ -188,8 +188,14 @@ class RemoteModel(Model):
         try:
             if self._header is None:  # while the child starts
                 self._header = gguf_header.read(self._file)
-            plan = None if self._given_plan is None else protocol.plan_to_json(self._given_plan)
-            found = worker.ask("load", meanwhile=show, model=str(self._file), options=self._options, plan=plan)
+            given = self._options.plan
+            found = worker.ask(
+                "load",
+                meanwhile=show,
+                model=str(self._file),
+                options=self._options.without_plan(),
+                plan=None if given is None else protocol.plan_to_json(given),
+            )
         except BaseException:
             worker.kill()
             raise
@@ -251,10 +257,6 @@ def _tell(orphans: Iterable[ResumableFeed], error: QwqError) -> None:
 
 def _no_progress(_progress: Progress) -> None:
     """on_progress is called on threads of the caller only."""
-
-
-def _is_templated(prompt: str | list[Any]) -> bool:
-    return not isinstance(prompt, str) and not all(isinstance(part, int) for part in prompt)
 
 
 def _name(session: Hashable) -> str | None:

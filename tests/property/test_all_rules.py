@@ -1,4 +1,4 @@
-"""All rules of a reply together, as `control` makes them: what each promises holds whatever the others do.
+"""All rules of a reply together, as `reply_rules` makes them: what each promises holds whatever the others do.
 
 The model here circles word by word and nearly so, in blocks of code and out of them, changes its script, and never ends its turn.
 """
@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qwq_lite.chat.options import Options
-from qwq_lite.engine.reply_setup import Thoughts
+from qwq_lite.engine.reply_rules import Thoughts
 from qwq_lite.events import Answer, Event, Notice, Thinking
 from qwq_lite.reply.builder import ReplyBuilder
 from qwq_lite.reply.commands import Drop, Steer

@@ -10,8 +10,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from qwq_lite.chat.options import Options
-from qwq_lite.engine import reply_setup
-from qwq_lite.engine.reply_setup import Thoughts
+from qwq_lite.engine import reply_rules
+from qwq_lite.engine.reply_rules import Thoughts
 from qwq_lite.events import Notice
 from qwq_lite.reply.policies.closing import Window
 from qwq_lite.reply.policy import WINDOW, Stop
@@ -46,7 +46,7 @@ def check_close(words: Words, found: Run, opens: int, closes: int) -> None:
     rewind, track = found.rewind, found.track
     assert rewind is not None
     n_at, whole = len(found.thought), words.text(found.thought)
-    n_words = reply_setup._SPARE + len(rewind.forced)
+    n_words = reply_rules._SPARE + len(rewind.forced)
     assert opens <= n_at <= closes
     assert track.n_thinking <= closes
     assert track.tokens[rewind.n_tokens :][: len(rewind.forced)] == list(rewind.forced)
@@ -89,7 +89,7 @@ def test_a_thought_ends_in_its_window_at_a_good_place(budget: int, text: str, mo
         check_close(words, found, budget, most_of(budget))
     else:
         assert (found.rewind.n_tokens, found.thought) == (0, [])
-    assert found.n_answer <= reply_setup.ANSWER_RESERVE
+    assert found.n_answer <= reply_rules.ANSWER_RESERVE
     assert isinstance(found.stop, Stop)
     assert found.stop.reason == "length"
     if found.n_answer > 1:
@@ -242,7 +242,7 @@ def test_the_context_leaves_room_for_the_answer_whatever_the_budget(budget: int 
     words = Words()
     rules = rules_of(words, Options(thinking_budget=budget), n_ctx=21_125)
     found = run(words, rules, endless(words, text, 25_000), endless(words, PLAIN), n_most=22_000)
-    assert found.track.n_thinking <= (rules.thinking_limit or 0) <= 21_124 - reply_setup.ANSWER_RESERVE
+    assert found.track.n_thinking <= (rules.thinking_limit or 0) <= 21_124 - reply_rules.ANSWER_RESERVE
 
 
 @pytest.mark.parametrize("budget", [1, 64, 512, 959, 960, 961, 4096])

@@ -8,8 +8,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from qwq_lite.chat.options import Options
-from qwq_lite.engine import reply_setup
-from qwq_lite.engine.reply_setup import Thoughts
+from qwq_lite.engine import reply_rules
+from qwq_lite.engine.reply_rules import Thoughts
 from qwq_lite.reply.policies.deadline import fit_cost
 from qwq_lite.reply.policy import Stop
 from tests.thoughts import (
@@ -43,7 +43,7 @@ def test_a_thought_ends_in_time_for_the_answer(how: str, text: str, longer: floa
     def seconds(n: int) -> float:
         return base + slope * (n_prompt + n)
 
-    n_answer = reply_setup._ANSWER_TOKENS[model.style]
+    n_answer = reply_rules._ANSWER_TOKENS[model.style]
     within = longer * sum(map(seconds, range(160 + n_answer)))
     rules = rules_of(words, Options(within=within), model, n_prompt=n_prompt)
     answer = words.tokenize(sentence(n_answer - 3, ".", "so"))

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qwq_lite.chat.options import Options
-from qwq_lite.engine.reply_setup import Thoughts
+from qwq_lite.engine.reply_rules import Thoughts
 from qwq_lite.events import Event, Notice, Thinking
 from qwq_lite.reply import fold
 from qwq_lite.reply.builder import ReplyBuilder

@@ -17,9 +17,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from qwq_lite.chat.options import Options
-from qwq_lite.engine import reply_setup
-from qwq_lite.engine.reply_setup import Thoughts
+from qwq_lite.engine import reply_rules
+from qwq_lite.engine.reply_rules import Thoughts, Tokenizer
 from qwq_lite.events import Answer
+from qwq_lite.prompt.question import read_question
 from qwq_lite.reply.builder import ReplyBuilder
 from qwq_lite.reply.commands import Steer
 from qwq_lite.reply.policies.script import Script, ScriptState
@@ -293,7 +294,7 @@ def adversarial() -> npt.NDArray[np.float32]:
 
 
 def answers(
-    rules: reply_setup.Rules, wish: Iterator[int | None], source: np.random.Generator, n_answer: int
+    rules: reply_rules.Rules, wish: Iterator[int | None], source: np.random.Generator, n_answer: int
 ) -> tuple[str, int, ReplyBuilder]:
     """What the reader sees of one answer, and how many tokens were refused. wish: tokens that the model wants before all."""
     track = ReplyBuilder(rules.policies, rules.begin, pieces().__getitem__, tokens_of)
@@ -320,10 +321,12 @@ def answers(
     return text + "".join(event.text for event in track.flush() if isinstance(event, Answer)), n_refused, track
 
 
-def rules_of(model: Thoughts, question: str = "How many?") -> reply_setup.Rules:
-    return reply_setup.rules(
-        Options(answer_script="auto"), model, [OPEN] if model is TAGS else [1], question, 32_768, frozenset({END}),
-        pieces().__getitem__, tokens_of, templated=model is TAGS, scripts=(qwen_masks(), None),
+def rules_of(model: Thoughts, question: str = "How many?") -> reply_rules.Rules:
+    return reply_rules.rules(
+        Options(answer_script="auto"), model,
+        read_question([{"role": "user", "content": question}] if model is TAGS else question),
+        [OPEN] if model is TAGS else [1], 32_768, Tokenizer(frozenset({END}), pieces().__getitem__, tokens_of),
+        (qwen_masks(), None),
     )  # fmt: skip
 
 
@@ -450,9 +453,9 @@ def test_a_foreign_heading_that_the_reader_gave_as_a_hint_stands() -> None:
 
 def test_words_that_end_a_thought_are_in_letters_that_the_answer_may_have() -> None:
     question = "这是什么？"
-    assert reply_setup.closing_words(UNDIVIDED, question) == ("\n\n**最终答案**\n\n",)
-    assert reply_setup.closing_words(UNDIVIDED, question, qwen_masks()) == ("\n\n**Final Answer**\n\n",)
-    assert reply_setup.closing_words(UNDIVIDED, question, qwen_masks("han")) == ("\n\n**最终答案**\n\n",)
+    assert reply_rules.closing_words(UNDIVIDED, question) == ("\n\n**最终答案**\n\n",)
+    assert reply_rules.closing_words(UNDIVIDED, question, qwen_masks()) == ("\n\n**Final Answer**\n\n",)
+    assert reply_rules.closing_words(UNDIVIDED, question, qwen_masks("han")) == ("\n\n**最终答案**\n\n",)
 
 
 @given(st.lists(st.integers(0, 151_642) | st.integers(0, 255), max_size=60))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qwq_lite.prompt import script_intent
-from qwq_lite.prompt.script_intent import AnswerScript, scripts_to_mask, texts_asked
+from qwq_lite.prompt.question import flatten_texts, read_question
+from qwq_lite.prompt.script_intent import AnswerScript, scripts_to_mask
 from qwq_lite.text import unicode_scripts
 
 MASKED_PROMPTS = [
@@ -134,15 +136,15 @@ def test_the_users_word_counts_whatever_was_asked() -> None:
 
 def test_what_was_written_in_a_prompt() -> None:
     parts = [{"type": "text", "text": "file"}, {"type": "text", "text": "more"}]
-    messages = [
+    messages: list[dict[str, Any]] = [
         {"role": "system", "content": "Be brief."},
         {"role": "user", "content": parts},
         {"role": "tool", "content": "4"},
     ]
-    assert texts_asked(messages, tag=None) == ["Be brief.", "text", "file", "text", "more", "4"]
-    assert texts_asked("So", tag=None) == ["So"]
-    assert texts_asked([1, 2, 3], tag="</think>") is None
-    assert [*script_intent.flatten_texts([{"name": "f", "parameters": {"x": "number", "n": 3}}])] == ["f", "number"]
+    assert read_question(messages).list_texts(tag=None) == ["Be brief.", "text", "file", "text", "more", "4"]
+    assert read_question("So").list_texts(tag=None) == ["So"]
+    assert read_question([1, 2, 3]).list_texts(tag="</think>") is None
+    assert [*flatten_texts([{"name": "f", "parameters": {"x": "number", "n": 3}}])] == ["f", "number"]
 
 
 REPLIES = [  # what a model wrote earlier; the letters that count of one without tags, and of one with tags
@@ -159,8 +161,11 @@ REPLIES = [  # what a model wrote earlier; the letters that count of one without
 @pytest.mark.parametrize(("reply", "undivided", "tagged"), REPLIES)
 def test_earlier_words_of_the_model_call_for_nothing(reply: str, undivided: str, tagged: str) -> None:
     for content in (reply, [{"type": "text", "text": reply}]):
-        messages = [{"role": "user", "content": "How many?"}, {"role": "assistant", "content": content}]
+        messages: list[dict[str, Any]] = [
+            {"role": "user", "content": "How many?"},
+            {"role": "assistant", "content": content},
+        ]
         for tag, letters in ((None, undivided), ("</think>", tagged)):
-            texts = texts_asked([*messages, {"role": "user", "content": "And now?"}], tag=tag)
+            texts = read_question([*messages, {"role": "user", "content": "And now?"}]).list_texts(tag=tag)
             assert texts is not None and "".join(texts[1:-1]) == letters
             assert scripts_to_mask("auto", texts) == (frozenset() if letters else unicode_scripts.MASKABLE)

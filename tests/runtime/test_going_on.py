@@ -11,6 +11,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import qwq_lite
 from qwq_lite.engine.local import LocalModel
 from qwq_lite.events import Answer, Done, Event, Notice, Progress, Thinking
 from qwq_lite.loading import load
+from qwq_lite.prompt.question import read_question
 from qwq_lite.reply.commands import LogEntry, ReplyLog
 from qwq_lite.reply.policies import closing
 from qwq_lite.reply.stream import Stream
@@ -113,17 +115,17 @@ def test_what_was_shown_stands_wherever_the_engine_ends(
 ) -> None:
     monkeypatch.setattr(closing, "MARGIN", math.inf)
     options, orders = CASES[name]
-    whole, _ = followed(engine.go_on(QUESTION, ReplyLog(SEED), **options), None, dict(orders))
+    whole, _ = followed(engine.go_on(read_question(QUESTION), ReplyLog(SEED), **options), None, dict(orders))
     rng = random.Random(SEED)
     n_most = len(begun(whole))
     for cut in sorted({1, 2, *(rng.randint(1, n_most) for _ in range(5))}):
-        first, entries = followed(engine.go_on(QUESTION, ReplyLog(SEED), **options), cut, dict(orders))
+        first, entries = followed(engine.go_on(read_question(QUESTION), ReplyLog(SEED), **options), cut, dict(orders))
         if isinstance(first[-1], Done):
             continue
         elapsed_s = max((entry[1] for entry in entries if isinstance(entry, tuple)), default=0.0)
         course = ReplyLog(SEED, elapsed_s, tuple(entries), len(begun(first)))
         course = protocol.log_from_json(protocol.log_to_json(course))
-        second, more = followed(engine.go_on(QUESTION, course, **options), None, {})
+        second, more = followed(engine.go_on(read_question(QUESTION), course, **options), None, {})
         done = second[-1]
         assert isinstance(done, Done)
         thought, answer = shown([*first, *second])
@@ -142,14 +144,16 @@ def test_what_was_shown_stands_wherever_the_engine_ends(
 def test_a_course_that_means_something_else_is_an_error(engine: LocalModel) -> None:
     for entries in ((None,), ((5, 0.1), None)):
         with pytest.raises(qwq_lite.EngineError, match="cannot go on in another engine"):
-            list(engine.go_on(QUESTION, ReplyLog(SEED, 0.0, entries), max_tokens=5))
+            list(engine.go_on(read_question(QUESTION), ReplyLog(SEED, 0.0, entries), max_tokens=5))
     assert list(engine.generate("a", max_tokens=2))
 
 
 def test_a_cancelled_reply_keeps_its_text(engine: LocalModel) -> None:
-    first, entries = followed(engine.go_on(QUESTION, ReplyLog(SEED), max_tokens=100, thought_style="none"), 10, {})
+    first, entries = followed(
+        engine.go_on(read_question(QUESTION), ReplyLog(SEED), max_tokens=100, thought_style="none"), 10, {}
+    )
     course = ReplyLog(SEED, 0.0, tuple(entries), len(begun(first)))
-    stream = engine.go_on(QUESTION, course, max_tokens=100, thought_style="none")
+    stream = engine.go_on(read_question(QUESTION), course, max_tokens=100, thought_style="none")
     stream.cancel()
     done = list(stream)[-1]
     assert isinstance(done, Done)
@@ -301,7 +305,7 @@ def test_a_context_of_another_size_cannot_go_on(fragile: RemoteModel) -> None:
     reader = iter(running)
     for _ in range(20):
         next(reader)
-    fragile._options["n_ctx"] = 1024  # as where less memory is free now
+    fragile._options = replace(fragile._options, n_ctx=1024)  # as where less memory is free now
     os.kill(pid_of(fragile), signal.SIGKILL)
     with pytest.raises(qwq_lite.EngineCrashed) as caught:
         list(reader)

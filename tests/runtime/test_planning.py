@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from qwq_lite.backend import devices
-from qwq_lite.engine import local
+from qwq_lite.engine import loaded_engine, local
+from qwq_lite.engine.load_options import LoadOptions
 from qwq_lite.errors import PlanError, UsageError
 from qwq_lite.formats import gguf_header, header_only
 from qwq_lite.formats.gguf_header import Header
@@ -390,18 +391,18 @@ def no_engine(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("llama.cpp was asked")
 
     monkeypatch.setattr(devices, "report", asked)
-    monkeypatch.setattr(local, "LoadedModel", asked)
+    monkeypatch.setattr(loaded_engine, "LoadedModel", asked)
 
 
 @pytest.mark.usefixtures("no_engine")
 def test_load_takes_a_plan_or_wishes_and_nothing_else(small_header: Header) -> None:
     planned = planning.plan_model("deepseek-r1-distill-qwen-1.5b", machine="rtx-3090")
     with pytest.raises(UsageError, match="plan is a Planned, a RunPlan is expected"):
-        local.load(small_header.path, plan=planned)  # type: ignore[arg-type]
+        local.load(small_header.path, LoadOptions(plan=planned))  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="give one of the two"):
-        local.load(small_header.path, plan=planned.plan, n_ctx=4096)
+        local.load(small_header.path, LoadOptions(plan=planned.plan, n_ctx=4096))
     with pytest.raises(UsageError, match="memory is '2GiB'"):
-        local.load(small_header.path, memory="2GiB")  # type: ignore[arg-type]
+        local.load(small_header.path, LoadOptions(memory="2GiB"))  # type: ignore[arg-type]
 
 
 @pytest.mark.usefixtures("no_engine")
@@ -411,4 +412,4 @@ def test_load_takes_a_plan_or_wishes_and_nothing_else(small_header: Header) -> N
 def test_load_takes_no_wish_beside_a_plan_not_even_what_it_has(wish: dict[str, Any], small_header: Header) -> None:
     plan = planning.plan_model("deepseek-r1-distill-qwen-1.5b", machine="rtx-3090").plan
     with pytest.raises(UsageError, match="give one of the two"):
-        local.load(small_header.path, plan=plan, **wish)
+        local.load(small_header.path, LoadOptions(plan=plan, **wish))

@@ -11,8 +11,8 @@ import pytest
 from tokenizers import Tokenizer
 
 from qwq_lite.backend.model import LoadedModel
-from qwq_lite.engine import reply_setup
-from qwq_lite.engine.reply_setup import Thoughts
+from qwq_lite.engine import reply_rules
+from qwq_lite.engine.reply_rules import Thoughts
 from qwq_lite.reply.commands import Steer
 from qwq_lite.reply.fold import utf8
 from qwq_lite.reply.policy import Rewrite
@@ -79,10 +79,10 @@ def texts() -> dict[str, str]:
 def words() -> dict[str, tuple[str | int, ...]]:
     undivided, tagged = Thoughts("undivided"), Thoughts("tags", closed=CLOSED)
     return {
-        "English": reply_setup.closing_words(undivided, "How many are there?"),
-        "Chinese": reply_setup.closing_words(undivided, "一共有多少个？"),
-        "tag": reply_setup.closing_words(tagged, "How many are there?"),
-        "spelled tag": reply_setup.closing_words(Thoughts("tags"), "How many are there?"),
+        "English": reply_rules.closing_words(undivided, "How many are there?"),
+        "Chinese": reply_rules.closing_words(undivided, "一共有多少个？"),
+        "tag": reply_rules.closing_words(tagged, "How many are there?"),
+        "spelled tag": reply_rules.closing_words(Thoughts("tags"), "How many are there?"),
         "hint": (f"\n\n{HINT.hint}",),
     }
 

@@ -18,6 +18,7 @@ from qwq_convert.pipeline import convert
 from qwq_lite.backend.measure import measure
 from qwq_lite.backend.settings import EngineSettings
 from qwq_lite.engine import local
+from qwq_lite.engine.load_options import LoadOptions
 from qwq_lite.errors import FormatError
 from qwq_lite.formats import gguf_header
 from qwq_lite.formats.tensor_types import file_type
@@ -298,7 +299,7 @@ def read_by(reader: str, path: Path, monkeypatch: pytest.MonkeyPatch) -> int:
     if reader != "load":
         return run(monkeypatch, reader, path)
     try:
-        local.load(path, n_ctx=256)
+        local.load(path, LoadOptions(n_ctx=256))
     except FormatError as error:
         print(error, file=sys.stderr)
         return 1

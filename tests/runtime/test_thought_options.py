@@ -21,7 +21,7 @@ from qwq_lite.backend.model import LoadedModel
 from qwq_lite.chat.chat import Chat
 from qwq_lite.chat.model import Model
 from qwq_lite.cli import reply as terminal
-from qwq_lite.engine import local, request
+from qwq_lite.engine import reply_setup, request
 from qwq_lite.engine.sequences import Part, Sequences
 from qwq_lite.errors import UsageError
 from qwq_lite.events import Answer, Done, Event, Notice, Progress, Reply, Stats, Thinking
@@ -56,7 +56,7 @@ def either(request: pytest.FixtureRequest, thinking_gguf: Path) -> Iterator[Mode
 def clock(monkeypatch: pytest.MonkeyPatch) -> None:
     """A token takes a hundredth of a second or more, on any machine."""
     times = itertools.count(1000.0, 0.01)
-    for module in (request, local):
+    for module in (request, reply_setup):
         monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: next(times)))
 
 

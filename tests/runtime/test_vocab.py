@@ -83,8 +83,8 @@ def test_a_vocabulary_without_an_end_token_is_said_and_no_ordinary_token_ends_a_
     """llama.cpp takes token 11 for the end where a file names none."""
     with qwq_lite.load(renamed(tiny_gguf, tmp_path / "model.gguf", *KEYS, *TOKENS), isolated=False) as model:
         assert isinstance(model, LocalModel)
-        assert model._vocab.eos == 11
-        assert model._vocab.end_tokens == frozenset()
+        assert model._setup._vocab.eos == 11
+        assert model._setup._vocab.end_tokens == frozenset()
         (notice,) = [notice for notice in model.notices if "eos_token_id" in notice]
         assert "no token that ends a turn" in notice
         assert model.ask("Hi", max_tokens=3).finish_reason == "length"

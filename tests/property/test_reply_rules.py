@@ -1,4 +1,4 @@
-"""control: from options and a prompt to the rules of a reply, and what options may be."""
+"""From options and a question to the rules of a reply, and what options may be."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ from hypothesis import strategies as st
 
 from qwq_lite.chat import options
 from qwq_lite.chat.options import EFFORTS, Options, ThoughtStyle
-from qwq_lite.engine import reply_setup
-from qwq_lite.engine.reply_setup import Rules, Thoughts
+from qwq_lite.engine import reply_rules
+from qwq_lite.engine.ignored_options import list_ignored
+from qwq_lite.engine.reply_rules import Rules, Thoughts, Tokenizer
 from qwq_lite.errors import UsageError
+from qwq_lite.prompt.question import read_question
 from qwq_lite.reply.policies.closing import Closing
 from qwq_lite.reply.policies.deadline import Deadline
 from qwq_lite.reply.policies.loops import Loops
@@ -40,12 +42,19 @@ def tokenize(text: str) -> list[int]:
     return list(text.encode())
 
 
+TOKENIZER = Tokenizer(frozenset({END}), piece, tokenize)
+
+
 def rules_of(
     options: Options, thoughts: Thoughts, prompt: list[int], question: str = "How many?", *, n_ctx: int = 40_960,
     templated: bool = True,
 ) -> Rules:  # fmt: skip
-    end = frozenset({END})
-    return reply_setup.rules(options, thoughts, prompt, question, n_ctx, end, piece, tokenize, templated=templated)
+    asked = read_question([said("user", question)] if templated else question)
+    return reply_rules.rules(options, thoughts, asked, prompt, n_ctx, TOKENIZER)
+
+
+def said(role: str, content: Any) -> dict[str, Any]:
+    return {"role": role, "content": content}
 
 
 def policy_of(rules: Rules, kind: type[Any]) -> Any:
@@ -64,7 +73,7 @@ def test_the_users_word_counts_first(
     asked: ThoughtStyle, known: ThoughtStyle | None, special: Mapping[str, int], template: str | None
 ) -> None:
     ids = (OPEN, CLOSE) if special and asked == "tags" else (None, None)
-    assert reply_setup.thoughts(asked, known, special, template) == Thoughts(asked, *ids)
+    assert reply_rules.thoughts(asked, known, special, template) == Thoughts(asked, *ids)
 
 
 @pytest.mark.parametrize(
@@ -86,7 +95,7 @@ def test_the_users_word_counts_first(
 def test_then_the_models_tokens_then_what_is_known_of_it_then_its_template(
     known: ThoughtStyle | None, special: dict[str, int], template: str | None, found: Thoughts
 ) -> None:
-    assert reply_setup.thoughts(None, known, special, template) == found
+    assert reply_rules.thoughts(None, known, special, template) == found
 
 
 @pytest.mark.parametrize(
@@ -117,9 +126,9 @@ def test_a_spelled_thought_that_the_template_closed_is_closed() -> None:
     class Chars:  # a token is a word here: a tail of few tokens holds both tags
         words = ("assistant\n", "<think>", "\n\n", "</think>", "\n\n")
 
-    rules = reply_setup.rules(
-        Options(), SPELLED, list(range(5)), "", 4096, frozenset(), lambda n: Chars.words[n].encode(), tokenize,
-        templated=True,
+    rules = reply_rules.rules(
+        Options(), SPELLED, read_question([said("user", "")]), list(range(5)), 4096,
+        Tokenizer(frozenset(), lambda n: Chars.words[n].encode(), tokenize),
     )  # fmt: skip
     assert rules.begin.phase == "answer"
 
@@ -142,7 +151,7 @@ def test_tags_count_at_the_prompts_end_only_and_in_a_templates_prompt_only() -> 
     ],
 )
 def test_what_ends_a_thought_without_tags_is_in_the_questions_language(question: str, heading: str) -> None:
-    assert reply_setup.closing_words(UNDIVIDED, question) == (f"\n\n{heading}\n\n",)
+    assert reply_rules.closing_words(UNDIVIDED, question) == (f"\n\n{heading}\n\n",)
     closing = policy_of(rules_of(Options(), UNDIVIDED, PROMPT, question), Closing)
     assert closing.words == (f"\n\n{heading}\n\n",)
     assert closing.n_words >= len(tokenize(closing.words[0]))
@@ -151,15 +160,11 @@ def test_what_ends_a_thought_without_tags_is_in_the_questions_language(question:
 
 @pytest.mark.parametrize("question", ["How many?", "多少？"])
 def test_what_ends_a_thought_with_tags_is_the_tag(question: str) -> None:
-    assert reply_setup.closing_words(TAGS, question) == ("\n", CLOSE, "\n\n")
-    assert reply_setup.closing_words(SPELLED, question) == ("\n</think>\n\n",)
+    assert reply_rules.closing_words(TAGS, question) == ("\n", CLOSE, "\n\n")
+    assert reply_rules.closing_words(SPELLED, question) == ("\n</think>\n\n",)
 
 
 MATRIX = "Write the 16x16 zero matrix as a Python list."
-
-
-def said(role: str, content: Any) -> dict[str, Any]:
-    return {"role": role, "content": content}
 
 
 def parts(*texts: str) -> list[dict[str, str]]:
@@ -190,7 +195,7 @@ def parts(*texts: str) -> list[dict[str, str]]:
 def test_a_prompt_asks_what_the_user_said_last_and_for_repetition_where_that_was_ever_asked(
     prompt: Any, question: str | None, may_repeat: bool
 ) -> None:
-    asked = reply_setup.last_question(prompt)
+    asked = read_question(prompt)
     assert question is None or asked.text == question
     assert asked.may_repeat == may_repeat
 
@@ -199,14 +204,8 @@ def test_a_prompt_asks_what_the_user_said_last_and_for_repetition_where_that_was
 @pytest.mark.parametrize("prompt", ["How many?", MATRIX, [1, 2, 3], [said("user", parts(MATRIX))]])
 def test_loops_are_looked_for_and_those_that_were_asked_for_are_none(thoughts: Thoughts, prompt: Any) -> None:
     asked = prompt != "How many?"
-    questions = (
-        (reply_setup.last_question(prompt), prompt) if isinstance(prompt, str) else (reply_setup.last_question(prompt),)
-    )
-    for question in questions:
-        rules = reply_setup.rules(
-            Options(), thoughts, PROMPT, question, 4096, frozenset({END}), piece, tokenize, templated=True
-        )
-        assert policy_of(rules, Loops) == Loops(asked, undivided=thoughts is UNDIVIDED)
+    rules = reply_rules.rules(Options(), thoughts, read_question(prompt), PROMPT, 4096, TOKENIZER)
+    assert policy_of(rules, Loops) == Loops(asked, undivided=thoughts is UNDIVIDED)
 
 
 @pytest.mark.parametrize("masked", [frozenset[str](), frozenset({"thai"}), frozenset({"han"})])
@@ -214,9 +213,8 @@ def test_a_heading_that_ends_a_thought_has_no_letter_that_the_answer_may_not_hav
     """Wherever the words stand: in closing, in script, and in what a budget of nothing forces."""
     masks = ScriptMasks([bytes([n]) for n in range(256)], masked) if masked else None
     heading = "**Final Answer**\n\n" if "han" in masked else "**最终答案**\n\n"
-    rules = reply_setup.rules(
-        Options(thinking_budget=0), UNDIVIDED, PROMPT, "一共有多少个？", 4096, frozenset({END}), piece, tokenize,
-        templated=True, scripts=(masks, None),
+    rules = reply_rules.rules(
+        Options(thinking_budget=0), UNDIVIDED, read_question("一共有多少个？"), PROMPT, 4096, TOKENIZER, (masks, None)
     )  # fmt: skip
     assert policy_of(rules, Closing).words == (f"\n\n{heading}",)
     assert b"".join(map(piece, rules.begin.rewinds[0].forced)).decode() == heading
@@ -282,8 +280,8 @@ def test_thought_and_answer_have_room_in_the_context(
         assert (rules.thinking_limit, closing, kept, rules.begin.phase) == (None, None, None, "answer")
         return
     assert rules.thinking_limit is not None
-    assert 1 <= kept.n_tokens <= max(1, room // 2, min(reply_setup.ANSWER_RESERVE, room // 2))
-    assert kept.n_tokens == min(reply_setup.ANSWER_RESERVE if reserve is None else reserve, max(1, room // 2))
+    assert 1 <= kept.n_tokens <= max(1, room // 2, min(reply_rules.ANSWER_RESERVE, room // 2))
+    assert kept.n_tokens == min(reply_rules.ANSWER_RESERVE if reserve is None else reserve, max(1, room // 2))
     assert rules.thinking_limit + kept.n_tokens <= room or room == 1
     assert budget is None or rules.thinking_limit <= budget + max(budget // 10, 96)
     assert deadline is None or deadline.n_answer <= kept.n_tokens
@@ -310,12 +308,12 @@ THOUGHT = {
 @pytest.mark.parametrize("name", THOUGHT)
 def test_an_option_about_a_thought_is_said_to_be_ignored_where_there_is_none(name: str) -> None:
     options = Options(**{name: THOUGHT[name]})  # type: ignore[arg-type] # each its own
-    (notice,) = reply_setup.ignored(options, "none", templated=True)
+    (notice,) = list_ignored(options, "none", templated=True)
     assert notice.kind == "ignored"
     assert notice.text.startswith(f"{name} (--")
     assert not [
-        *reply_setup.ignored(options, "tags", templated=True),
-        *reply_setup.ignored(options, "undivided", templated=True),
+        *list_ignored(options, "tags", templated=True),
+        *list_ignored(options, "undivided", templated=True),
     ]
 
 
@@ -336,7 +334,7 @@ def test_an_option_about_a_thought_is_said_to_be_ignored_where_there_is_none(nam
 def test_what_is_ignored_is_named_with_the_reason(
     options: Options, style: ThoughtStyle, templated: bool, words: str
 ) -> None:
-    (notice,) = reply_setup.ignored(options, style, templated=templated)
+    (notice,) = list_ignored(options, style, templated=templated)
     assert notice.text.startswith(words)
 
 
@@ -352,7 +350,7 @@ def test_what_is_ignored_is_named_with_the_reason(
     ],
 )
 def test_what_is_done_without_the_option_too_is_not_ignored(options: Options, style: ThoughtStyle) -> None:
-    assert [*reply_setup.ignored(options, style, templated=True)] == []
+    assert [*list_ignored(options, style, templated=True)] == []
 
 
 @pytest.mark.parametrize("model", [TAGS, UNDIVIDED, Thoughts("none")])
