@@ -8,15 +8,16 @@ from collections.abc import Sequence
 
 from hypothesis import strategies as st
 
-from qwq_lite.backend.footprint import Buffers, Footprint
+from qwq_lite.backend.footprint import Buffers
 from qwq_lite.backend.settings import KV_TYPES, EngineSettings
 from qwq_lite.errors import PlanError
 from qwq_lite.formats import header_only
 from qwq_lite.formats.shape import ModelShape
 from qwq_lite.formats.tensor_types import file_type
 from qwq_lite.plan import free_memory, memory
+from qwq_lite.plan.buffer_counts import formula_count
 from qwq_lite.plan.run_plan import HOST_WEIGHTS, Candidate, Gpu, Room, RunPlan, Wishes
-from qwq_lite.plan.search import MOST_CTX, Count, search, split
+from qwq_lite.plan.search import MOST_CTX, search, split
 from qwq_lite.store import catalog
 
 MIB = 1 << 20
@@ -80,7 +81,7 @@ class Case:
     def plan(self, room: Room | None = None, wishes: Wishes | None = None) -> RunPlan | None:
         room = room or self.room
         try:
-            return search(self.candidates, room, wishes or self.wishes, by_formula(room))
+            return search(self.candidates, room, wishes or self.wishes, formula_count(room))
         except PlanError:
             return None
 
@@ -89,23 +90,13 @@ class Case:
         return planned(self.candidates[0], split(self.candidates[0], choice, self.room), self.room).shortages() != []
 
 
-def by_formula(room: Room) -> Count:
-    def count(candidate: Candidate, asked: Sequence[EngineSettings]) -> list[Footprint]:
-        return [
-            memory.footprint(candidate.shape, candidate.tensors, choice, room.gpu_names, amx=room.amx)
-            for choice in asked
-        ]
-
-    return count
-
-
 def host_overhead(candidate: Candidate, host: Buffers) -> int:
     return memory.host_overhead_bytes(candidate.shape, candidate.tensors, host)
 
 
 def planned(candidate: Candidate, choice: EngineSettings, room: Room) -> RunPlan:
     """The plan of a choice, whether it fits or not."""
-    (footprint,) = by_formula(room)(candidate, [choice])
+    (footprint,) = formula_count(room)(candidate, [choice])
     return RunPlan(candidate, choice, footprint, room)
 
 

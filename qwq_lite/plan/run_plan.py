@@ -97,11 +97,16 @@ class Wishes:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A file that there is, or that a conversion would make. label: its weight type."""
+    """A file that exists, or that a conversion would make."""
 
-    label: str
+    label: str  # the file's name, or the weight type of a conversion
     shape: ModelShape
     tensors: Sequence[TensorInfo]
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(info.n_bytes for info in self.tensors)
 
     @property
     def embedding(self) -> tuple[int, bool]:
