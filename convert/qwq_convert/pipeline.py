@@ -17,7 +17,7 @@ from qwq_convert.imatrix import Imatrix
 from qwq_convert.roundtrip import RoundTrip
 from qwq_lite.backend.kernels import Floats
 from qwq_lite.errors import CheckpointError, UsageError
-from qwq_lite.formats import gguf_header
+from qwq_lite.formats import gguf_header, gguf_writer
 from qwq_lite.formats.gguf_header import TensorInfo
 from qwq_lite.formats.shape import ModelShape, from_config
 from qwq_lite.formats.tensor_types import QuantizeOptions, default_type, file_type_name, importance_needed, tensor_types
@@ -121,11 +121,11 @@ def prepare(
         types = tensor_types({entry.name: entry.shape for entry in pairs}, kind, shape.n_layer, choice)
         _check_importances(kind, types, importances, imatrix)
         _note_fallbacks(checkpoint, kind, types, pairs)
-        infos = gguf_header.layout((entry.name, entry.shape, types[entry.name]) for entry in pairs)
+        infos = gguf_writer.layout((entry.name, entry.shape, types[entry.name]) for entry in pairs)
         keys = metadata.keys(checkpoint, shape, words, kind, sum(info.n_params for info in infos))
         keys |= imatrix.keys() if imatrix is not None else {}
         keys[digests.KEY] = digests.placeholder(len(infos))
-        targets.append(Target(path, kind, gguf_header.encode(shape.arch, keys, infos), tuple(infos)))
+        targets.append(Target(path, kind, gguf_writer.encode(shape.arch, keys, infos), tuple(infos)))
     return Conversion(shape, tuple(pairs), tuple(targets), importances, tuple(checkpoint.notices))
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from gguf.constants import GGUFValueType, LlamaFileType
 
-from qwq_lite.formats import gguf_header
+from qwq_lite.formats import gguf_header, gguf_writer
 from qwq_lite.formats.gguf_header import TensorInfo, Value
 from qwq_lite.formats.shape import ModelShape
 from qwq_lite.formats.tensor_types import QuantizeOptions, needs_imatrix, tensor_types
@@ -44,7 +44,7 @@ def tensors(shape: ModelShape, kind: LlamaFileType, tied: bool = False) -> list[
     """The tensors of a qwen2 model as a file of type `kind` holds them; made with importances where it has to be."""
     shapes = tensor_shapes(shape, tied)
     types = tensor_types(shapes, kind, shape.n_layer, QuantizeOptions(has_imatrix=needs_imatrix(kind)))
-    return gguf_header.layout((name, size, types[name]) for name, size in shapes.items())
+    return gguf_writer.layout((name, size, types[name]) for name, size in shapes.items())
 
 
 def write(path: Path, shape: ModelShape, infos: list[TensorInfo]) -> None:
@@ -65,7 +65,7 @@ def write(path: Path, shape: ModelShape, infos: list[TensorInfo]) -> None:
         f"{shape.arch}.vocab_size": (shape.n_vocab, whole),
         "tokenizer.ggml.model": ("no_vocab", GGUFValueType.STRING),
     }
-    header = gguf_header.encode(shape.arch, keys, infos)
+    header = gguf_writer.encode(shape.arch, keys, infos)
     with path.open("wb") as file:
         file.write(header)
         file.truncate(len(header) + sum(gguf_header.padded(info.n_bytes) for info in infos))
