@@ -90,6 +90,11 @@ class Case:
         return planned(self.candidates[0], split(self.candidates[0], choice, self.room), self.room).shortages() != []
 
 
+def room_of(machine: str, memory_bytes: int | None = None, reserve_bytes: int = 0) -> Room:
+    """The room of a known machine."""
+    return free_memory.limit_room(free_memory.known_room(machine)[0], memory_bytes, reserve_bytes)
+
+
 def host_overhead(candidate: Candidate, host: Buffers) -> int:
     return memory.host_overhead_bytes(candidate.shape, candidate.tensors, host)
 
@@ -135,5 +140,5 @@ up_to_one_gpu = cases(st.just(Wishes()), ((), *ONE_GPU))
 _ODD = ModelShape("qwen2", 1, 256, 256, 4, 1, 64, 64, 17_153, 1e-5, 1e6)
 ODD_CONTEXT = Case((as_candidate(_ODD),), Room(1 << 30, (Gpu("CUDA0", 10_500_000),)), Wishes(), 0)
 # Half of the layers on the GPU, and so half of what a token takes.
-SOME_LAYERS = Case((as_candidate(QWQ),), free_memory.room_of("rtx-3060-12gb"), Wishes(), 0)
-TWO_CARDS = Case((as_candidate(QWQ),), free_memory.room_of("2x-rtx-3060-12gb"), Wishes(), 0)
+SOME_LAYERS = Case((as_candidate(QWQ),), room_of("rtx-3060-12gb"), Wishes(), 0)
+TWO_CARDS = Case((as_candidate(QWQ),), room_of("2x-rtx-3060-12gb"), Wishes(), 0)

@@ -24,11 +24,6 @@ def room_here(report: EngineReport, memory_bytes: int | None = None) -> Room:
     return limit_room(room, memory_bytes, 0)
 
 
-def room_of(machine: str, memory_bytes: int | None = None, reserve_bytes: int = 0) -> Room:
-    """The room of a known machine."""
-    return limit_room(known_room(machine)[0], memory_bytes, reserve_bytes)
-
-
 def measure_room(n_threads: int) -> tuple[Room, str]:
     """What this machine has free, its memory's bandwidth too, and where the figures come from."""
     with ThreadPoolExecutor(1) as beside:  # the child takes a third of a second, and so does the measurement

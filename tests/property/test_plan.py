@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from qwq_lite.backend.settings import KV_TYPES, EngineSettings
 from qwq_lite.errors import PlanError, UsageError
-from qwq_lite.plan import free_memory, memory, planning
+from qwq_lite.plan import memory, planning
 from qwq_lite.plan.buffer_counts import formula_count
 from qwq_lite.plan.run_plan import GIB, HOST_WEIGHTS, Gpu, Room, RunPlan, Wishes
 from qwq_lite.plan.search import LEAST_CTX, MOST_CTX, search, split
@@ -30,6 +30,7 @@ from tests.planner import (
     as_candidate,
     cases,
     host_overhead,
+    room_of,
     unasked,
     up_to_one_gpu,
 )
@@ -226,7 +227,7 @@ def test_a_small_shortage_is_not_called_nothing() -> None:
 @pytest.mark.parametrize(
     "room",
     [
-        free_memory.room_of("m1-16gb"),
+        room_of("m1-16gb"),
         Room(10 * GIB, (Gpu("CUDA0", GIB),)),
         Room(8 * GIB, (Gpu("CUDA0", GIB), Gpu("CUDA1", 2 * GIB))),
     ],
@@ -304,7 +305,7 @@ def test_a_wish_within_its_range_is_taken(name: str, values: tuple[Any, ...]) ->
 @pytest.mark.parametrize("machine", ["laptop-32gb", "rtx-3060-12gb"])
 @pytest.mark.parametrize("name", HOST_WEIGHTS)
 def test_where_host_weights_lie_is_what_was_wished(name: str, machine: str) -> None:
-    room = free_memory.room_of(machine)
+    room = room_of(machine)
     plan = search([as_candidate(QWQ)], room, Wishes(host_weights=name), formula_count(room))
     assert plan.host_weights == name
     assert plan.choice == dataclasses.replace(plan.choice, **HOST_WEIGHTS[name])
@@ -315,5 +316,5 @@ def test_where_host_weights_lie_is_what_was_wished(name: str, machine: str) -> N
 
 
 def test_host_weights_are_mapped_unless_it_is_wished_otherwise() -> None:
-    room = free_memory.room_of("laptop-32gb")
+    room = room_of("laptop-32gb")
     assert search([as_candidate(QWQ)], room, Wishes(), formula_count(room)).host_weights == "mmap"

@@ -21,7 +21,7 @@ from qwq_lite.plan.buffer_counts import formula_count
 from qwq_lite.plan.run_plan import GIB, PATIENCE_S, TYPICAL_TOKENS, Gpu, Room, Wishes
 from qwq_lite.plan.search import LEAST_CTX, search
 from qwq_lite.store import catalog
-from tests.planner import MIB, QWQ, SHORTAGE, as_candidate
+from tests.planner import MIB, QWQ, SHORTAGE, as_candidate, room_of
 
 # Machines
 
@@ -52,7 +52,7 @@ def test_a_laptop_of_16_gb_is_too_small_for_qwq_and_is_told_what_is_not() -> Non
     with pytest.raises(PlanError) as caught:
         planning.plan_model("qwq-32b", machine="laptop-16gb")
     assert SHORTAGE.search(str(caught.value))
-    smaller = advice.largest_model(free_memory.room_of("laptop-16gb"), Wishes())
+    smaller = advice.largest_model(room_of("laptop-16gb"), Wishes())
     assert smaller is not None
     assert planning.plan_model(smaller, machine="laptop-16gb").plan.choice.n_ctx >= LEAST_CTX
 
@@ -60,7 +60,7 @@ def test_a_laptop_of_16_gb_is_too_small_for_qwq_and_is_told_what_is_not() -> Non
 @pytest.mark.parametrize("machine", [machine.name for machine in machines.MACHINES])
 @pytest.mark.parametrize("model", catalog.GEOMETRIES)
 def test_every_machine_gets_a_plan_within_its_room_or_the_largest_model_that_has_one(model: str, machine: str) -> None:
-    room = free_memory.room_of(machine)
+    room = room_of(machine)
     try:
         plan = planning.plan_model(model, machine=machine).plan
     except PlanError as error:
@@ -83,7 +83,7 @@ def test_every_machine_gets_a_plan_within_its_room_or_the_largest_model_that_has
 
 @pytest.mark.parametrize("machine", [machine.name for machine in machines.MACHINES])
 def test_a_reserve_and_a_budget_leave_less(machine: str) -> None:
-    room, kept, given_room = (free_memory.room_of(machine, *rest) for rest in ((None, 0), (None, GIB), (8 * GIB, GIB)))
+    room, kept, given_room = (room_of(machine, *rest) for rest in ((None, 0), (None, GIB), (8 * GIB, GIB)))
     if not room.gpus:
         assert (room.host - kept.host, given_room.host) == (GIB, 7 * GIB)
         return
@@ -99,7 +99,7 @@ def test_a_reserve_and_a_budget_leave_less(machine: str) -> None:
 @pytest.mark.parametrize("reserve_gib", [1, 2, 8])
 def test_a_reserve_is_kept_where_host_and_gpu_share_one_memory(machine: str, reserve_gib: int) -> None:
     """Layers that the GPU's budget sends to the host must not take from there what is to stay free."""
-    whole, kept = free_memory.room_of(machine), free_memory.room_of(machine, None, reserve_gib * GIB)
+    whole, kept = room_of(machine), room_of(machine, None, reserve_gib * GIB)
     wishes = Wishes(n_ctx=LEAST_CTX)
     try:
         plan = search([as_candidate(QWQ)], kept, wishes, formula_count(kept))
@@ -122,7 +122,7 @@ def test_nothing_fits_a_room_without_memory() -> None:
 
 @pytest.mark.parametrize("machine", ["rtx-3060-12gb", "2x-rtx-3060-12gb", "m1-16gb", "m2-pro-32gb", "desktop-64gb"])
 def test_what_fits_is_the_largest(machine: str) -> None:
-    room, fitting = free_memory.room_of(machine), []
+    room, fitting = room_of(machine), []
     for name, (_, geometry) in catalog.GEOMETRIES.items():  # from the largest to the smallest
         with contextlib.suppress(PlanError):
             search([as_candidate(geometry)], room, Wishes(), formula_count(room))
