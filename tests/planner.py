@@ -20,7 +20,6 @@ from qwq_lite.plan.run_plan import HOST_WEIGHTS, Candidate, Gpu, Room, RunPlan, 
 from qwq_lite.plan.search import MOST_CTX, search, split
 from qwq_lite.store import catalog
 
-MIB = 1 << 20
 QWQ = catalog.geometry("qwq-32b-preview")[1]
 ONE_GPU = (("CUDA0",), ("Vulkan0",), ("MTL0",))
 SEVERAL_GPUS = (("CUDA0", "CUDA1"), ("Vulkan0", "Vulkan1"), ("CUDA0", "Vulkan1"), ("CUDA0", "CUDA1", "CUDA2"))

@@ -14,8 +14,8 @@ from typing import Literal
 
 from qwq_lite.backend.hardware import Device
 from qwq_lite.errors import UsageError
+from qwq_lite.system.units import GIB, MIB
 
-MIB, GIB = 1 << 20, 1 << 30
 GB_S = 1_000_000_000  # bandwidths are decimal on every data sheet
 
 Backend = Literal["cuda", "vulkan", "metal", "cpu"]

@@ -17,6 +17,7 @@ from qwq_lite.plan.memory import (
     host_overhead_bytes,
     layer_places,
 )
+from qwq_lite.system.units import GIB
 
 LEAST_ASKED, MOST_ASKED = 256, 1 << 24
 
@@ -26,7 +27,6 @@ TYPICAL_TOKENS, LONG_TOKENS = 1_700, 4_400  # of 72 real outputs: the median, an
 
 PATIENCE_S = 600  # a longer wait for a typical answer is said first
 
-GIB = 1 << 30
 
 # Where weights of host layers lie. "mmap", the default: pages of the file, which the system may take back and which programs
 # share; without a GPU also copies of what the CPU's kernels want in another layout, "no-repack" goes without these. "pinned":

@@ -26,7 +26,8 @@ from qwq_lite.plan.memory import (
     layer_bytes,
     layer_places,
 )
-from qwq_lite.plan.run_plan import GIB, HOST_WEIGHTS, UBATCHES, Candidate, Room, RunPlan, Wishes, backend_bytes
+from qwq_lite.plan.run_plan import HOST_WEIGHTS, UBATCHES, Candidate, Room, RunPlan, Wishes, backend_bytes
+from qwq_lite.system.units import GIB
 
 MOST_CTX = 32_768  # what QwQ was trained for without rope scaling; longer contexts are asked for
 LEAST_CTX = 8_192

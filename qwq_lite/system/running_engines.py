@@ -22,6 +22,7 @@ import platformdirs
 import psutil
 
 from qwq_lite.system import child
+from qwq_lite.system.units import GIB
 
 _SUFFIX = ".engine.json"
 _NUMBERS = itertools.count(1)
@@ -38,7 +39,7 @@ class RunningEngine:
     n_bytes: int
 
     def line(self) -> str:
-        return f"{self.application} (process {self.pid}) holds {self.n_bytes / (1 << 30):.1f} GiB for {self.model}"
+        return f"{self.application} (process {self.pid}) holds {self.n_bytes / GIB:.1f} GiB for {self.model}"
 
 
 def register(model: Path, n_bytes: int) -> Callable[[], None]:

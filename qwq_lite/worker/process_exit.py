@@ -7,8 +7,8 @@ import signal
 from pathlib import Path
 
 from qwq_lite.errors import EngineCrashed
-from qwq_lite.plan.run_plan import GIB
 from qwq_lite.system import child, process_limits, running_engines
+from qwq_lite.system.units import GIB
 from qwq_lite.worker.crashed_request import ANOTHER
 
 

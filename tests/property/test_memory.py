@@ -21,12 +21,12 @@ from qwq_lite.formats.shape import ModelShape
 from qwq_lite.formats.tensor_types import file_type
 from qwq_lite.plan import free_memory, memory, planning
 from qwq_lite.plan.buffer_counts import formula_count
-from qwq_lite.plan.run_plan import GIB, HOST_WEIGHTS, Gpu, Room, Wishes
+from qwq_lite.plan.run_plan import HOST_WEIGHTS, Gpu, Room, Wishes
 from qwq_lite.plan.search import LEAST_CTX, search, split
 from qwq_lite.store import catalog
+from qwq_lite.system.units import GIB, MIB
 from tests.planner import (
     DEVICES,
-    MIB,
     ONE_GPU,
     QWQ,
     SEVERAL_GPUS,

@@ -15,10 +15,10 @@ from qwq_lite.backend.settings import KV_TYPES, EngineSettings
 from qwq_lite.errors import PlanError, UsageError
 from qwq_lite.plan import memory, planning
 from qwq_lite.plan.buffer_counts import formula_count
-from qwq_lite.plan.run_plan import GIB, HOST_WEIGHTS, Gpu, Room, RunPlan, Wishes
+from qwq_lite.plan.run_plan import HOST_WEIGHTS, Gpu, Room, RunPlan, Wishes
 from qwq_lite.plan.search import LEAST_CTX, MOST_CTX, search, split
+from qwq_lite.system.units import GIB, MIB
 from tests.planner import (
-    MIB,
     ODD_CONTEXT,
     ONE_GPU,
     QWQ,

@@ -160,7 +160,7 @@ def test_a_question_that_ends_llama_cpp_ends_only_the_child(tmp_path: Path, monk
 
     path = tmp_path / "wrong.gguf"
     with monkeypatch.context() as patch:
-        patch.setattr(gguf_header, "encode", with_wrong_rotary_size)
+        patch.setattr(gguf_writer, "encode", with_wrong_rotary_size)
         header_only.write(path, SHAPE, TENSORS)
     with pytest.raises(PlanError, match=r"wrong\.gguf: .*GGML_ASSERT"):
         measure(path, [EngineSettings(256)])

@@ -18,10 +18,11 @@ from qwq_lite.formats.shape import RopeScaling
 from qwq_lite.formats.tensor_types import file_type
 from qwq_lite.plan import advice, buffer_counts, free_memory, machines, planning
 from qwq_lite.plan.buffer_counts import formula_count
-from qwq_lite.plan.run_plan import GIB, PATIENCE_S, TYPICAL_TOKENS, Gpu, Room, Wishes
+from qwq_lite.plan.run_plan import PATIENCE_S, TYPICAL_TOKENS, Gpu, Room, Wishes
 from qwq_lite.plan.search import LEAST_CTX, search
 from qwq_lite.store import catalog
-from tests.planner import MIB, QWQ, SHORTAGE, as_candidate, room_of
+from qwq_lite.system.units import GIB, MIB
+from tests.planner import QWQ, SHORTAGE, as_candidate, room_of
 
 # Machines
 

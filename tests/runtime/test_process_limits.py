@@ -15,8 +15,8 @@ import pytest
 
 from qwq_lite.plan import speed
 from qwq_lite.system import process_limits
+from qwq_lite.system.units import MIB
 
-MIB = 1 << 20
 MACHINE = 64 << 30  # free on it, and in all
 V1_UNLIMITED = 9223372036854771712
 REPOSITORY = Path(__file__).resolve().parents[2]
