@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from qwq_lite import arguments
 from qwq_lite.errors import CheckpointError, FormatError, QwqError
 from qwq_lite.formats.gguf_header import Header
 
@@ -81,7 +82,7 @@ class _Fields:
         value = default if value is None else value
         if value is None:
             raise self.fail(name, f"is missing, an integer from 1 to {high} is expected")
-        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= high:
+        if not arguments.is_whole(value, 1, high):
             raise self.fail(name, f"is {reprlib.repr(value)}, an integer from 1 to {high} is expected")
         return value
 
@@ -89,12 +90,7 @@ class _Fields:
         value = self._data.get(name, default)
         if value is None:
             raise self.fail(name, f"is missing, a number from {low:g} to {high:g} is expected")
-        if (
-            isinstance(value, bool)
-            or not isinstance(value, int | float)
-            or not low <= value <= high
-            or not math.isfinite(value)
-        ):
+        if not (arguments.is_real(value) and low <= value <= high):
             raise self.fail(name, f"is {reprlib.repr(value)}, a number from {low:g} to {high:g} is expected")
         return float(value)
 
@@ -260,7 +256,7 @@ def _check_heads(
         value = short.get(name, n_head)
         if isinstance(value, list) and value and min(value) == max(value):
             value = value[0]
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        if not arguments.is_whole(value, 1):
             raise fields.fail(name, f"is {reprlib.repr(value)}, one number above 0 is expected for all layers")
     if n_head % n_head_kv:
         raise fields.fail("attention.head_count", f"is {n_head}, which does not divide by head_count_kv {n_head_kv}")
