@@ -35,12 +35,12 @@ _DATASETS, _CHUNK_COUNT, _CHUNK_SIZE = "imatrix.datasets", "imatrix.chunk_count"
 
 @dataclass(frozen=True)
 class Imatrix:
-    """Importances by tensor, as `read` gives them. n_chunks: of text that they were measured on."""
+    """Importances by tensor, as `read` gives them."""
 
     path: Path
     rows: Mapping[str, Floats]
-    datasets: tuple[str, ...]
-    n_chunks: int
+    datasets: tuple[str, ...]  # names of the texts that they were measured on
+    n_chunks: int  # of these texts
 
     def __contains__(self, name: object) -> bool:
         return name in self.rows

@@ -1,4 +1,4 @@
-"""Bytes of a loaded model on each device, and where the figures come from: data only."""
+"""Bytes of a loaded model's buffers on each device, and where the figures come from. Data only."""
 
 from __future__ import annotations
 

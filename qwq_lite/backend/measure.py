@@ -1,8 +1,9 @@
-"""llama.cpp's own count of every buffer, without allocating one: asked in a one-shot child, which may die of the question.
+"""Bytes of every buffer as llama.cpp counts them, without allocating one: asked in a child process, which may crash.
 
-Loads a file, or a ghost of one, with `no_alloc`; only metadata is read. The rows come from `llama_get_memory_breakdown`, which
-the library exports as a C++ symbol that returns a std::map by value. Its nodes are read where the standard library is known
-(libstdc++ on Linux), and their sum must be llama_model_size; elsewhere there is no measurement, and formulas stand in.
+Loads a file, or a header without weights, with `no_alloc`; only metadata is read. The rows come from
+`llama_get_memory_breakdown`, which the library exports as a C++ symbol that returns a std::map by value. Its nodes are read
+where the standard library is known (libstdc++ on Linux), and their sum must be llama_model_size; elsewhere there is no
+measurement, and formulas stand in.
 Source: llama.cpp src/llama-ext.h, src/llama-context.cpp (memory_breakdown); libstdc++ bits/stl_tree.h
 """
 

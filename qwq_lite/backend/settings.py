@@ -1,4 +1,4 @@
-"""What a plan chooses, in llama.cpp's words: data only."""
+"""The parameters of a model and its context that a plan chooses, in llama.cpp's words. Data only."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""A ghost: the header of a model without its weights, as a sparse file. llama.cpp takes it for the model until it reads data.
+"""The header of a model without its weights, as a sparse file: llama.cpp counts every buffer of it before a weight exists.
 
-45 KB for QwQ's geometry. With it llama.cpp counts every buffer before a weight exists. Knows no llama.cpp.
+45 KB for QwQ's geometry. llama.cpp takes it for the model until it reads data. Knows no llama.cpp.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def tensors(shape: ModelShape, kind: LlamaFileType, tied: bool = False) -> list[
 
 
 def write(path: Path, shape: ModelShape, infos: list[TensorInfo]) -> None:
-    """Write the ghost. The file has the model's size and takes the header's room, where the file system knows holes.
+    """Write the header. The file has the model's size and takes the header's room, where the file system knows holes.
 
     Raises: OSError.
     """

@@ -32,9 +32,9 @@ _HEADS_FILL_EMBEDDING = frozenset({"qwen2", "qwen2moe"})  # the query has n_embd
 
 @dataclass(frozen=True)
 class RopeScaling:
-    """How positions past the trained length are mapped: "yarn" or "linear", with llama.cpp's names for the factors."""
+    """How positions past the trained length are mapped, with llama.cpp's names for the factors."""
 
-    type: str
+    type: str  # "yarn" or "linear"
     factor: float
     original_context_length: int | None = None
     yarn: Mapping[str, float] | None = None  # yarn_ext_factor, yarn_attn_factor, yarn_beta_fast, yarn_beta_slow
@@ -42,26 +42,21 @@ class RopeScaling:
 
 @dataclass(frozen=True)
 class ModelShape:
-    """Sizes of a decoder, in llama.cpp's words.
+    """Sizes of a decoder, in llama.cpp's words."""
 
-    n_embd: columns of the hidden state. n_ff: columns of the feed-forward. n_vocab: rows of the embedding, padding included.
-    n_head, n_head_kv: query heads and key/value heads of n_embd_head columns each. n_embd_head_v: of a head's values, where it
-    is another number; 0 where it is the same.
-    """
-
-    arch: str
+    arch: str  # general.architecture
     n_layer: int
-    n_embd: int
-    n_ff: int
-    n_head: int
-    n_head_kv: int
-    n_embd_head: int
-    n_vocab: int
-    n_ctx_train: int
+    n_embd: int  # columns of the hidden state
+    n_ff: int  # columns of the feed-forward
+    n_head: int  # query heads
+    n_head_kv: int  # key/value heads
+    n_embd_head: int  # columns of a head
+    n_vocab: int  # rows of the embedding, padding included
+    n_ctx_train: int  # positions that it was trained for
     rms_norm_eps: float
     rope_freq_base: float
     rope_scaling: RopeScaling | None = None
-    n_embd_head_v: int = 0
+    n_embd_head_v: int = 0  # columns of a head's values where they are others; 0 where they are the same
 
     @property
     def value_length(self) -> int:

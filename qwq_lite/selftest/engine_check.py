@@ -37,9 +37,9 @@ _SAID = {"running", "result", "done", "error"}
 
 
 class Ended(NamedTuple):
-    """A child that ended. returncode None: it was ended after its time limit."""
+    """A child that ended."""
 
-    returncode: int | None
+    returncode: int | None  # None: it was ended after its time limit
     output: str
     errors: str = ""
 

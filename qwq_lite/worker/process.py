@@ -96,6 +96,9 @@ class WorkerProcess:
                 ("watch", self._watch),
             )
         ]
+        self._start_threads()
+
+    def _start_threads(self) -> None:
         try:
             for thread in self._threads:
                 thread.start()

@@ -21,12 +21,12 @@ _LOOK_SPECIAL = ("<pad>", "<mask>", "<2mass>", "[@BOS@]")
 
 @dataclass(frozen=True)
 class AddedToken:
-    """A token outside the base vocabulary. special: marked as such. path: the file that numbers it."""
+    """A token outside the base vocabulary."""
 
     id: int
     text: str
-    special: bool
-    path: Path
+    special: bool  # the file marks it as such
+    path: Path  # the file that numbers it
 
 
 def added_tokens(
