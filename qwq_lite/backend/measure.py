@@ -75,7 +75,7 @@ def _answer() -> None:
     api.llama_log_set(callback, ctypes.c_void_p(0))
     try:
         found = list(
-            _counted(api, question["path"], [settings_from_json(choice) for choice in question["choices"]], lines)
+            _count(api, question["path"], [settings_from_json(choice) for choice in question["choices"]], lines)
         )
     except _NotHere:
         sys.exit(_NOT_HERE)
@@ -85,7 +85,7 @@ def _answer() -> None:
     child.send(json.dumps(found))
 
 
-def _counted(api: Any, path: str, choices: list[EngineSettings], lines: list[str]) -> Iterator[dict[str, Any]]:
+def _count(api: Any, path: str, choices: list[EngineSettings], lines: list[str]) -> Iterator[dict[str, Any]]:
     model, loaded = None, None
     for choice in choices:
         key = (choice.n_gpu_layers, choice.repack, choice.no_host, choice.tensor_split)

@@ -209,10 +209,10 @@ def read(path: Path) -> Header:
     """
     first = _read_file(path)
     count = first.keys.get(SPLIT_COUNT, 0)
-    return _joined(first, count) if isinstance(count, int) and count > 1 else first
+    return _join_parts(first, count) if isinstance(count, int) and count > 1 else first
 
 
-def _joined(first: Header, count: int) -> Header:
+def _join_parts(first: Header, count: int) -> Header:
     """The header of a split model. Source: llama_model_loader::llama_model_loader"""
     paths, n_tensors = _part_paths(first, count), first.keys.get(SPLIT_TENSORS_COUNT)
     if n_tensors is None:

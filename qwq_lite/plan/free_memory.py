@@ -50,7 +50,7 @@ def _room_of(gpus: tuple[Device, ...]) -> tuple[Room, str]:
     found = tuple(
         Gpu(
             gpu.name,
-            min(gpu.free_bytes, unified) if unified else max(0, gpu.free_bytes - _kept(gpu)),
+            min(gpu.free_bytes, unified) if unified else max(0, gpu.free_bytes - _reserve_bytes(gpu)),
             machines.overhead_of(gpu.name).later_bytes,
             _bandwidth_of(gpu.description),
         )
@@ -60,7 +60,7 @@ def _room_of(gpus: tuple[Device, ...]) -> tuple[Room, str]:
     return Room(host, found, unified), f"this machine, what is free now on {names}"
 
 
-def _kept(gpu: Device) -> int:
+def _reserve_bytes(gpu: Device) -> int:
     """Bytes of a card that stay free: Windows spills in silence when it is full, and a desktop on it grows."""
     if sys.platform == "win32":
         return machines.WINDOWS_RESERVE_BYTES

@@ -97,7 +97,7 @@ def find_plan(
     candidates, file = find_candidates(model, quant)
     notices: list[str] = []
     if machine is None:
-        wishes, complaint = _granted(wishes)
+        wishes, complaint = _adapt_wishes(wishes)
         notices += [complaint] if complaint else []
         room, room_name = free_memory.measure_room(n_threads or speed.default_threads())
     else:
@@ -159,7 +159,7 @@ def adapt_plan(plan: RunPlan, header: gguf_header.Header, room: Room) -> tuple[R
     return other, f"the plan does not fit what is here now ({why}); this is used instead: {other.line()}"
 
 
-def _granted(wishes: Wishes) -> tuple[Wishes, str | None]:
+def _adapt_wishes(wishes: Wishes) -> tuple[Wishes, str | None]:
     """Wishes as `load` would have them by what is known of the engine, and a line about it; nothing is checked here."""
     report = kept_result.read()
     try:
@@ -194,9 +194,10 @@ def check_wishes(model: ModelShape, room: Room, wishes: Wishes) -> Iterator[str]
 
 
 def list_memory_holders(plan: RunPlan | None = None) -> list[str]:
-    """Who holds memory on this machine, one line each; with a plan only where that makes it shorter, or both use the same pages.
+    """A line for each other engine on this machine and the memory that it holds.
 
-    What an engine has mapped counts as free for all others, until it reads its weights again.
+    With a plan, only where the plan is worse for it, or where both use the same pages: what an engine has mapped counts as free
+    for all others, until it reads its weights again.
     """
     others = [other for other in running_engines.running() if other.pid != os.getpid()]
     if plan is not None and not plan.refused:

@@ -18,7 +18,7 @@ from qwq_lite.formats.shape import RopeScaling
 from qwq_lite.formats.tensor_types import file_type
 from qwq_lite.plan import advice, buffer_counts, free_memory, machines, planning
 from qwq_lite.plan.buffer_counts import formula_count
-from qwq_lite.plan.run_plan import PATIENCE_S, TYPICAL_TOKENS, Gpu, Room, Wishes
+from qwq_lite.plan.run_plan import PATIENCE_S, TYPICAL_TOKENS, Gpu, Room, RunPlan, Wishes
 from qwq_lite.plan.search import LEAST_CTX, search
 from qwq_lite.store import catalog
 from qwq_lite.system.units import GIB, MIB
@@ -114,6 +114,26 @@ def test_a_macs_limit_is_not_raised_to_what_it_is_because_of_a_reserve() -> None
     """Its working set is 27 GiB of 36, and as much is all that macOS can spare."""
     found = planning.plan_model("qwq-32b-preview", machine="m3-max-36gb", reserve_bytes=3 * GIB)
     assert found.raise_limit is None
+
+
+@pytest.mark.parametrize("model", ["qwq-32b-preview", "qwq-32b"])
+@pytest.mark.parametrize("machine", ["rtx-3060-12gb", "m2-pro-32gb", "desktop-64gb"])
+def test_a_plan_is_one_search_and_advice_changes_nothing_of_it(
+    model: str, machine: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = planning.plan_model(model, quant="Q8_0", machine=machine)
+    searches: list[object] = []
+
+    def counted(*arguments: Any) -> RunPlan:
+        searches.append(arguments)
+        return search(*arguments)
+
+    monkeypatch.setattr(planning, "search", counted)
+    monkeypatch.delattr(advice, "search")
+    alone = planning.find_plan(model, quant="Q8_0", machine=machine)
+    assert len(searches) == 1
+    assert (alone.plan, alone.faster, alone.raise_limit) == (asked.plan, None, None)
+    assert asked.notices[: len(alone.notices)] == alone.notices
 
 
 def test_nothing_fits_a_room_without_memory() -> None:
