@@ -203,7 +203,7 @@ def test_a_chosen_type_that_does_not_fit_is_refused_where_llama_cpp_fails(tmp_pa
         tensor_types.tensor_types(found, file_type("Q4_K_M"), 1, choice)
     script = (
         "import sys; from pathlib import Path; from gguf.constants import GGMLQuantizationType as T;"
-        "from qwq_lite.formats.tensor_types import Choice, file_type; from tests.quantizer import quantize;"
+        "from qwq_lite.formats.tensor_types import QuantizeOptions, file_type; from tests.quantizer import quantize;"
         f"quantize(Path(sys.argv[1]), Path(sys.argv[1] + '.out'), file_type('Q4_K_M'), {choice!r})"
     ).replace(repr(T.Q6_K), "T.Q6_K")
     failed = subprocess.run([sys.executable, "-c", script, source], capture_output=True, text=True, check=False)

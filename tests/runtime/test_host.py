@@ -57,9 +57,10 @@ def test_a_sitecustomize_that_prints_disturbs_no_child(tiny_gguf: Path, tmp_path
     """Neither the engine's own process nor those that list devices and count buffers."""
     (tmp_path / "sitecustomize.py").write_text(PRINTING)
     code = (
-        "from pathlib import Path\nfrom qwq_lite.backend import devices, measure\nfrom qwq_lite.backend.settings import Choice\n"
+        "from pathlib import Path\nfrom qwq_lite.backend import devices, measure\n"
+        "from qwq_lite.backend.settings import EngineSettings\n"
         "print(devices.report_from_child().devices[-1].kind)\n"
-        f"print(measure.measure(Path({str(tiny_gguf)!r}), [Choice(256)]) != [])\n"
+        f"print(measure.measure(Path({str(tiny_gguf)!r}), [EngineSettings(256)]) != [])\n"
     )
     done = host(ask(tiny_gguf) + code, path=str(tmp_path))
     assert done.returncode == 0, done.stderr
