@@ -46,9 +46,9 @@ from qwq_convert.pipeline import convert  # noqa: E402
 from qwq_lite.backend import native  # noqa: E402
 from qwq_lite.backend.context import Context, ContextSettings, Entry  # noqa: E402
 from qwq_lite.backend.footprint import Footprint  # noqa: E402
-from qwq_lite.backend.measure import _breakdown, as_choice, measure  # noqa: E402
+from qwq_lite.backend.measure import _breakdown, measure  # noqa: E402
 from qwq_lite.backend.model import LoadedModel, model_params  # noqa: E402
-from qwq_lite.backend.settings import EngineSettings  # noqa: E402
+from qwq_lite.backend.settings import EngineSettings, settings_from_json  # noqa: E402
 from qwq_lite.formats import (  # noqa: E402
     gguf_header,
     header_only,
@@ -104,7 +104,7 @@ def allocated(path: Path, choices: Sequence[EngineSettings], n_prompt: int = 8) 
 def answer() -> None:
     """The child: a question on stdin, one line of JSON on stdout."""
     question = json.loads(sys.stdin.read())
-    choices = [as_choice(choice) for choice in question["choices"]]
+    choices = [settings_from_json(choice) for choice in question["choices"]]
     api = native.engine()
     native.LOG.last = collections.deque()  # the engine keeps the last lines only; here each one counts
     # With a mapping, llama.cpp's line is the file's span and not what is used.

@@ -23,9 +23,9 @@ sys.path[:0] = [str(ROOT), str(ROOT / "convert")]
 
 from qwq_lite.backend import native  # noqa: E402
 from qwq_lite.backend.context import Context, ContextSettings, Entry  # noqa: E402
-from qwq_lite.backend.measure import as_choice, measure  # noqa: E402
+from qwq_lite.backend.measure import measure  # noqa: E402
 from qwq_lite.backend.model import LoadedModel  # noqa: E402
-from qwq_lite.backend.settings import EngineSettings  # noqa: E402
+from qwq_lite.backend.settings import EngineSettings, settings_from_json  # noqa: E402
 from qwq_lite.formats import gguf_header, shape  # noqa: E402
 from qwq_lite.plan.memory import host_overhead_bytes, vocab_bytes  # noqa: E402
 from qwq_lite.plan.run_plan import HOST_WEIGHTS  # noqa: E402
@@ -65,7 +65,7 @@ def page_out(name: str) -> None:
 def taken() -> None:
     """The child: load, fill, look."""
     question = json.loads(sys.stdin.read())
-    path, choice = Path(question["path"]), as_choice(question["choice"])
+    path, choice = Path(question["path"]), settings_from_json(question["choice"])
     native.engine()
     before = anonymous_bytes()
     model = LoadedModel(path, choice)

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from qwq_lite import arguments
 from qwq_lite.errors import UsageError
 
 
@@ -48,7 +49,7 @@ def resolve(user: Mapping[str, float | None], file_keys: Mapping[str, object], c
     settings = catalogue
     for name, key in _FILE_KEYS.items():
         value = file_keys.get(f"general.sampling.{key}")
-        if isinstance(value, int | float) and not isinstance(value, bool):
+        if arguments.is_real(value):
             try:
                 settings = _changed(settings, {name: int(value) if name == "top_k" else float(value)})
             except (UsageError, ValueError, OverflowError):

@@ -29,8 +29,7 @@ from qwq_lite.plan.memory import footprint  # noqa: E402
 from qwq_lite.plan.run_plan import Candidate, Room, RunPlan, Wishes  # noqa: E402
 from qwq_lite.plan.search import search  # noqa: E402
 from qwq_lite.store import catalog  # noqa: E402
-
-GIB = 1 << 30
+from qwq_lite.system.units import GIB  # noqa: E402
 
 
 def planned(path: Path, budget: int, wishes: Wishes) -> RunPlan:

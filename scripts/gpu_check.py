@@ -25,8 +25,8 @@ from qwq_lite.formats.tensor_types import file_type  # noqa: E402
 from qwq_lite.plan import free_memory, planning  # noqa: E402
 from qwq_lite.plan.run_plan import Wishes  # noqa: E402
 from qwq_lite.store import catalog  # noqa: E402
+from qwq_lite.system.units import GIB  # noqa: E402
 
-GIB = 1 << 30
 CHUNK = 512
 
 

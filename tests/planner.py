@@ -8,18 +8,18 @@ from collections.abc import Sequence
 
 from hypothesis import strategies as st
 
-from qwq_lite.backend.footprint import Buffers, Footprint
+from qwq_lite.backend.footprint import Buffers
 from qwq_lite.backend.settings import KV_TYPES, EngineSettings
 from qwq_lite.errors import PlanError
 from qwq_lite.formats import header_only
 from qwq_lite.formats.shape import ModelShape
 from qwq_lite.formats.tensor_types import file_type
 from qwq_lite.plan import free_memory, memory
+from qwq_lite.plan.buffer_counts import formula_count
 from qwq_lite.plan.run_plan import HOST_WEIGHTS, Candidate, Gpu, Room, RunPlan, Wishes
-from qwq_lite.plan.search import MOST_CTX, Count, search, split
+from qwq_lite.plan.search import MOST_CTX, search, split
 from qwq_lite.store import catalog
 
-MIB = 1 << 20
 QWQ = catalog.geometry("qwq-32b-preview")[1]
 ONE_GPU = (("CUDA0",), ("Vulkan0",), ("MTL0",))
 SEVERAL_GPUS = (("CUDA0", "CUDA1"), ("Vulkan0", "Vulkan1"), ("CUDA0", "Vulkan1"), ("CUDA0", "CUDA1", "CUDA2"))
@@ -80,7 +80,7 @@ class Case:
     def plan(self, room: Room | None = None, wishes: Wishes | None = None) -> RunPlan | None:
         room = room or self.room
         try:
-            return search(self.candidates, room, wishes or self.wishes, by_formula(room))
+            return search(self.candidates, room, wishes or self.wishes, formula_count(room))
         except PlanError:
             return None
 
@@ -89,14 +89,9 @@ class Case:
         return planned(self.candidates[0], split(self.candidates[0], choice, self.room), self.room).shortages() != []
 
 
-def by_formula(room: Room) -> Count:
-    def count(candidate: Candidate, asked: Sequence[EngineSettings]) -> list[Footprint]:
-        return [
-            memory.footprint(candidate.shape, candidate.tensors, choice, room.gpu_names, amx=room.amx)
-            for choice in asked
-        ]
-
-    return count
+def room_of(machine: str, memory_bytes: int | None = None, reserve_bytes: int = 0) -> Room:
+    """The room of a known machine."""
+    return free_memory.limit_room(free_memory.known_room(machine)[0], memory_bytes, reserve_bytes)
 
 
 def host_overhead(candidate: Candidate, host: Buffers) -> int:
@@ -105,7 +100,7 @@ def host_overhead(candidate: Candidate, host: Buffers) -> int:
 
 def planned(candidate: Candidate, choice: EngineSettings, room: Room) -> RunPlan:
     """The plan of a choice, whether it fits or not."""
-    (footprint,) = by_formula(room)(candidate, [choice])
+    (footprint,) = formula_count(room)(candidate, [choice])
     return RunPlan(candidate, choice, footprint, room)
 
 
@@ -144,5 +139,5 @@ up_to_one_gpu = cases(st.just(Wishes()), ((), *ONE_GPU))
 _ODD = ModelShape("qwen2", 1, 256, 256, 4, 1, 64, 64, 17_153, 1e-5, 1e6)
 ODD_CONTEXT = Case((as_candidate(_ODD),), Room(1 << 30, (Gpu("CUDA0", 10_500_000),)), Wishes(), 0)
 # Half of the layers on the GPU, and so half of what a token takes.
-SOME_LAYERS = Case((as_candidate(QWQ),), free_memory.room_of("rtx-3060-12gb"), Wishes(), 0)
-TWO_CARDS = Case((as_candidate(QWQ),), free_memory.room_of("2x-rtx-3060-12gb"), Wishes(), 0)
+SOME_LAYERS = Case((as_candidate(QWQ),), room_of("rtx-3060-12gb"), Wishes(), 0)
+TWO_CARDS = Case((as_candidate(QWQ),), room_of("2x-rtx-3060-12gb"), Wishes(), 0)

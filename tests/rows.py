@@ -11,7 +11,7 @@ import numpy as np
 from gguf.constants import GGMLQuantizationType, GGUFValueType
 
 from qwq_lite.backend import kernels
-from qwq_lite.formats import gguf_header
+from qwq_lite.formats import gguf_header, gguf_writer
 from qwq_lite.formats.gguf_header import TensorInfo
 from qwq_lite.formats.tensor_types import FILE_TYPES, TENSOR_TYPES, QuantizeOptions, importance_needed, tensor_types
 from tests.quantizer import Floats, quantize
@@ -80,7 +80,7 @@ def compared(folder: Path, case: Case, n_rows: int) -> dict[TensorInfo, bool]:
 
 def write_tensors(path: Path, tensors: dict[str, Floats], kind: GGMLQuantizationType) -> None:
     """A GGUF of a qwen2 model that has these tensors and no others, (rows, columns) each, without loss where F32 holds none."""
-    infos = gguf_header.layout((name, values.shape[::-1], kind) for name, values in tensors.items())
+    infos = gguf_writer.layout((name, values.shape[::-1], kind) for name, values in tensors.items())
     keys: dict[str, tuple[gguf_header.Value, GGUFValueType]] = {
         "qwen2.block_count": (2, U32),
         "qwen2.context_length": (64, U32),
@@ -93,7 +93,7 @@ def write_tensors(path: Path, tensors: dict[str, Floats], kind: GGMLQuantization
         "tokenizer.ggml.model": ("no_vocab", TEXT),
     }
     with path.open("wb") as file:
-        file.write(gguf_header.encode("qwen2", keys, infos))
+        file.write(gguf_writer.encode("qwen2", keys, infos))
         for info, values in zip(infos, tensors.values(), strict=True):
             out = np.empty(info.n_bytes, np.uint8)
             data = kernels.from_float(values.reshape(-1), kind, info.shape[0], out).tobytes()

@@ -40,7 +40,7 @@ class Digests:
 
 
 def placeholder(n_tensors: int) -> tuple[Value, GGUFValueType]:
-    """The key's value before the digests are known, as `gguf_header.encode` takes it."""
+    """The key's value before the digests are known, as `gguf_writer.encode` takes it."""
     return [_UNKNOWN] * (n_tensors + 1), GGUFValueType.ARRAY
 
 

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from gguf.constants import GGMLQuantizationType, GGUFValueType
 
+from qwq_lite import arguments
 from qwq_lite.errors import CheckpointError, FormatError
 from qwq_lite.formats import gguf_header
 from qwq_lite.formats.gguf_header import Header, TensorInfo, Value
@@ -35,12 +36,12 @@ _DATASETS, _CHUNK_COUNT, _CHUNK_SIZE = "imatrix.datasets", "imatrix.chunk_count"
 
 @dataclass(frozen=True)
 class Imatrix:
-    """Importances by tensor, as `read` gives them. n_chunks: of text that they were measured on."""
+    """Importances by tensor, as `read` gives them."""
 
     path: Path
     rows: Mapping[str, Floats]
-    datasets: tuple[str, ...]
-    n_chunks: int
+    datasets: tuple[str, ...]  # names of the texts that they were measured on
+    n_chunks: int  # of these texts
 
     def __contains__(self, name: object) -> bool:
         return name in self.rows
@@ -167,7 +168,7 @@ def _datasets(header: Header) -> tuple[str, ...]:
 
 def _n_chunks(header: Header) -> int:
     found = header.keys[_CHUNK_COUNT]
-    if isinstance(found, bool) or not isinstance(found, int) or not 0 <= found < 1 << 31:
+    if not arguments.is_whole(found, 0, (1 << 31) - 1):
         raise _error(header, f"{_CHUNK_COUNT} is {found!r}, a whole number from 0 on is expected")
     return found
 

@@ -68,64 +68,60 @@ class TypeSum:
 
 @dataclass(frozen=True)
 class Token:
-    """A token with a meaning. role: eos, bos, …, or "" for one that is control or added and has no role."""
+    """A token with a meaning."""
 
     id: int
     text: str
-    role: str
+    role: str  # eos, bos, …, or "" for one that is control or added and has no role
 
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """model and pre: llama.cpp's names. added: tokens that ordinary text does not become. normalizer_origin: whose word it is."""
+    """What a file says of its tokenizer."""
 
-    model: str | None
-    pre: str | None
+    model: str | None  # llama.cpp's name
+    pre: str | None  # llama.cpp's name of the pre-tokenizer
     n_tokens: int
     n_unused: int
     n_merges: int
     special: tuple[Token, ...]
-    added: tuple[Token, ...]
+    added: tuple[Token, ...]  # tokens that ordinary text does not become
     normalizer: str
-    normalizer_origin: str
+    normalizer_origin: str  # what says so
     add_bos: bool | None
     add_eos: bool | None
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One sampling setting. origin: the file's key, generation_config.json, or the catalogue. used: whether `chat` takes it."""
+    """One sampling setting."""
 
     name: str
     value: float | int | str
-    origin: str
-    used: bool = True
+    origin: str  # the file's key, generation_config.json, or the catalogue
+    used: bool = True  # `chat` takes it
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """Everything that is shown. shape and tokenizer: None where they cannot be understood, with a notice that says why.
-
-    types: empty where the weights cannot be found; tied is None then. origin: who made it and from what, by key.
-    digests: None for a checkpoint, which keeps none of its own. faults: why `convert` would refuse it, in its words and order.
-    """
+    """Everything that is shown."""
 
     path: Path
     form: str
     name: str | None
     file_type: str | None
     n_bytes: int
-    shape: ModelShape | None
+    shape: ModelShape | None  # None where it cannot be understood; a notice says why
     rope: Mapping[str, Value]
-    tied: bool | None
-    types: tuple[TypeSum, ...]
-    tokenizer: Tokenizer | None
+    tied: bool | None  # None where the weights cannot be found
+    types: tuple[TypeSum, ...]  # empty where the weights cannot be found
+    tokenizer: Tokenizer | None  # None where it cannot be understood; a notice says why
     template: str | None
     sampling: tuple[Setting, ...]
-    origin: Mapping[str, Value]
-    digests: bool | None
+    origin: Mapping[str, Value]  # who made it and from what, by key
+    digests: bool | None  # None for a checkpoint, which keeps none of its own
     notices: tuple[str, ...]
-    faults: tuple[str, ...] = ()
+    faults: tuple[str, ...] = ()  # why `convert` would refuse it, in its words and order
 
     @property
     def total(self) -> TypeSum:

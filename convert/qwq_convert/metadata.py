@@ -21,6 +21,7 @@ from gguf.utility import size_label
 from qwq_convert.checkpoint.files import Checkpoint
 from qwq_convert.checkpoint.text_files import is_unicode, printable, quote
 from qwq_convert.checkpoint.tokenizer import TokenizerKeys
+from qwq_lite import arguments
 from qwq_lite._version import __version__
 from qwq_lite.errors import CheckpointError
 from qwq_lite.formats.gguf_header import Value
@@ -82,8 +83,8 @@ def _sampling(checkpoint: Checkpoint) -> Iterator[tuple[str, Value, GGUFValueTyp
         if kind == GGUFValueType.STRING:
             right, wanted = isinstance(value, str) and is_unicode(value), "a text"
         else:
-            numbers = int if kind == _INT else (int, float)
-            right = isinstance(value, numbers) and not isinstance(value, bool) and low <= value <= high
+            is_number = arguments.is_whole if kind == _INT else arguments.is_real
+            right = is_number(value) and low <= value <= high
             wanted = f"{'an integer' if kind == _INT else 'a number'} from {low} to {high}"
         if not right:
             raise CheckpointError(f"{path}: {name} is {quote(value)}, {wanted} is expected")

@@ -17,7 +17,7 @@ from qwq_convert.imatrix import Imatrix
 from qwq_convert.roundtrip import RoundTrip
 from qwq_lite.backend.kernels import Floats
 from qwq_lite.errors import CheckpointError, UsageError
-from qwq_lite.formats import gguf_header
+from qwq_lite.formats import gguf_header, gguf_writer
 from qwq_lite.formats.gguf_header import TensorInfo
 from qwq_lite.formats.shape import ModelShape, from_config
 from qwq_lite.formats.tensor_types import QuantizeOptions, default_type, file_type_name, importance_needed, tensor_types
@@ -30,12 +30,12 @@ NO_CHOICE = QuantizeOptions()
 
 @dataclass(frozen=True)
 class Target:
-    """One file that will be written. infos: in the file's order, offsets from the start of the data section."""
+    """One file that will be written."""
 
     output: Path
     kind: LlamaFileType
     header: bytes  # without digests
-    infos: tuple[TensorInfo, ...]
+    infos: tuple[TensorInfo, ...]  # in the file's order, offsets from the start of the data section
 
     @property
     def n_bytes(self) -> int:
@@ -58,16 +58,13 @@ class Target:
 
 @dataclass(frozen=True)
 class Conversion:
-    """What will be written, decided from headers alone.
-
-    importances: a row for each tensor that has some. notices: a line each for what the user should know of the source.
-    """
+    """What will be written, decided from headers alone."""
 
     shape: ModelShape
     pairs: tuple[TensorPair, ...]
     targets: tuple[Target, ...]
-    importances: Mapping[str, Floats]
-    notices: tuple[str, ...] = ()
+    importances: Mapping[str, Floats]  # a row for each tensor that has some
+    notices: tuple[str, ...] = ()  # what the user should know of the source, a line each
 
     @property
     def source_bytes(self) -> int:
@@ -76,18 +73,19 @@ class Conversion:
 
 @dataclass(frozen=True)
 class ConversionProgress:
-    """After a window: the tensor it belongs to, bytes of source that it held, and bytes of source in all."""
+    """The state after a window of rows."""
 
-    tensor: str
-    n_bytes: int
-    total_bytes: int
+    tensor: str  # that the window belongs to
+    n_bytes: int  # of source that the window held
+    total_bytes: int  # of source in all
 
 
 @dataclass(frozen=True)
 class FinishedConversion:
-    """A conversion that is done. errors: for each target the round-trip error of each tensor by name, where it was asked for."""
+    """A conversion that is done."""
 
     conversion: Conversion
+    # for each target the round-trip error of each tensor by name, where it was asked for
     errors: tuple[Mapping[str, RoundTrip], ...] = ()
 
     @property
@@ -121,11 +119,11 @@ def prepare(
         types = tensor_types({entry.name: entry.shape for entry in pairs}, kind, shape.n_layer, choice)
         _check_importances(kind, types, importances, imatrix)
         _note_fallbacks(checkpoint, kind, types, pairs)
-        infos = gguf_header.layout((entry.name, entry.shape, types[entry.name]) for entry in pairs)
+        infos = gguf_writer.layout((entry.name, entry.shape, types[entry.name]) for entry in pairs)
         keys = metadata.keys(checkpoint, shape, words, kind, sum(info.n_params for info in infos))
         keys |= imatrix.keys() if imatrix is not None else {}
         keys[digests.KEY] = digests.placeholder(len(infos))
-        targets.append(Target(path, kind, gguf_header.encode(shape.arch, keys, infos), tuple(infos)))
+        targets.append(Target(path, kind, gguf_writer.encode(shape.arch, keys, infos), tuple(infos)))
     return Conversion(shape, tuple(pairs), tuple(targets), importances, tuple(checkpoint.notices))
 
 

@@ -73,16 +73,14 @@ class OrderedDigest:
 
 @dataclass(frozen=True)
 class Made:
-    """A tensor as one type. places: a writer for each file that has it so, and the offset of its first byte there.
-
-    digest: of all its bytes. importances: shape (columns,), or None. error: what rounding did to it, where that is asked for.
-    """
+    """A tensor as one type."""
 
     type: GGMLQuantizationType
+    # a writer for each file that has it so, and the offset of its first byte there
     places: tuple[tuple[Write, int], ...]
-    importances: kernels.Floats | None = None
-    error: RoundTrip | None = None
-    digest: OrderedDigest = field(default_factory=OrderedDigest)
+    importances: kernels.Floats | None = None  # shape (columns,), or None
+    error: RoundTrip | None = None  # what rounding did to it, where that is asked for
+    digest: OrderedDigest = field(default_factory=OrderedDigest)  # of all its bytes
 
 
 @dataclass(frozen=True)

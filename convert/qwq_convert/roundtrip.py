@@ -19,14 +19,14 @@ _PIECE = 1 << 15  # values at a time: their float64 copies stay in a core's cach
 
 
 class _Sums(NamedTuple):
-    """Of some values: how many, squared errors, products, squares before and after, and the largest error."""
+    """Sums over some values."""
 
-    n: float
-    errors: float
-    products: float
-    before: float
-    after: float
-    largest: float
+    n: float  # how many values
+    errors: float  # of squared errors
+    products: float  # of values before times after
+    before: float  # of squares before
+    after: float  # of squares after
+    largest: float  # the largest error
 
 
 class RoundTrip:

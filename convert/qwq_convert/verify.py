@@ -1,4 +1,4 @@
-"""Whether a GGUF model is what it was: structure, digests, and how far its weights are from a checkpoint's. In one file or split.
+"""Checks a GGUF model, in one file or split: structure, digests, and how far its weights are from a checkpoint's.
 
 The structure is that of `gguf_header.read`, and what llama.cpp asks beyond it: tensors follow each other without a gap, in
 the order of their table. Every byte is read once, in windows, by threads that each take a tensor; memory is bounded by the
@@ -50,19 +50,19 @@ def _say_nothing(name: str, n_bytes: int) -> None:
 
 @dataclass(frozen=True)
 class Mismatch:
-    """Something that is not as it was. place: a tensor's name, "the header" or "the end"."""
+    """Something that is not as it was."""
 
-    place: str
+    place: str  # a tensor's name, "the header" or "the end"
     message: str
 
 
 @dataclass(frozen=True)
 class Verification:
-    """What was found. faults: in the order of the file. sealed: whether the file holds digests at all."""
+    """What was found."""
 
     header: Header
-    faults: tuple[Mismatch, ...]
-    sealed: bool
+    faults: tuple[Mismatch, ...]  # in the order of the file
+    sealed: bool  # the file holds digests
 
     @property
     def outcome(self) -> Outcome:
@@ -153,13 +153,13 @@ def _misplaced(header: Header, where: str) -> list[Mismatch]:
 
 @dataclass(frozen=True)
 class _Stretch:
-    """A tensor with the padding behind it: bytes [start, start + n_bytes) of its file, padding up to end."""
+    """A tensor with the padding behind it."""
 
     number: int
     info: TensorInfo
     file: RandomAccessFile
-    start: int
-    end: int
+    start: int  # of the tensor in its file
+    end: int  # of the padding
 
 
 def _stretches(header: Header, files: Sequence[RandomAccessFile]) -> Iterator[_Stretch]:
@@ -250,13 +250,13 @@ def compare(
 
 @dataclass(frozen=True)
 class _Rows:
-    """A window: n rows of a tensor from the first on. The tensor starts at byte `start` of its file."""
+    """A window of rows of a tensor."""
 
     info: TensorInfo
     file: RandomAccessFile
-    start: int
-    first: int
-    n: int
+    start: int  # of the tensor in its file
+    first: int  # row of the window
+    n: int  # rows
 
 
 def _rows(header: Header, files: Sequence[RandomAccessFile]) -> Iterator[_Rows]:

@@ -30,21 +30,16 @@ _ROWS_KEPT = 64
 
 @dataclass(frozen=True)
 class ContextSettings:
-    """Sizes of a context, in llama.cpp's words.
+    """Sizes of a context, in llama.cpp's words."""
 
-    n_ctx: tokens of KV cache, shared by all sequences. n_batch: most tokens of one decode call; n_ubatch: of one graph.
-    type_k, type_v: a name in KV_TYPES. n_seq_max: sequences. n_outputs_max: rows of logits
-    that one call can ask for; never below n_seq_max.
-    """
-
-    n_ctx: int
+    n_ctx: int  # tokens of KV cache, shared by all sequences
     n_threads: int
-    n_batch: int = 512
-    n_ubatch: int = 512
-    n_seq_max: int = 1
-    type_k: str = "f16"
+    n_batch: int = 512  # most tokens of one decode call
+    n_ubatch: int = 512  # most tokens of one graph
+    n_seq_max: int = 1  # sequences
+    type_k: str = "f16"  # a name in KV_TYPES
     type_v: str = "f16"
-    n_outputs_max: int = 1
+    n_outputs_max: int = 1  # rows of logits that one call can ask for; never below n_seq_max
 
     @staticmethod
     def of(choice: EngineSettings, n_threads: int) -> ContextSettings:
@@ -74,12 +69,12 @@ class ContextSettings:
 
 
 class Entry(NamedTuple):
-    """One token of a batch: its place in its sequence, and whether its row of logits is wanted."""
+    """One token of a batch."""
 
     token: int
-    position: int
+    position: int  # in its sequence
     sequence: int = 0
-    output: bool = False
+    output: bool = False  # its row of logits is wanted
 
 
 class CacheFull(EngineError):

@@ -1,4 +1,4 @@
-"""Devices that the installed llama.cpp can use, asked in this process or in a child that may die of the question.
+"""Devices that the installed llama.cpp can use, asked in this process, or in a child process, which may crash.
 
 Source: ggml/include/ggml-backend.h
 """

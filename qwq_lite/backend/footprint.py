@@ -1,9 +1,9 @@
-"""Bytes of a loaded model on each device, and where the figures come from: data only."""
+"""Bytes of a loaded model's buffers on each device, and where the figures come from. Data only."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 Source = Literal["measured", "formula", "table"]
 AMX = "AMX"  # ggml's name of the buffer type for AMX kernels
@@ -11,13 +11,13 @@ AMX = "AMX"  # ggml's name of the buffer type for AMX kernels
 
 @dataclass(frozen=True)
 class Buffers:
-    """Bytes on one device. mapped: part of `weights` that is pages of the file; reclaimable: pages read once, for repacking."""
+    """Bytes on one device."""
 
     weights: int = 0
     kv: int = 0
     compute: int = 0
-    mapped: int = 0
-    reclaimable: int = 0
+    mapped: int = 0  # part of `weights` that is pages of the file
+    reclaimable: int = 0  # pages of the file that are read once, for repacking
 
     @property
     def total(self) -> int:
@@ -31,11 +31,11 @@ class Buffers:
 
 @dataclass(frozen=True)
 class Footprint:
-    """Buffers by device, "CPU" for the host. n_splits: parts of the graph, more where an operation leaves its device."""
+    """Buffers of a model on all devices."""
 
-    devices: dict[str, Buffers]
+    devices: dict[str, Buffers]  # by llama.cpp's name, "CPU" for the host
     source: Source
-    n_splits: int | None = None
+    n_splits: int | None = None  # parts of the graph, more where an operation leaves its device; None where unknown
 
     @property
     def host(self) -> Buffers:
@@ -44,3 +44,8 @@ class Footprint:
     @property
     def total(self) -> int:
         return sum(buffers.total for buffers in self.devices.values())
+
+
+def footprint_from_json(data: dict[str, Any]) -> Footprint:
+    """What `dataclasses.asdict` made of a footprint. Raises: KeyError, TypeError for what is none."""
+    return Footprint(**{**data, "devices": {name: Buffers(**row) for name, row in data["devices"].items()}})

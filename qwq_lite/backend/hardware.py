@@ -21,17 +21,13 @@ class Device:
 
 @dataclass(frozen=True)
 class EngineReport:
-    """What an installed llama.cpp says of itself once it is loaded.
-
-    features: CPU features it was built with ("AVX2", …), as llama_print_system_info names them. extra_buffers: the CPU's buffer
-    types with weights in another layout ("CPU_REPACK", "AMX").
-    """
+    """What an installed llama.cpp says of itself once it is loaded."""
 
     version: str
-    offload: bool
+    offload: bool  # it can put layers on a GPU
     devices: tuple[Device, ...]
-    features: tuple[str, ...]
-    extra_buffers: tuple[str, ...] = ()
+    features: tuple[str, ...]  # CPU features it was built with ("AVX2", …), as llama_print_system_info names them
+    extra_buffers: tuple[str, ...] = ()  # the CPU's buffer types for weights in another layout ("CPU_REPACK", "AMX")
 
     @property
     def gpus(self) -> tuple[Device, ...]:

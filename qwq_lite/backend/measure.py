@@ -1,8 +1,9 @@
-"""llama.cpp's own count of every buffer, without allocating one: asked in a one-shot child, which may die of the question.
+"""Bytes of every buffer as llama.cpp counts them, without allocating one: asked in a child process, which may crash.
 
-Loads a file, or a ghost of one, with `no_alloc`; only metadata is read. The rows come from `llama_get_memory_breakdown`, which
-the library exports as a C++ symbol that returns a std::map by value. Its nodes are read where the standard library is known
-(libstdc++ on Linux), and their sum must be llama_model_size; elsewhere there is no measurement, and formulas stand in.
+Loads a file, or a header without weights, with `no_alloc`; only metadata is read. The rows come from
+`llama_get_memory_breakdown`, which the library exports as a C++ symbol that returns a std::map by value. Its nodes are read
+where the standard library is known (libstdc++ on Linux), and their sum must be llama_model_size; elsewhere there is no
+measurement, and formulas stand in.
 Source: llama.cpp src/llama-ext.h, src/llama-context.cpp (memory_breakdown); libstdc++ bits/stl_tree.h
 """
 
@@ -21,9 +22,9 @@ from typing import Any
 
 from qwq_lite.backend import native
 from qwq_lite.backend.context import ContextSettings
-from qwq_lite.backend.footprint import AMX, Buffers, Footprint
+from qwq_lite.backend.footprint import AMX, Footprint, footprint_from_json
 from qwq_lite.backend.model import model_params
-from qwq_lite.backend.settings import EngineSettings
+from qwq_lite.backend.settings import EngineSettings, settings_from_json
 from qwq_lite.errors import EngineError, PlanError
 from qwq_lite.system import child
 
@@ -58,20 +59,9 @@ def measure(path: Path, choices: Sequence[EngineSettings]) -> list[Footprint] | 
             f"{path}: llama.cpp ended over it ({done.returncode}): {said}; the file may be damaged, or the context too long"
         )
     try:
-        return [_footprint(row) for row in json.loads(done.stdout)]
+        return [footprint_from_json(row) for row in json.loads(done.stdout)]
     except (ValueError, KeyError, TypeError) as error:
         raise PlanError(f"{path}: llama.cpp's count cannot be read: {error!r}") from error
-
-
-def _footprint(row: dict[str, Any]) -> Footprint:
-    return Footprint(
-        {name: Buffers(**buffers) for name, buffers in row["devices"].items()}, "measured", row["n_splits"]
-    )
-
-
-def as_choice(row: dict[str, Any]) -> EngineSettings:
-    """A choice that has been through JSON."""
-    return EngineSettings(**{**row, "tensor_split": tuple(row["tensor_split"])})
 
 
 def _answer() -> None:
@@ -84,7 +74,9 @@ def _answer() -> None:
     )
     api.llama_log_set(callback, ctypes.c_void_p(0))
     try:
-        found = list(_counted(api, question["path"], [as_choice(choice) for choice in question["choices"]], lines))
+        found = list(
+            _count(api, question["path"], [settings_from_json(choice) for choice in question["choices"]], lines)
+        )
     except _NotHere:
         sys.exit(_NOT_HERE)
     except EngineError as error:
@@ -93,7 +85,7 @@ def _answer() -> None:
     child.send(json.dumps(found))
 
 
-def _counted(api: Any, path: str, choices: list[EngineSettings], lines: list[str]) -> Iterator[dict[str, Any]]:
+def _count(api: Any, path: str, choices: list[EngineSettings], lines: list[str]) -> Iterator[dict[str, Any]]:
     model, loaded = None, None
     for choice in choices:
         key = (choice.n_gpu_layers, choice.repack, choice.no_host, choice.tensor_split)
@@ -114,7 +106,8 @@ def _counted(api: Any, path: str, choices: list[EngineSettings], lines: list[str
         grown = sum(weights for _, weights, _, _ in rows) - api.llama_model_size(model)
         if not 0 <= grown <= amx * _AMX_GROWTH:
             raise _NotHere
-        yield {"devices": _by_device(rows, lines, choice), "n_splits": _number(lines, r"splits = (\d+)")}
+        n_splits = _number(lines, r"splits = (\d+)")
+        yield {"devices": _by_device(rows, lines, choice), "source": "measured", "n_splits": n_splits}
         api.llama_free(context)
 
 

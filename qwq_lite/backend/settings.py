@@ -1,9 +1,9 @@
-"""What a plan chooses, in llama.cpp's words: data only."""
+"""The parameters of a model and its context that a plan chooses, in llama.cpp's words. Data only."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from gguf.constants import GGMLQuantizationType
 
@@ -20,22 +20,26 @@ LoadMode = Literal["mmap", "none"]
 class EngineSettings:
     """What a plan chooses.
 
-    n_ctx: tokens of context, shared by n_seq_max sequences. n_outputs_max: rows of logits that one decode can ask for, never
-    below n_seq_max. n_gpu_layers: the last so many layers, the output counts as one; negative for all. tensor_split: how many
-    of them each GPU gets, empty where there is one.
-    load_mode, repack, no_host: where the weights of host layers lie. "mmap" keeps pages of the file, which the system may take
-    back; "none" reads them into memory of their own, which a GPU's driver pins unless no_host. repack copies what the CPU's
-    kernels like in another layout; llama.cpp does it only where no pinned memory is used.
+    load_mode, repack and no_host say where the weights of host layers lie.
     """
 
-    n_ctx: int
-    type_k: str = "f16"
+    n_ctx: int  # tokens of context, shared by n_seq_max sequences
+    type_k: str = "f16"  # a name of KV_TYPES
     type_v: str = "f16"
     n_ubatch: int = 512
-    n_gpu_layers: int = 0
+    n_gpu_layers: int = 0  # the last so many layers, the output counts as one; negative for all
     n_seq_max: int = 4
-    n_outputs_max: int = 4
+    n_outputs_max: int = 4  # rows of logits that one decode can ask for, never below n_seq_max
+    # "mmap": pages of the file, which the system may take back. "none": memory of their own, which a GPU's driver pins
+    # unless no_host.
     load_mode: LoadMode = "mmap"
-    repack: bool = True
+    repack: bool = (
+        True  # copy what the CPU's kernels like in another layout; llama.cpp does so only without pinned memory
+    )
     no_host: bool = False
-    tensor_split: tuple[int, ...] = ()
+    tensor_split: tuple[int, ...] = ()  # how many of the layers each GPU gets, empty where there is one
+
+
+def settings_from_json(data: dict[str, Any]) -> EngineSettings:
+    """What `dataclasses.asdict` made of settings. Raises: KeyError, TypeError for what is none."""
+    return EngineSettings(**{**data, "tensor_split": tuple(data["tensor_split"])})

@@ -17,8 +17,7 @@ from qwq_lite.cli import console, diagnosis
 from qwq_lite.errors import EngineError
 from qwq_lite.selftest import kept_result
 from qwq_lite.selftest.engine_check import Report
-
-GIB = 1 << 30
+from qwq_lite.system.units import GIB
 
 
 @click.command(cls=console.Command)

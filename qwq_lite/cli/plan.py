@@ -20,8 +20,9 @@ from qwq_lite.cli.load_options import add_load_options
 from qwq_lite.errors import PlanError, UsageError
 from qwq_lite.plan import planning
 from qwq_lite.plan.planning import Planned
-from qwq_lite.plan.run_plan import GIB, LONG_TOKENS, TYPICAL_TOKENS, RunPlan, Wishes
+from qwq_lite.plan.run_plan import LONG_TOKENS, TYPICAL_TOKENS, RunPlan, Wishes
 from qwq_lite.store import catalog
+from qwq_lite.system.units import GIB
 
 _UNITS = {"K": 10**3, "M": 10**6, "G": 10**9, "KI": 1 << 10, "MI": 1 << 20, "GI": 1 << 30}
 _COLUMNS = ("weights", "kv", "compute", "backend", "total", "limit", "free")

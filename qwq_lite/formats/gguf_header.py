@@ -1,4 +1,4 @@
-"""The header of a GGUF file: read and validated, or written. Knows no weights and no llama.cpp.
+"""The header of a GGUF file, read and validated. Knows no weights and no llama.cpp; `gguf_writer` writes one.
 
 Layout (little-endian), https://github.com/ggml-org/ggml/blob/master/docs/gguf.md:
 
@@ -70,15 +70,12 @@ _SCALARS = {
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """One tensor's place in a file.
-
-    shape: ggml's order (columns, rows, …). offset: bytes from the start of the data section.
-    """
+    """One tensor's place in a file."""
 
     name: str
-    shape: tuple[int, ...]
+    shape: tuple[int, ...]  # in ggml's order: columns, rows, …
     type: GGMLQuantizationType
-    offset: int
+    offset: int  # bytes from the start of the data section
 
     @property
     def n_bytes(self) -> int:
@@ -212,10 +209,10 @@ def read(path: Path) -> Header:
     """
     first = _read_file(path)
     count = first.keys.get(SPLIT_COUNT, 0)
-    return _joined(first, count) if isinstance(count, int) and count > 1 else first
+    return _join_parts(first, count) if isinstance(count, int) and count > 1 else first
 
 
-def _joined(first: Header, count: int) -> Header:
+def _join_parts(first: Header, count: int) -> Header:
     """The header of a split model. Source: llama_model_loader::llama_model_loader"""
     paths, n_tensors = _part_paths(first, count), first.keys.get(SPLIT_TENSORS_COUNT)
     if n_tensors is None:
@@ -375,42 +372,3 @@ def _check_places(cursor: _Cursor, infos: Iterable[TensorInfo], alignment: int, 
         end, last = info.offset + info.n_bytes, info.name
         if end > data_bytes:
             raise cursor.error(f"tensor {info.name} ends at byte {end} of {data_bytes} bytes of data")
-
-
-def layout(tensors: Iterable[tuple[str, tuple[int, ...], GGMLQuantizationType]]) -> list[TensorInfo]:
-    """Places of tensors that follow each other in the given order. Shapes in ggml's order (columns first)."""
-    infos, offset = [], 0
-    for name, shape, kind in tensors:
-        infos.append(TensorInfo(name, shape, kind, offset))
-        offset += padded(infos[-1].n_bytes)
-    return infos
-
-
-def encode(arch: str, keys: Mapping[str, tuple[Value, GGUFValueType]], tensors: Iterable[TensorInfo]) -> bytes:
-    """A header's bytes, padded: the data section starts where they end.
-
-    `tensors` must be in the order of their offsets, as `layout` makes them; `general.architecture` comes from `arch`.
-    """
-    import numpy as np
-    from gguf.gguf_writer import GGUFWriter, WriterState
-
-    writer = GGUFWriter(None, arch)
-    for key, (value, kind) in keys.items():
-        if kind == GGUFValueType.ARRAY:
-            writer.add_array(key, value)
-        else:
-            writer.add_key_value(key, value, kind)
-    for info in tensors:
-        # A quantized tensor's shape is given in bytes a row, as gguf-py wants it, with a dtype of uint8.
-        rows_first = tuple(reversed(info.shape))
-        row_bytes = tensor_bytes(info.shape[:1], info.type)
-        writer.add_tensor_info(
-            info.name, (*rows_first[:-1], row_bytes), np.dtype(np.uint8), info.n_bytes, raw_dtype=info.type
-        )
-    memory = io.BytesIO()
-    writer.fout, writer.state = [memory], WriterState.EMPTY  # what open_output_file does for a path
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_ti_data_to_file()
-    header = memory.getvalue()
-    return header + bytes(padded(len(header)) - len(header))

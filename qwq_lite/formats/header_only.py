@@ -1,6 +1,6 @@
-"""A ghost: the header of a model without its weights, as a sparse file. llama.cpp takes it for the model until it reads data.
+"""The header of a model without its weights, as a sparse file: llama.cpp counts every buffer of it before a weight exists.
 
-45 KB for QwQ's geometry. With it llama.cpp counts every buffer before a weight exists. Knows no llama.cpp.
+45 KB for QwQ's geometry. llama.cpp takes it for the model until it reads data. Knows no llama.cpp.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from gguf.constants import GGUFValueType, LlamaFileType
 
-from qwq_lite.formats import gguf_header
+from qwq_lite.formats import gguf_header, gguf_writer
 from qwq_lite.formats.gguf_header import TensorInfo, Value
 from qwq_lite.formats.shape import ModelShape
 from qwq_lite.formats.tensor_types import QuantizeOptions, needs_imatrix, tensor_types
@@ -44,11 +44,11 @@ def tensors(shape: ModelShape, kind: LlamaFileType, tied: bool = False) -> list[
     """The tensors of a qwen2 model as a file of type `kind` holds them; made with importances where it has to be."""
     shapes = tensor_shapes(shape, tied)
     types = tensor_types(shapes, kind, shape.n_layer, QuantizeOptions(has_imatrix=needs_imatrix(kind)))
-    return gguf_header.layout((name, size, types[name]) for name, size in shapes.items())
+    return gguf_writer.layout((name, size, types[name]) for name, size in shapes.items())
 
 
 def write(path: Path, shape: ModelShape, infos: list[TensorInfo]) -> None:
-    """Write the ghost. The file has the model's size and takes the header's room, where the file system knows holes.
+    """Write the header. The file has the model's size and takes the header's room, where the file system knows holes.
 
     Raises: OSError.
     """
@@ -65,7 +65,7 @@ def write(path: Path, shape: ModelShape, infos: list[TensorInfo]) -> None:
         f"{shape.arch}.vocab_size": (shape.n_vocab, whole),
         "tokenizer.ggml.model": ("no_vocab", GGUFValueType.STRING),
     }
-    header = gguf_header.encode(shape.arch, keys, infos)
+    header = gguf_writer.encode(shape.arch, keys, infos)
     with path.open("wb") as file:
         file.write(header)
         file.truncate(len(header) + sum(gguf_header.padded(info.n_bytes) for info in infos))

@@ -1,4 +1,4 @@
-"""What a path is that was named as a model and is none: what it holds, and what to type. Reads names and first bytes.
+"""Messages for a path that is no model: what it holds, and what to type. Reads names and first bytes.
 
 Knows of a GGUF file that it begins with GGUF, and of other formats how they begin. Whatever is not recognised here is left
 to the reader of the format.

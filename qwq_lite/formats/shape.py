@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from qwq_lite import arguments
 from qwq_lite.errors import CheckpointError, FormatError, QwqError
 from qwq_lite.formats.gguf_header import Header
 
@@ -31,9 +32,9 @@ _HEADS_FILL_EMBEDDING = frozenset({"qwen2", "qwen2moe"})  # the query has n_embd
 
 @dataclass(frozen=True)
 class RopeScaling:
-    """How positions past the trained length are mapped: "yarn" or "linear", with llama.cpp's names for the factors."""
+    """How positions past the trained length are mapped, with llama.cpp's names for the factors."""
 
-    type: str
+    type: str  # "yarn" or "linear"
     factor: float
     original_context_length: int | None = None
     yarn: Mapping[str, float] | None = None  # yarn_ext_factor, yarn_attn_factor, yarn_beta_fast, yarn_beta_slow
@@ -41,26 +42,21 @@ class RopeScaling:
 
 @dataclass(frozen=True)
 class ModelShape:
-    """Sizes of a decoder, in llama.cpp's words.
+    """Sizes of a decoder, in llama.cpp's words."""
 
-    n_embd: columns of the hidden state. n_ff: columns of the feed-forward. n_vocab: rows of the embedding, padding included.
-    n_head, n_head_kv: query heads and key/value heads of n_embd_head columns each. n_embd_head_v: of a head's values, where it
-    is another number; 0 where it is the same.
-    """
-
-    arch: str
+    arch: str  # general.architecture
     n_layer: int
-    n_embd: int
-    n_ff: int
-    n_head: int
-    n_head_kv: int
-    n_embd_head: int
-    n_vocab: int
-    n_ctx_train: int
+    n_embd: int  # columns of the hidden state
+    n_ff: int  # columns of the feed-forward
+    n_head: int  # query heads
+    n_head_kv: int  # key/value heads
+    n_embd_head: int  # columns of a head
+    n_vocab: int  # rows of the embedding, padding included
+    n_ctx_train: int  # positions that it was trained for
     rms_norm_eps: float
     rope_freq_base: float
     rope_scaling: RopeScaling | None = None
-    n_embd_head_v: int = 0
+    n_embd_head_v: int = 0  # columns of a head's values where they are others; 0 where they are the same
 
     @property
     def value_length(self) -> int:
@@ -81,7 +77,7 @@ class _Fields:
         value = default if value is None else value
         if value is None:
             raise self.fail(name, f"is missing, an integer from 1 to {high} is expected")
-        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= high:
+        if not arguments.is_whole(value, 1, high):
             raise self.fail(name, f"is {reprlib.repr(value)}, an integer from 1 to {high} is expected")
         return value
 
@@ -89,12 +85,7 @@ class _Fields:
         value = self._data.get(name, default)
         if value is None:
             raise self.fail(name, f"is missing, a number from {low:g} to {high:g} is expected")
-        if (
-            isinstance(value, bool)
-            or not isinstance(value, int | float)
-            or not low <= value <= high
-            or not math.isfinite(value)
-        ):
+        if not (arguments.is_real(value) and low <= value <= high):
             raise self.fail(name, f"is {reprlib.repr(value)}, a number from {low:g} to {high:g} is expected")
         return float(value)
 
@@ -260,7 +251,7 @@ def _check_heads(
         value = short.get(name, n_head)
         if isinstance(value, list) and value and min(value) == max(value):
             value = value[0]
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        if not arguments.is_whole(value, 1):
             raise fields.fail(name, f"is {reprlib.repr(value)}, one number above 0 is expected for all layers")
     if n_head % n_head_kv:
         raise fields.fail("attention.head_count", f"is {n_head}, which does not divide by head_count_kv {n_head_kv}")

@@ -74,17 +74,13 @@ _70B_LAYERS = 80  # llama.cpp calls a qwen2 model of 80 layers 70B, and gives it
 
 @dataclass(frozen=True)
 class QuantizeOptions:
-    """What a user may want of types beside the file type, as llama-quantize has it.
+    """What a user may want of types beside the file type, as llama-quantize has it."""
 
-    output_tensor_type: of output.weight; where that is tied, of token_embd.weight, as far as its columns allow.
-    token_embedding_type: of token_embd.weight. pure: no mixture, every tensor gets the file type's own type.
-    has_imatrix: importances are there, which changes some rules.
-    """
-
+    # of output.weight; where that is tied, of token_embd.weight, as far as its columns allow
     output_tensor_type: GGMLQuantizationType | None = None
-    token_embedding_type: GGMLQuantizationType | None = None
-    pure: bool = False
-    has_imatrix: bool = False
+    token_embedding_type: GGMLQuantizationType | None = None  # of token_embd.weight
+    pure: bool = False  # no mixture: every tensor gets the file type's own type
+    has_imatrix: bool = False  # importances are there, which changes some rules
 
 
 def file_type(name: str) -> LlamaFileType:
@@ -140,11 +136,11 @@ def importance_needed(type: GGMLQuantizationType, name: str | None = None, kind:
 
 @dataclass(frozen=True)
 class _Model:
-    """What the rules ask of the model and of the user. n_gqa: heads to one of K and V."""
+    """What the rules ask of the model and of the user."""
 
     kind: LlamaFileType
     n_layer: int
-    n_gqa: int
+    n_gqa: int  # heads to one of K and V
     tied: bool
     choice: QuantizeOptions
 

@@ -24,11 +24,6 @@ def room_here(report: EngineReport, memory_bytes: int | None = None) -> Room:
     return limit_room(room, memory_bytes, 0)
 
 
-def room_of(machine: str, memory_bytes: int | None = None, reserve_bytes: int = 0) -> Room:
-    """The room of a known machine."""
-    return limit_room(known_room(machine)[0], memory_bytes, reserve_bytes)
-
-
 def measure_room(n_threads: int) -> tuple[Room, str]:
     """What this machine has free, its memory's bandwidth too, and where the figures come from."""
     with ThreadPoolExecutor(1) as beside:  # the child takes a third of a second, and so does the measurement
@@ -55,7 +50,7 @@ def _room_of(gpus: tuple[Device, ...]) -> tuple[Room, str]:
     found = tuple(
         Gpu(
             gpu.name,
-            min(gpu.free_bytes, unified) if unified else max(0, gpu.free_bytes - _kept(gpu)),
+            min(gpu.free_bytes, unified) if unified else max(0, gpu.free_bytes - _reserve_bytes(gpu)),
             machines.overhead_of(gpu.name).later_bytes,
             _bandwidth_of(gpu.description),
         )
@@ -65,7 +60,7 @@ def _room_of(gpus: tuple[Device, ...]) -> tuple[Room, str]:
     return Room(host, found, unified), f"this machine, what is free now on {names}"
 
 
-def _kept(gpu: Device) -> int:
+def _reserve_bytes(gpu: Device) -> int:
     """Bytes of a card that stay free: Windows spills in silence when it is full, and a desktop on it grows."""
     if sys.platform == "win32":
         return machines.WINDOWS_RESERVE_BYTES

@@ -14,8 +14,8 @@ from typing import Literal
 
 from qwq_lite.backend.hardware import Device
 from qwq_lite.errors import UsageError
+from qwq_lite.system.units import GIB, MIB
 
-MIB, GIB = 1 << 20, 1 << 30
 GB_S = 1_000_000_000  # bandwidths are decimal on every data sheet
 
 Backend = Literal["cuda", "vulkan", "metal", "cpu"]
@@ -39,15 +39,13 @@ CUDA_HELD_BACK_SHARE = 0.02
 
 @dataclass(frozen=True)
 class Overhead:
-    """What a backend takes of a device beside the buffers that llama.cpp counts.
+    """What a backend takes of a device beside the buffers that llama.cpp counts."""
 
-    context_bytes: taken when the device is opened. A free figure that this process read already lacks it; count it when
-    the budget is a total, as it is for every machine of this module.
-    later_bytes: taken at the first decodes: kernels that are loaded when they are first called, cuBLAS' workspace. A
-    free figure read before them still contains it.
-    """
-
+    # Taken when the device is opened. A free figure that this process read already lacks it; count it when the budget is a
+    # total, as it is for every machine of this module.
     context_bytes: int
+    # Taken at the first decodes: kernels that are loaded when they are first called, cuBLAS' workspace. A free figure read
+    # before them still contains it.
     later_bytes: int
     source: str
 
@@ -75,23 +73,19 @@ def overhead_of(device: str) -> Overhead:
 
 @dataclass(frozen=True)
 class Machine:
-    """One machine as its owner names it.
-
-    devices: as llama.cpp would list them, the one that computes first and the CPU last. total_bytes of a card is what the
-        driver's tool shows, of a Mac's GPU the working set that Metal recommends; free_bytes is what a program can get of an
-        idle device before it has opened it.
-    host_bytes: installed main memory. unified: the first device's memory is part of it and must not be counted twice.
-    bandwidth_bytes_s: of a GPU, of which several are alike; host_bandwidth_bytes_s: of main memory, for layers that stay there.
-    """
+    """One machine as its owner names it."""
 
     name: str
     description: str
     backend: Backend
+    # As llama.cpp would list them, the one that computes first and the CPU last. total_bytes of a card is what the driver's
+    # tool shows, of a Mac's GPU the working set that Metal recommends; free_bytes is what a program can get of an idle device
+    # before it has opened it.
     devices: tuple[Device, ...]
-    host_bytes: int
-    unified: bool
-    bandwidth_bytes_s: int
-    host_bandwidth_bytes_s: int
+    host_bytes: int  # installed main memory
+    unified: bool  # the first device's memory is part of the host's, and must not be counted twice
+    bandwidth_bytes_s: int  # of a GPU, of which several are alike
+    host_bandwidth_bytes_s: int  # of main memory, for layers that stay there
     memory_source: str
     bandwidth_source: str
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
@@ -128,41 +129,48 @@ def footprint(
     """
     infos = list(tensors)
     places = layer_places(shape.n_layer, choice, gpus)
-    weights, n_layers = dict.fromkeys((*gpus, "CPU"), 0), dict.fromkeys((*gpus, "CPU"), 0)
-    for place in places[:-1]:
-        n_layers[place] += 1
-    tied = all(info.name != "output.weight" for info in infos)
     copies = choice.repack and (not gpus or choice.no_host)
-    mapped = repacked = 0
-    for info in infos:
-        place = places[_layer(info.name, shape.n_layer)] if info.name != _EMBEDDING else "CPU"
-        weights[place] += info.n_bytes
-        if place == "CPU":
-            mapped += info.n_bytes
-            if copies and _is_repacked(info, amx):
-                repacked += info.n_bytes
-                weights[place] += _growth(info, amx)
-        if info.name == _EMBEDDING and tied:
-            if places[-1] != "CPU":
-                weights[places[-1]] += info.n_bytes
-            elif copies and amx and _fits_amx(info):
-                weights["CPU"] += info.n_bytes + _growth(info, amx)
+    weights, mapped, repacked = _place_weights(infos, shape.n_layer, places, copies=copies, amx=amx)
     kv = kv_cache_bytes(shape, choice.n_ctx, choice.type_k, choice.type_v)
     used = [name for name in gpus if name in places]
     pipelined = len(used) > 1 and "CPU" not in places
     compute = gpu_compute_bytes(shape, choice, pipelined=pipelined)
     inputs = input_bytes(shape, choice)
     host_compute = compute if "CPU" in places[:-1] or not used else inputs * (_PIPELINE_COPIES if pipelined else 1)
-    mapped, repacked = (0, 0) if choice.load_mode == "none" else (mapped - repacked, repacked)
-    devices = {name: Buffers(weights[name], kv * n_layers[name] // shape.n_layer, compute) for name in used}
+    devices = {name: Buffers(weights[name], kv * places[:-1].count(name) // shape.n_layer, compute) for name in used}
     devices["CPU"] = Buffers(
         weights["CPU"],
         kv - sum(buffers.kv for buffers in devices.values()),
         host_compute + output_bytes(shape, choice.n_outputs_max),
-        mapped,
-        repacked,
+        *((0, 0) if choice.load_mode == "none" else (mapped, repacked)),
     )
     return Footprint(devices, "formula")
+
+
+def _place_weights(
+    infos: Sequence[TensorInfo], n_layer: int, places: Sequence[str], *, copies: bool, amx: bool
+) -> tuple[Counter[str], int, int]:
+    """Bytes of weights by device; of the host's, those of the file's pages, and those that are read once and copied.
+
+    copies: whether the host's weights are copied to the layout that the CPU's kernels want.
+    """
+    tied = all(info.name != "output.weight" for info in infos)
+    weights: Counter[str] = Counter()
+    mapped = repacked = 0
+    for info in infos:
+        place = places[_layer(info.name, n_layer)] if info.name != _EMBEDDING else "CPU"
+        weights[place] += info.n_bytes
+        if place == "CPU" and copies and _is_repacked(info, amx):
+            repacked += info.n_bytes
+            weights["CPU"] += _growth(info, amx)
+        elif place == "CPU":
+            mapped += info.n_bytes
+        if info.name == _EMBEDDING and tied:
+            if places[-1] != "CPU":
+                weights[places[-1]] += info.n_bytes
+            elif copies and amx and _fits_amx(info):
+                weights["CPU"] += info.n_bytes + _growth(info, amx)
+    return weights, mapped, repacked
 
 
 def layer_bytes(shape: ModelShape, tensors: Iterable[TensorInfo], choice: EngineSettings) -> list[int]:

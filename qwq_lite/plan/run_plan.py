@@ -1,4 +1,4 @@
-"""What a plan is: the memory it may use, what the user wants, what was chosen, and what that takes. Pure."""
+"""The data of a plan: memory that it may use, what the user gives, what was chosen, and the bytes this takes. Pure."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from qwq_lite.plan.memory import (
     host_overhead_bytes,
     layer_places,
 )
+from qwq_lite.system.units import GIB
 
 LEAST_ASKED, MOST_ASKED = 256, 1 << 24
 
@@ -26,7 +27,6 @@ TYPICAL_TOKENS, LONG_TOKENS = 1_700, 4_400  # of 72 real outputs: the median, an
 
 PATIENCE_S = 600  # a longer wait for a typical answer is said first
 
-GIB = 1 << 30
 
 # Where weights of host layers lie. "mmap", the default: pages of the file, which the system may take back and which programs
 # share; without a GPU also copies of what the CPU's kernels want in another layout, "no-repack" goes without these. "pinned":
@@ -42,27 +42,23 @@ HOST_WEIGHTS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Gpu:
-    """A device that takes layers: llama.cpp's name, bytes that a plan may use, what its backend takes of them, bytes a second."""
+    """A device that takes layers."""
 
-    name: str
-    n_bytes: int
-    overhead: int = 0
-    bandwidth: float = 0.0
+    name: str  # llama.cpp's
+    n_bytes: int  # that a plan may use
+    overhead: int = 0  # bytes of these that its backend takes
+    bandwidth: float = 0.0  # bytes a second, 0 where unknown
 
 
 @dataclass(frozen=True)
 class Room:
-    """Bytes that a plan may use. gpus: in llama.cpp's order; host_bandwidth in bytes a second, 0 where unknown.
+    """Bytes that a plan may use."""
 
-    unified: the most that host and GPU may use together where they share one memory, 0 where they do not. amx: whether the
-    engine has a buffer type for the CPU's AMX.
-    """
-
-    host: int
-    gpus: tuple[Gpu, ...] = ()
-    unified: int = 0
-    host_bandwidth: float = 0.0
-    amx: bool = False
+    host: int  # of main memory
+    gpus: tuple[Gpu, ...] = ()  # in llama.cpp's order
+    unified: int = 0  # the most for host and GPU together where they share one memory, 0 where they do not
+    host_bandwidth: float = 0.0  # bytes a second, 0 where unknown
+    amx: bool = False  # the engine has a buffer type for the CPU's AMX
 
     @property
     def gpu_names(self) -> list[str]:
@@ -73,15 +69,14 @@ class Room:
 class Wishes:
     """What the user gives; None leaves it to the search.
 
-    host_weights: where weights of host layers lie, a name of HOST_WEIGHTS.
-    Raises: UsageError for what cannot be meant.
+    Raises: UsageError for a value that is not allowed.
     """
 
-    n_ctx: int | None = None
-    type_k: str | None = None
-    type_v: str | None = None
-    n_gpu_layers: int | None = None
-    host_weights: str | None = None
+    n_ctx: int | None = None  # tokens of context, for all conversations together
+    type_k: str | None = None  # of the K cache, a name of KV_TYPES
+    type_v: str | None = None  # of the V cache
+    n_gpu_layers: int | None = None  # -1 for all
+    host_weights: str | None = None  # where weights of host layers lie, a name of HOST_WEIGHTS
 
     def __post_init__(self) -> None:
         for name, low, high in (("n_ctx", LEAST_ASKED, MOST_ASKED), ("n_gpu_layers", -1, 1 << 20)):
@@ -97,11 +92,16 @@ class Wishes:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A file that there is, or that a conversion would make. label: its weight type."""
+    """A file that exists, or that a conversion would make."""
 
-    label: str
+    label: str  # the file's name, or the weight type of a conversion
     shape: ModelShape
     tensors: Sequence[TensorInfo]
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(info.n_bytes for info in self.tensors)
 
     @property
     def embedding(self) -> tuple[int, bool]:
@@ -112,15 +112,15 @@ class Candidate:
 
 @dataclass(frozen=True)
 class RunPlan:
-    """What to run, what it takes, and why nothing better: one line for each choice that came before it."""
+    """What to run and what it takes."""
 
-    candidate: Candidate
-    choice: EngineSettings
-    footprint: Footprint
-    room: Room
-    wishes: Wishes = Wishes()
-    refused: tuple[str, ...] = ()
-    next_best: tuple[RunPlan, ...] = field(default=(), compare=False)
+    candidate: Candidate  # the file
+    choice: EngineSettings  # what to load it with
+    footprint: Footprint  # the buffers that this takes
+    room: Room  # what it was planned for
+    wishes: Wishes = Wishes()  # what the user gave
+    refused: tuple[str, ...] = ()  # why nothing better: a line for each choice that came before it
+    next_best: tuple[RunPlan, ...] = field(default=(), compare=False)  # other choices that fit, the best first
 
     @property
     def decode_tok_s(self) -> float:

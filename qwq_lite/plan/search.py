@@ -26,7 +26,8 @@ from qwq_lite.plan.memory import (
     layer_bytes,
     layer_places,
 )
-from qwq_lite.plan.run_plan import GIB, HOST_WEIGHTS, UBATCHES, Candidate, Room, RunPlan, Wishes, backend_bytes
+from qwq_lite.plan.run_plan import HOST_WEIGHTS, UBATCHES, Candidate, Room, RunPlan, Wishes, backend_bytes
+from qwq_lite.system.units import GIB
 
 MOST_CTX = 32_768  # what QwQ was trained for without rope scaling; longer contexts are asked for
 LEAST_CTX = 8_192
@@ -58,7 +59,7 @@ def search(candidates: Sequence[Candidate], room: Room, wishes: Wishes, count: C
             plans = _plans(candidate, choices, room, count)
             found = [plan for plan in plans if _objection(plan, plans[0]) is None]
             before = plans[: plans.index(found[0])] if found else plans
-            refused += _shortened([f"{plan.line()}: {_objection(plan, plans[0])}" for plan in before], candidate.label)
+            refused += _shorten([f"{plan.line()}: {_objection(plan, plans[0])}" for plan in before], candidate.label)
             if any(_leaves_its_device(plan, plans[0]) for plan in plans):
                 caches[:] = caches[:1]
             short = [plan for plan in plans if plan.shortages()]
@@ -93,14 +94,14 @@ def split(candidate: Candidate, choice: EngineSettings, room: Room) -> EngineSet
             max(0, gpu.n_bytes - backend_bytes(gpu, shape, choice) - beside) if gpu in by_room[:n_used] else 0
             for gpu in room.gpus
         ]
-        counts = _filled(sizes, capacities)
+        counts = _fill(sizes, capacities)
         if sum(counts) == len(sizes):
             break
     counts[-1] += len(sizes) - sum(counts)  # what no device holds is refused where it is counted
     return replace(choice, tensor_split=tuple(counts))
 
 
-def _filled(sizes: Sequence[int], capacities: Sequence[int]) -> list[int]:
+def _fill(sizes: Sequence[int], capacities: Sequence[int]) -> list[int]:
     """How many of the sizes, in their order, each capacity gets, all filled to the least degree that holds them."""
 
     def at(degree: float) -> list[int]:
@@ -144,7 +145,7 @@ def _upward(n_bytes: int) -> float:
     return math.ceil(n_bytes / GIB * 10) / 10
 
 
-def _shortened(reasons: list[str], label: str) -> list[str]:
+def _shorten(reasons: list[str], label: str) -> list[str]:
     if len(reasons) > _MOST_REASONS:
         reasons = [reasons[0], f"{len(reasons) - 2} more in between", reasons[-1]]
     return [f"{label}, {reason}" for reason in reasons]
@@ -172,20 +173,20 @@ def _stages(
 
     def given_up(cache: tuple[str, str]) -> list[EngineSettings]:
         """Micro-batches, then context."""
-        choice = _cached(base, cache)
+        choice = _with_cache(base, cache)
         smaller = [replace(choice, n_ubatch=n) for n in UBATCHES[1:]]
         return smaller + ([replace(smaller[-1], n_ctx=least_ctx)] if least_ctx < n_ctx else [])
 
     last = caches[-1]
-    yield [*(_cached(base, cache) for cache in caches), *given_up(last)]
+    yield [*(_with_cache(base, cache) for cache in caches), *given_up(last)]
     if caches[-1] != last:  # quantized K and V are no choice on this device
         yield given_up(caches[-1])
-    least = replace(_cached(base, caches[-1]), n_ctx=least_ctx)
+    least = replace(_with_cache(base, caches[-1]), n_ctx=least_ctx)
     if room.gpus and wishes.n_gpu_layers is None:
         yield [replace(least, n_gpu_layers=n) for n in range(all_layers - 1, -1, -1)]
 
 
-def _cached(choice: EngineSettings, cache: tuple[str, str]) -> EngineSettings:
+def _with_cache(choice: EngineSettings, cache: tuple[str, str]) -> EngineSettings:
     return replace(choice, type_k=cache[0], type_v=cache[1])
 
 

@@ -1,4 +1,4 @@
-"""How fast a plan should decode, and a word when it does not. Knows no engine."""
+"""Memory bandwidth, the default number of threads, and a notice when decoding is far slower than a plan allows."""
 
 from __future__ import annotations
 

@@ -8,8 +8,8 @@ Only the standard library, for the installer imports this file too, by path and 
     CHILD: the file of a child, `python -I CHILD *arguments`, with the environment's Python; this file by path does the same.
     check(run, gpu=False, timeout_s=120.0) -> Report
         run(arguments, timeout_s) -> Ended: start CHILD with these arguments; `run_child` is such a start, by subprocess.
-    Report: .faults, .buffers, .could_not_run, .fails, .extra_buffers_only, .died_of_illegal_instruction, .text(), .on_host(),
-        .to_json(), Report.from_json(data)
+    Report: .faults, .buffers, .could_not_run, .fails, .extra_buffers_only, .text(), .on_host(), .to_json(),
+        Report.from_json(data)
 
 Does not know which command mends an engine.
 """
@@ -29,7 +29,6 @@ CHILD = Path(__file__).with_name("engine_products.py")
 MOST_ERROR = 0.01  # of |w| |x|; right kernels stay below 0.0022
 TIMEOUT_S = 120.0  # of a child; its work takes a second, a GPU's driver may compile kernels first
 _MOST_DEATHS = 2  # in one buffer, before the rest of that buffer is left out
-_ILLEGAL = ("SIGILL", "STATUS_ILLEGAL_INSTRUCTION")
 # What a process dies of by its own doing. Any other end, SIGKILL of the out-of-memory killer first, says nothing of the engine.
 _OWN_SIGNALS = ("SIGILL", "SIGSEGV", "SIGBUS", "SIGABRT", "SIGFPE", "SIGTRAP", "SIGSYS")
 _WINDOWS = {0xC000001D: "STATUS_ILLEGAL_INSTRUCTION", 0xC0000005: "STATUS_ACCESS_VIOLATION"}
@@ -38,9 +37,9 @@ _SAID = {"running", "result", "done", "error"}
 
 
 class Ended(NamedTuple):
-    """A child that ended. returncode None: it was ended after its time limit."""
+    """A child that ended."""
 
-    returncode: int | None
+    returncode: int | None  # None: it was ended after its time limit
     output: str
     errors: str = ""
 
@@ -86,10 +85,6 @@ class Report:
     def extra_buffers_only(self) -> bool:
         """Whether all that fails is in buffer types that llama.cpp can go without."""
         return self.fails and all(fault.extra for fault in self.faults if fault.counts)
-
-    @property
-    def died_of_illegal_instruction(self) -> bool:
-        return any(fault.signal in _ILLEGAL for fault in self.faults)
 
     def on_host(self) -> Report:
         """What concerns the CPU."""

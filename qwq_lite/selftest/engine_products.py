@@ -49,11 +49,12 @@ _KINDS = ("cpu", "gpu", "igpu", "accel")  # enum ggml_backend_dev_type
 
 
 class _Layout(NamedTuple):
-    """A type of weights. scales: byte offsets of F16 numbers in a block, and how many times the block's scale they are."""
+    """A type of weights."""
 
     id: int  # enum ggml_type
     n: int  # values in a block
     n_bytes: int  # bytes of a block
+    # byte offsets of F16 numbers in a block, and how many times the block's scale they are
     scales: tuple[tuple[int, float], ...]
 
 
@@ -277,12 +278,12 @@ def _check_device(
 
 
 class _Graph(NamedTuple):
-    """Pointers: the graph and its tensors. Shapes: weights [N_OUT, N_IN], x [rows, N_IN], y [rows, N_OUT]."""
+    """Pointers to a graph and its tensors."""
 
     graph: int
-    weights: int
-    x: int
-    y: int
+    weights: int  # shape [N_OUT, N_IN]
+    x: int  # shape [rows, N_IN]
+    y: int  # shape [rows, N_OUT]
 
 
 @contextlib.contextmanager

@@ -16,17 +16,14 @@ from qwq_lite.sampling import Sampling
 
 @dataclass(frozen=True)
 class CatalogModel:
-    """One known model. `matches` is tried on the file's general.name and on the file name.
-
-    tied: the output layer is the embedding, so the file has no output.weight. undivided: it thinks and marks no thought.
-    """
+    """One known model."""
 
     name: str
-    repository: str
-    matches: str
+    repository: str  # on the Hub
+    matches: str  # a pattern, tried on the file's general.name and on the file name
     sampling: Sampling
-    tied: bool = False
-    undivided: bool = False
+    tied: bool = False  # the output layer is the embedding, so the file has no output.weight
+    undivided: bool = False  # it thinks and marks no thought
 
 
 # Sources: QwenLM/QwQ README; deepseek-ai/DeepSeek-R1 README, usage recommendations. The settings that a file carries

@@ -33,11 +33,11 @@ _PIECE = 1 << 24  # bytes hashed at a time
 
 @dataclass(frozen=True)
 class SavedState:
-    """What a file says about its payload. extra: JSON of the caller's own."""
+    """What a file says about its payload."""
 
     fingerprint: str
     tokens: list[int]
-    extra: dict[str, Any]
+    extra: dict[str, Any]  # JSON of the caller's own
 
 
 def write(path: Path, saved: SavedState, payload_bytes: int, fill: Callable[[memoryview], None]) -> None:

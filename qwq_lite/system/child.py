@@ -74,11 +74,10 @@ def is_child() -> bool:
 
 @dataclass(frozen=True)
 class Child:
-    """A started child. results: the descriptor from which its results are read; its standard output and error come together as
-    process.stdout."""
+    """A started child. Its standard output and error come together as process.stdout."""
 
     process: subprocess.Popen[bytes]
-    results: int
+    results: int  # the descriptor from which its results are read
 
 
 def start(target: str, python: str | None = None) -> Child:

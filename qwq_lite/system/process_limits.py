@@ -29,12 +29,12 @@ _MEMORY_FILES = (
 
 
 class _Mount(NamedTuple):
-    """A mounted hierarchy: its type, its options, the group at its top, and where that is mounted."""
+    """A mounted hierarchy of cgroups."""
 
-    kind: str
+    kind: str  # of file system
     options: list[str]
-    top: str
-    point: PurePosixPath
+    top: str  # the group at its top
+    point: PurePosixPath  # where that is mounted
 
 
 def usable_cpus(root: Path = _ROOT) -> int:

@@ -1,4 +1,4 @@
-"""Engines that run on this machine, so that a program that finds no memory can say who holds it. Advice only: no plan needs it.
+"""The engines that run on this machine and the memory that each holds, for messages about too little memory.
 
 One small file for each, in the user's own state folder, named after its process and machine (homes may be shared by several). A
 file whose process is gone, or whose number another process has now, counts for nothing and is deleted by who reads it.
@@ -22,6 +22,7 @@ import platformdirs
 import psutil
 
 from qwq_lite.system import child
+from qwq_lite.system.units import GIB
 
 _SUFFIX = ".engine.json"
 _NUMBERS = itertools.count(1)
@@ -30,15 +31,15 @@ _SAME_S = 1.0  # two readings of when a process began differ by less
 
 @dataclass(frozen=True)
 class RunningEngine:
-    """A loaded model. pid: the process that holds it; application: who loaded it; n_bytes: of its plan, GPUs included."""
+    """A loaded model."""
 
-    pid: int
-    application: str
+    pid: int  # of the process that holds it
+    application: str  # that loaded it
     model: str
-    n_bytes: int
+    n_bytes: int  # of its plan, GPUs included
 
     def line(self) -> str:
-        return f"{self.application} (process {self.pid}) holds {self.n_bytes / (1 << 30):.1f} GiB for {self.model}"
+        return f"{self.application} (process {self.pid}) holds {self.n_bytes / GIB:.1f} GiB for {self.model}"
 
 
 def register(model: Path, n_bytes: int) -> Callable[[], None]:

@@ -1,4 +1,4 @@
-"""Windows' way to let a child end with its parent, however that ends: a job object. Untried: written by its specification.
+"""A Windows job object, which ends a child process when its parent ends. Untried: written by its specification.
 
 Source: winnt.h, JOBOBJECT_EXTENDED_LIMIT_INFORMATION; Microsoft's pages on job objects
 """

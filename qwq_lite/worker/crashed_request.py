@@ -15,11 +15,11 @@ _TOKENIZING, _REPLYING = "while it made this prompt into tokens", "a second time
 
 
 class CrashCause(NamedTuple):
-    """culprit: a request's number, None where it is not known. error: for its caller. known: whether a request was under way."""
+    """What an engine's process died of."""
 
-    culprit: int | None
-    error: QwqError
-    known: bool
+    culprit: int | None  # a request's number, None where it is not known
+    error: QwqError  # for the culprit's caller
+    known: bool  # whether a request was under way
 
 
 def find_cause(

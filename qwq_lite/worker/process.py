@@ -1,6 +1,6 @@
-"""One child process with an engine: its calls, its clocks, its death. What it is asked is `remote`'s business.
+"""One child process with an engine: its start, the calls that wait for it, and its death. `remote` knows what it is asked.
 
-Four threads: one reads what it says, one writes, one keeps its last lines, one watches two clocks.
+Four threads: one reads its messages, one writes, one keeps its last lines, one looks whether it hangs.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from qwq_lite.events import Done
 from qwq_lite.system import child, process_limits
 from qwq_lite.worker import protocol
 from qwq_lite.worker.crashed_request import CrashCause, find_cause
+from qwq_lite.worker.hang_clocks import HangClocks
 from qwq_lite.worker.process_exit import crash_error
 from qwq_lite.worker.protocol import Pipe
 from qwq_lite.worker.resumable_feed import ResumableFeed
@@ -34,19 +35,9 @@ from qwq_lite.worker.resumable_feed import ResumableFeed
 _LINES_KEPT = 20
 _TICK_S = 0.1
 _LOOK_S = 0.1
-_ASLEEP_S = 1.0  # a tick that takes so long: the host itself was stopped or the laptop slept
-_SILENT_S = 1.5  # without a beat, from a process that the system has stopped; a beat comes every half second
-_STUCK_S = 30.0  # the same for a process that the system does run: a machine may be very busy
-_LEAST_HUNG_S, _HUNG_TIMES = 600.0, 20  # no step of the work for so long, or so many times the longest step so far
 _GOODBYE_S = 5.0
-# From a cancel to the end of its reply, or so many times the longest step: a batch on a GPU is not cut.
-_OBEY_S, _OBEY_TIMES = 60.0, 3
 _ON_DISK = ("save", "restore")  # as long as the disk takes, and without a step
-_TOKENIZE_S = 60.0  # for a call for tokens; other calls wait for it, and a million characters take a second
-_AGAIN = (
-    "generate",
-    "tokenize",
-)  # what another worker can be asked for in the place of one that died of something else
+_AGAIN = ("generate", "tokenize")  # what another worker can be asked for where one died of something else
 _REAP_S = 2.0
 _BURY_S = 30.0  # a large process may take seconds to give its memory back
 _KILLS_S = 10.0  # between two looks how many processes the kernel has killed for lack of memory
@@ -62,7 +53,7 @@ class WorkerProcess:
     It is held by who starts it: until the last holder lets go it does not retire, however long a call takes to be sent.
 
     on_orphans: called with the replies that were not to blame for its death, in their order; another worker is to go on with
-    them. blamed: whether it died while it made a prompt or a reply.
+    them.
     """
 
     def __init__(
@@ -78,17 +69,15 @@ class WorkerProcess:
         self.retired = False  # gone, or going: no call came for idle_s
         self._numbers = itertools.count(1)
         self._waiting: dict[int, tuple[Future[Any], str]] = {}  # and what was asked for
-        self._tokenizing: int | None = None  # the request whose prompt is being made, since _began
-        self._began, self._overdue, self.blamed = math.inf, False, False
+        self.blamed = False  # it died while it made a prompt or a reply
         self._feeds: dict[int, ResumableFeed] = {}
         self._lock = threading.Lock()
         self._lines: deque[str] = deque(maxlen=_LINES_KEPT)
         self._lines_read = threading.Event()
         self._assertion, self._reason, self._closing = "", "", False
-        # When it last said anything; when its work last made a step; when it was last asked; when it last answered a call; when
-        # the watch last looked.
-        self._seen = self._stepped = self._used = self._answered = self._looked = time.monotonic()
-        self._n_steps, self._longest_s, self._n_on_disk = 0, 0.0, 0
+        self._used = time.monotonic()  # when it was last asked
+        self._clocks = HangClocks(self._used)
+        self._n_on_disk = 0  # calls that wait for the disk
         self._n_holders = 1
         self.gone_at = math.inf
         self._n_killed = (process_limits.n_killed_for_memory(),) * 2  # one to two looks ago, and at the last look
@@ -107,6 +96,9 @@ class WorkerProcess:
                 ("watch", self._watch),
             )
         ]
+        self._start_threads()
+
+    def _start_threads(self) -> None:
         try:
             for thread in self._threads:
                 thread.start()
@@ -227,7 +219,7 @@ class WorkerProcess:
     def _read(self) -> None:
         try:
             while (message := self._pipe.receive()) is not None:
-                self._seen = time.monotonic()
+                self._clocks.message_came(time.monotonic())
                 self._take(message)
         except Exception as error:  # its memory may be spoilt: nothing that it says counts any more
             self.kill(f"it sent what cannot be read ({error!r})")
@@ -235,16 +227,13 @@ class WorkerProcess:
 
     def _take(self, message: dict[str, Any]) -> None:
         if "beat" in message:
-            if message["beat"] != self._n_steps or not self._busy():
-                if self._busy() and self._seen - self._looked < _ASLEEP_S:  # else it may have slept in between
-                    self._longest_s = max(self._longest_s, self._seen - self._stepped)
-                self._n_steps, self._stepped = message["beat"], self._seen
+            self._clocks.beat_came(message["beat"], busy=self._busy())
         elif "load" in message:
             self._progress.put(float(message["load"]))
         elif "abort" in message:
             self._assertion = str(message["abort"]).strip()
         elif "began" in message:
-            self._tokenizing, self._began = int(message["id"]), self._seen
+            self._clocks.prompt_began(int(message["id"]))
         elif "event" in message:
             event = protocol.event_from_json(message["event"])
             feed = self._feeds.get(message["id"])
@@ -257,8 +246,7 @@ class WorkerProcess:
             self._settle(message)
 
     def _settle(self, message: dict[str, Any]) -> None:
-        if self._tokenizing == message["id"]:
-            self._tokenizing = None
+        self._clocks.prompt_ended(message["id"])
         with self._lock:
             future, _ = self._waiting.pop(message["id"], (None, ""))
             feed = self._feeds.get(message["id"])
@@ -267,7 +255,7 @@ class WorkerProcess:
             elif feed is not None:
                 feed.has_prompt, feed = True, None
         if future is not None:
-            self._answered = self._seen  # what was asked before may have been waiting for this
+            self._clocks.answer_came()
             if "error" in message:
                 future.set_exception(protocol.error_from_json(message["error"]))
             else:
@@ -285,46 +273,19 @@ class WorkerProcess:
         self._lines_read.set()
 
     def _watch(self) -> None:
-        """Two clocks, which count only while this process itself is awake: silence, and work that makes no step."""
-        before = time.monotonic()
+        """Look again and again whether it hangs, or was idle for long enough."""
         while self.gone is None:
             time.sleep(_TICK_S)
             now = time.monotonic()
-            if now - before > _ASLEEP_S:
-                self._seen = self._stepped = self._answered = self._began = now
-            before = self._looked = now
             if now - self._counted_at > _KILLS_S:
                 self._n_killed, self._counted_at = (self._n_killed[1], process_limits.n_killed_for_memory()), now
-            if self._n_on_disk or any(feed.unread for feed in list(self._feeds.values())):
-                self._stepped = self._answered = now  # it waits for the disk, or for a reader
-            silent, idle = now - self._seen, now - self._stepped
-            if silent > _STUCK_S or (silent > _SILENT_S and self._is_stopped()):
-                self.kill(f"it did not answer for {silent:.0f} s")
-            elif self._busy() and idle > max(_LEAST_HUNG_S, _HUNG_TIMES * self._longest_s):
-                self.kill(f"its work made no step for {idle:.0f} s")
-            elif self._is_overdue(now):
-                self._overdue = True
-                self.kill(
-                    f"its chat template (tokenizer.chat_template) or its tokenizer did not end within {now - self._began:.0f} s"
-                )
-            elif self._disobeys(now):
-                self.kill("it did not stop when it was asked to")
+            feeds = dict(self._feeds)
+            self._clocks.look(now, waits=bool(self._n_on_disk) or any(feed.unread for feed in feeds.values()))
+            why = self._clocks.find_hang(now, feeds, busy=self._busy(), is_stopped=self._is_stopped)
+            if why is not None:
+                self.kill(why)
             elif self._is_idle(now):
                 self.end()
-
-    def _disobeys(self, now: float) -> bool:
-        """Whether a reply that has begun goes on long after it was cancelled."""
-        limit = max(_OBEY_S, _OBEY_TIMES * self._longest_s)
-        begun = [feed for feed in list(self._feeds.values()) if feed.begun]
-        return any(now - max(feed.cancelled_at, self._answered) > limit for feed in begun)
-
-    def _is_overdue(self, now: float) -> bool:
-        """Whether a prompt is being made for too long: only the end of the process ends that."""
-        number = self._tokenizing
-        if number is None:
-            return False
-        feed = self._feeds.get(number)
-        return now - self._began > (_TOKENIZE_S if feed is None else feed.begin_s)
 
     def _is_idle(self, now: float) -> bool:
         """Whether no call came for so long that the memory is given back. After that none is taken."""
@@ -351,7 +312,7 @@ class WorkerProcess:
             crash, found = self._crash(code), None
             waiting, feeds = dict(self._waiting), dict(self._feeds)
             if not self._closing:
-                found = find_cause(crash, self._tokenizing, self._overdue, waiting.keys(), feeds)
+                found = find_cause(crash, self._clocks.tokenizing, self._clocks.overdue, waiting.keys(), feeds)
                 self.blamed = found.known  # before it is known to be gone: then it is asked for
             self.gone, self.gone_at = crash, time.monotonic()
             self._waiting.clear()

@@ -1,4 +1,4 @@
-"""What an engine's process died of, as an exception. Says what is known, and no more."""
+"""The exception for an engine's process that ended: its signal or exit status, and out of memory where that is known."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import signal
 from pathlib import Path
 
 from qwq_lite.errors import EngineCrashed
-from qwq_lite.plan.run_plan import GIB
 from qwq_lite.system import child, process_limits, running_engines
+from qwq_lite.system.units import GIB
 from qwq_lite.worker.crashed_request import ANOTHER
 
 
@@ -18,8 +18,10 @@ def crash_error(
     """The exception for a process that is gone; its engine is taken off the list of those that run.
 
     Args:
-        code: its exit status, -N for signal N. reason: why this program ended it, "" where it did not.
-        said: its last word. ran_out_of_memory: the kernel has killed a process for lack of memory meanwhile.
+        code: its exit status, -N for signal N.
+        reason: why this program ended it, "" where it did not.
+        said: its last line.
+        ran_out_of_memory: the kernel has killed a process for lack of memory meanwhile.
     """
     name = ""
     if code < 0:

@@ -13,13 +13,13 @@ import threading
 from typing import Any
 
 from qwq_lite import errors
-from qwq_lite.backend.footprint import Buffers, Footprint
-from qwq_lite.backend.settings import EngineSettings
+from qwq_lite.backend.footprint import footprint_from_json
+from qwq_lite.backend.settings import settings_from_json
 from qwq_lite.errors import EngineError, QwqError, UsageError
 from qwq_lite.events import Answer, Done, Event, Notice, Progress, Reply, Stats, Thinking
-from qwq_lite.formats import shape
 from qwq_lite.formats.gguf_header import Header
-from qwq_lite.plan.run_plan import Candidate, Gpu, Room, RunPlan, Wishes
+from qwq_lite.plan.candidates import of_file
+from qwq_lite.plan.run_plan import Gpu, Room, RunPlan, Wishes
 from qwq_lite.reply.commands import Command, Conclude, LogEntry, ReplyLog, Steer
 
 _LENGTH = struct.Struct("<I")
@@ -150,10 +150,6 @@ def entry_from_json(data: Any) -> LogEntry:
     raise EngineError(f"the host sent nothing that is done to a reply: {data!r:.100}")
 
 
-def log_to_json(course: ReplyLog) -> list[Any]:
-    return [course.seed, course.elapsed_s, [*map(entry_to_json, course.entries)], course.n_seen]
-
-
 def log_from_json(data: list[Any]) -> ReplyLog:
     """Raises: EngineError for what is no course of a reply."""
     try:
@@ -186,13 +182,12 @@ def plan_to_json(plan: RunPlan) -> dict[str, Any]:
 def plan_from_json(data: dict[str, Any], header: Header) -> RunPlan:
     """Raises: EngineError for what is no plan."""
     try:
-        room, footprint = dict(data["room"]), dict(data["footprint"])
+        room = dict(data["room"])
         room["gpus"] = tuple(Gpu(**gpu) for gpu in room["gpus"])
-        footprint["devices"] = {name: Buffers(**buffers) for name, buffers in footprint["devices"].items()}
         return RunPlan(
-            Candidate(header.path.name, shape.from_header(header), header.tensors),
-            EngineSettings(**{**data["choice"], "tensor_split": tuple(data["choice"]["tensor_split"])}),
-            Footprint(**footprint),
+            of_file(header),
+            settings_from_json(data["choice"]),
+            footprint_from_json(data["footprint"]),
             Room(**room),
             Wishes(**data["wishes"]),
             tuple(data["refused"]),

@@ -28,14 +28,15 @@ class Worker(Protocol):
 class ResumableFeed(Feed):
     """Keeps the request, the reply's text, and what was done to it; tells the worker how much was read.
 
-    request: the fields of its message. n_ctx: tokens of the context that its prompt was made for. begin_s: most seconds until
-    its prompt is there. is_templated: a chat template makes it.
+    request: the fields of its message.
     """
 
     def __init__(self, request: dict[str, Any], begin_s: float = math.inf, *, is_templated: bool = False) -> None:
         super().__init__(lambda _: self._tell({"do": "cancel"}))
-        self.n_ctx, self.begin_s, self.is_templated = 0, begin_s, is_templated
-        self.number = 0
+        self.n_ctx = 0  # tokens of the context that its prompt was made for
+        self.begin_s = begin_s  # most seconds until its prompt is there
+        self.is_templated = is_templated  # a chat template makes its prompt
+        self.number = 0  # of the request, with its worker
         self.texts: list[str] = []
         self.has_prompt = False  # its worker has made the prompt into tokens
         self.begun_at = math.inf  # when its worker sent the first event: then it is being made

@@ -19,7 +19,7 @@ import pytest
 from gguf import GGUFValueType as Kind
 
 import qwq_lite
-from qwq_lite.formats import gguf_header
+from qwq_lite.formats import gguf_header, gguf_writer
 from tests.samples import sample
 
 WAIT_S = 120
@@ -84,7 +84,7 @@ def rewritten(source: Path, target: Path, changes: Mapping[str, Any]) -> Path:
     typed = {name.replace("qwen2.", f"{arch}.", 1): (value, KINDS[type(value)]) for name, value in keys.items()}
     with source.open("rb") as file:
         file.seek(header.data_offset)
-        target.write_bytes(gguf_header.encode(arch, typed, header.tensors) + file.read())
+        target.write_bytes(gguf_writer.encode(arch, typed, header.tensors) + file.read())
     return target
 
 

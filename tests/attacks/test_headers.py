@@ -33,7 +33,7 @@ from gguf import GGUFReader
 from gguf.constants import GGMLQuantizationType, GGUFValueType
 
 from qwq_lite.errors import FormatError
-from qwq_lite.formats import gguf_header, shape
+from qwq_lite.formats import gguf_header, gguf_writer, shape
 from tests.samples import times
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="a file that grows by truncate is not sparse there")
@@ -166,7 +166,7 @@ def ghost() -> Parts:
             narrow[f"{block}attn_{part}.bias"] = (rows,)
         wide |= {f"{block}attn_output.weight": (n_embd, n_embd), f"{block}ffn_down.weight": (n_ff, n_embd)}
         wide |= {f"{block}ffn_gate.weight": (n_embd, n_ff), f"{block}ffn_up.weight": (n_embd, n_ff)}
-    infos = gguf_header.layout(
+    infos = gguf_writer.layout(
         (name, size, GGMLQuantizationType.F16 if name in wide else GGMLQuantizationType.F32)
         for name, size in (wide | narrow).items()
     )

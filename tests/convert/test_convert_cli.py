@@ -216,7 +216,7 @@ def test_a_result_that_this_machine_cannot_run_is_said_and_made(
         raise error
 
     monkeypatch.setattr(command, "_MUCH", 0)
-    monkeypatch.setattr(planning, "plan_model", refuse)
+    monkeypatch.setattr(planning, "find_plan", refuse)
     output = tmp_path / "out.gguf"
     words = "this machine cannot run it: it needs 40 GiB, there are 8; what would: deepseek-r1-distill-qwen-14b"
     dry = cli(folder, "-q", "Q8_0", "-o", output, "--dry-run", "--quiet", "--json")

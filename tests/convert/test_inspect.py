@@ -15,7 +15,7 @@ from qwq_convert.inspection import Inspection, Setting, inspect
 from qwq_convert.pipeline import convert
 from qwq_lite.cli import console
 from qwq_lite.errors import CheckpointError, FormatError
-from qwq_lite.formats import gguf_header
+from qwq_lite.formats import gguf_header, gguf_writer
 from qwq_lite.formats.gguf_header import Value
 from qwq_lite.formats.tensor_types import file_type
 from tests.checkpoints import CONTROL, END_OF_TEXT, END_OF_TURN, MERGES, TEMPLATE, write_random_checkpoint
@@ -41,9 +41,9 @@ def file(folder: Path) -> Path:
 
 def written(path: Path, **keys: tuple[Value, GGUFValueType]) -> Path:
     """A file of one tensor with these keys; `__` stands for a dot."""
-    infos = gguf_header.layout([("token_embd.weight", (32, 3), T.Q8_0)])
+    infos = gguf_writer.layout([("token_embd.weight", (32, 3), T.Q8_0)])
     named = {name.replace("__", "."): value for name, value in keys.items()}
-    path.write_bytes(gguf_header.encode("qwen2", named, infos) + bytes(gguf_header.padded(infos[0].n_bytes)))
+    path.write_bytes(gguf_writer.encode("qwen2", named, infos) + bytes(gguf_header.padded(infos[0].n_bytes)))
     return path
 
 

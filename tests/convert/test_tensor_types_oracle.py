@@ -22,7 +22,7 @@ from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType
 
 from qwq_lite.backend import native
 from qwq_lite.errors import UsageError
-from qwq_lite.formats import gguf_header, tensor_types
+from qwq_lite.formats import gguf_header, gguf_writer, tensor_types
 from qwq_lite.formats.tensor_types import FILE_TYPES, TENSOR_TYPES, QuantizeOptions, file_type
 from tests.quantizer import Log, dry_run
 
@@ -82,7 +82,7 @@ def shapes(size: Geometry, tied: bool) -> dict[str, tuple[int, ...]]:
 def write_ghost(path: Path, size: Geometry, tied: bool) -> dict[str, tuple[int, ...]]:
     """A header of F16 tensors over a data section of holes. Returns its shapes."""
     found = shapes(size, tied)
-    infos = gguf_header.layout(
+    infos = gguf_writer.layout(
         (name, it, T.F32 if tensor_types.stays_f32(name, it) else T.F16) for name, it in found.items()
     )
     keys: dict[str, tuple[gguf_header.Value, GGUFValueType]] = {
@@ -97,7 +97,7 @@ def write_ghost(path: Path, size: Geometry, tied: bool) -> dict[str, tuple[int, 
         "qwen2.vocab_size": (size.n_vocab, U32),
         "tokenizer.ggml.model": ("no_vocab", TEXT),
     }
-    header = gguf_header.encode("qwen2", keys, infos)
+    header = gguf_writer.encode("qwen2", keys, infos)
     with path.open("wb") as file:
         file.write(header)
         file.truncate(len(header) + infos[-1].offset + gguf_header.padded(infos[-1].n_bytes))
@@ -203,7 +203,7 @@ def test_a_chosen_type_that_does_not_fit_is_refused_where_llama_cpp_fails(tmp_pa
         tensor_types.tensor_types(found, file_type("Q4_K_M"), 1, choice)
     script = (
         "import sys; from pathlib import Path; from gguf.constants import GGMLQuantizationType as T;"
-        "from qwq_lite.formats.tensor_types import Choice, file_type; from tests.quantizer import quantize;"
+        "from qwq_lite.formats.tensor_types import QuantizeOptions, file_type; from tests.quantizer import quantize;"
         f"quantize(Path(sys.argv[1]), Path(sys.argv[1] + '.out'), file_type('Q4_K_M'), {choice!r})"
     ).replace(repr(T.Q6_K), "T.Q6_K")
     failed = subprocess.run([sys.executable, "-c", script, source], capture_output=True, text=True, check=False)

@@ -14,7 +14,7 @@ from qwq_convert import metadata
 from qwq_convert.checkpoint import tokenizer
 from qwq_convert.checkpoint.files import Checkpoint
 from qwq_lite.backend.model import LoadedModel
-from qwq_lite.formats import gguf_header
+from qwq_lite.formats import gguf_header, gguf_writer
 from qwq_lite.formats.shape import from_config
 from qwq_lite.prompt import chat_template
 from tests import oracle
@@ -25,8 +25,8 @@ def vocab_file(checkpoint: Checkpoint, path: Path) -> Path:
     """A GGUF that holds the tokenizer and one small tensor: enough for a vocabulary."""
     shape = from_config(checkpoint.config, checkpoint.folder / "config.json")
     keys = metadata.keys(checkpoint, shape, tokenizer.load(checkpoint, shape.n_vocab), LlamaFileType.MOSTLY_F16, 1)
-    infos = gguf_header.layout([("output_norm.weight", (shape.n_embd,), GGMLQuantizationType.F32)])
-    path.write_bytes(gguf_header.encode("qwen2", keys, infos) + bytes(4 * shape.n_embd))
+    infos = gguf_writer.layout([("output_norm.weight", (shape.n_embd,), GGMLQuantizationType.F32)])
+    path.write_bytes(gguf_writer.encode("qwen2", keys, infos) + bytes(4 * shape.n_embd))
     return path
 
 

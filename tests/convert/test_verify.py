@@ -25,7 +25,7 @@ from qwq_convert import digests
 from qwq_convert.pipeline import convert
 from qwq_convert.verify import Mismatch, Verification, read_header, verify
 from qwq_lite.errors import FormatError
-from qwq_lite.formats import gguf_header
+from qwq_lite.formats import gguf_header, gguf_writer
 from qwq_lite.formats.tensor_types import file_type
 from tests.checkpoints import write_random_checkpoint
 from tests.convert.commands import run
@@ -208,7 +208,7 @@ def test_padding_that_is_missing_at_the_end_is_found(tmp_path: Path) -> None:
 
 def written(keys: Keys, tensors: Sequence[tuple[str, tuple[int, ...], GGMLQuantizationType]]) -> bytes:
     """A header's bytes."""
-    return gguf_header.encode("qwen2", keys, gguf_header.layout(tensors))
+    return gguf_writer.encode("qwen2", keys, gguf_writer.layout(tensors))
 
 
 @pytest.mark.parametrize(

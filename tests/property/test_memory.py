@@ -20,12 +20,13 @@ from qwq_lite.formats.gguf_header import TensorInfo
 from qwq_lite.formats.shape import ModelShape
 from qwq_lite.formats.tensor_types import file_type
 from qwq_lite.plan import free_memory, memory, planning
-from qwq_lite.plan.run_plan import GIB, HOST_WEIGHTS, Gpu, Room, Wishes
+from qwq_lite.plan.buffer_counts import formula_count
+from qwq_lite.plan.run_plan import HOST_WEIGHTS, Gpu, Room, Wishes
 from qwq_lite.plan.search import LEAST_CTX, search, split
 from qwq_lite.store import catalog
+from qwq_lite.system.units import GIB, MIB
 from tests.planner import (
     DEVICES,
-    MIB,
     ONE_GPU,
     QWQ,
     SEVERAL_GPUS,
@@ -33,7 +34,6 @@ from tests.planner import (
     TWO_CARDS,
     Case,
     as_candidate,
-    by_formula,
     cases,
     choices,
     host_overhead,
@@ -180,7 +180,7 @@ def test_two_cards_that_one_split_fits_get_it(tied: bool) -> None:
     """A tied model's output is as large as an untied one's: the copy of the embedding counts when layers are shared out."""
     candidate = as_candidate(catalog.geometry("deepseek-r1-distill-qwen-1.5b")[1], tied=tied)
     room = Room(GIB, (Gpu("CUDA0", 560 * MIB), Gpu("CUDA1", 560 * MIB)))
-    plan = search([candidate], room, Wishes(4096, "f16", n_gpu_layers=-1), by_formula(room))
+    plan = search([candidate], room, Wishes(4096, "f16", n_gpu_layers=-1), formula_count(room))
     assert plan.shortages() == []
 
 

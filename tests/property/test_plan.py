@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 
 from qwq_lite.backend.settings import KV_TYPES, EngineSettings
 from qwq_lite.errors import PlanError, UsageError
-from qwq_lite.plan import free_memory, memory, planning
-from qwq_lite.plan.run_plan import GIB, HOST_WEIGHTS, Gpu, Room, RunPlan, Wishes
+from qwq_lite.plan import memory, planning
+from qwq_lite.plan.buffer_counts import formula_count
+from qwq_lite.plan.run_plan import HOST_WEIGHTS, Gpu, Room, RunPlan, Wishes
 from qwq_lite.plan.search import LEAST_CTX, MOST_CTX, search, split
+from qwq_lite.system.units import GIB, MIB
 from tests.planner import (
-    MIB,
     ODD_CONTEXT,
     ONE_GPU,
     QWQ,
@@ -27,9 +28,9 @@ from tests.planner import (
     TWO_CARDS,
     Case,
     as_candidate,
-    by_formula,
     cases,
     host_overhead,
+    room_of,
     unasked,
     up_to_one_gpu,
 )
@@ -192,7 +193,7 @@ def test_a_context_is_the_largest_that_fits(case: Case) -> None:
 @given(cases())
 def test_a_refusal_names_what_is_short_and_by_how_much(case: Case) -> None:
     try:
-        plan = search(case.candidates, case.room, case.wishes, by_formula(case.room))
+        plan = search(case.candidates, case.room, case.wishes, formula_count(case.room))
     except PlanError as error:
         assert SHORTAGE.search(str(error))
     else:
@@ -210,7 +211,7 @@ def test_the_shortage_of_the_nearest_choice_is_right_to_a_tenth() -> None:
     least = memory.footprint(QWQ, qwq.tensors, EngineSettings(LEAST_CTX, "q8_0", "q8_0", 128))
     room = Room(least.total + host_overhead(qwq, least.host) - 3 * GIB)
     with pytest.raises(PlanError) as caught:
-        search([qwq], room, Wishes(), by_formula(room))
+        search([qwq], room, Wishes(), formula_count(room))
     assert SHORTAGE.findall(str(caught.value)) == [("3.0", "the host")]
 
 
@@ -219,14 +220,14 @@ def test_a_small_shortage_is_not_called_nothing() -> None:
     least = memory.footprint(QWQ, qwq.tensors, EngineSettings(LEAST_CTX, "q8_0", "q8_0", 128))
     room = Room(least.total + host_overhead(qwq, least.host) - 10 * MIB)
     with pytest.raises(PlanError) as caught:
-        search([qwq], room, Wishes(), by_formula(room))
+        search([qwq], room, Wishes(), formula_count(room))
     assert " 0.0 GiB too much" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
     "room",
     [
-        free_memory.room_of("m1-16gb"),
+        room_of("m1-16gb"),
         Room(10 * GIB, (Gpu("CUDA0", GIB),)),
         Room(8 * GIB, (Gpu("CUDA0", GIB), Gpu("CUDA1", 2 * GIB))),
     ],
@@ -234,28 +235,28 @@ def test_a_small_shortage_is_not_called_nothing() -> None:
 def test_who_frees_what_is_said_to_be_short_gets_a_plan(room: Room) -> None:
     qwq = as_candidate(QWQ)
     with pytest.raises(PlanError) as caught:
-        search([qwq], room, Wishes(), by_formula(room))
+        search([qwq], room, Wishes(), formula_count(room))
     fields = {"the host": "host", "the memory that host and GPU share": "unified"}
     for amount, place in SHORTAGE.findall(str(caught.value)):
         more = int((float(amount) + 0.1) * GIB)
         gpus = tuple(dataclasses.replace(gpu, n_bytes=gpu.n_bytes + more * (gpu.name == place)) for gpu in room.gpus)
         larger: dict[str, Any] = {name: getattr(room, name) + more for name in (fields.get(place),) if name}
         room = dataclasses.replace(room, gpus=gpus, **larger)
-    assert search([qwq], room, Wishes(), by_formula(room)).choice.n_ctx >= LEAST_CTX
+    assert search([qwq], room, Wishes(), formula_count(room)).choice.n_ctx >= LEAST_CTX
 
 
 @pytest.mark.parametrize("name", ["f16", "bf16"])
 def test_an_asked_16_bit_cache_leaves_macos_a_tenth_too(name: str) -> None:
     qwq, room = as_candidate(QWQ), Room(27 * GIB, (Gpu("MTL0", 27 * GIB),), unified=27 * GIB)
     with pytest.raises(PlanError, match="share"):
-        search([qwq], room, Wishes(MOST_CTX, name), by_formula(room))
+        search([qwq], room, Wishes(MOST_CTX, name), formula_count(room))
 
 
 def test_an_f16_cache_leaves_macos_a_tenth() -> None:
     """At 32,768 tokens f16 fits the working set of a Mac with 36 GB, and then nothing else does."""
     qwq, room = as_candidate(QWQ), Room(27 * GIB, (Gpu("MTL0", 27 * GIB),), unified=27 * GIB)
     assert memory.footprint(QWQ, qwq.tensors, EngineSettings(MOST_CTX, n_gpu_layers=65), ["MTL0"]).total < room.unified
-    assert search([qwq], room, Wishes(), by_formula(room)).choice.type_k == "q8_0"
+    assert search([qwq], room, Wishes(), formula_count(room)).choice.type_k == "q8_0"
 
 
 # Wishes
@@ -304,8 +305,8 @@ def test_a_wish_within_its_range_is_taken(name: str, values: tuple[Any, ...]) ->
 @pytest.mark.parametrize("machine", ["laptop-32gb", "rtx-3060-12gb"])
 @pytest.mark.parametrize("name", HOST_WEIGHTS)
 def test_where_host_weights_lie_is_what_was_wished(name: str, machine: str) -> None:
-    room = free_memory.room_of(machine)
-    plan = search([as_candidate(QWQ)], room, Wishes(host_weights=name), by_formula(room))
+    room = room_of(machine)
+    plan = search([as_candidate(QWQ)], room, Wishes(host_weights=name), formula_count(room))
     assert plan.host_weights == name
     assert plan.choice == dataclasses.replace(plan.choice, **HOST_WEIGHTS[name])
     assert all(other.host_weights == name for other in plan.next_best)
@@ -315,5 +316,5 @@ def test_where_host_weights_lie_is_what_was_wished(name: str, machine: str) -> N
 
 
 def test_host_weights_are_mapped_unless_it_is_wished_otherwise() -> None:
-    room = free_memory.room_of("laptop-32gb")
-    assert search([as_candidate(QWQ)], room, Wishes(), by_formula(room)).host_weights == "mmap"
+    room = room_of("laptop-32gb")
+    assert search([as_candidate(QWQ)], room, Wishes(), formula_count(room)).host_weights == "mmap"

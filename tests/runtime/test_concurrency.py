@@ -15,12 +15,12 @@ import pytest
 
 import qwq_lite
 from qwq_lite.events import Done
+from qwq_lite.system.units import MIB
 from tests.samples import times
 
 QUESTIONS = ("a", "What is 2+3?", "\n\n你好", "x" * 200)
 N_SEEDS = 5
 N_TOKENS = 6
-MIB = 1 << 20
 
 
 @pytest.fixture(scope="module")

@@ -114,7 +114,6 @@ def test_one_broken_kernel_is_located(
     assert found == {("CPU", buffer, "Q4_K", extra, kind)}
     assert report.faults[0].what.startswith(what)
     assert report.fails and report.extra_buffers_only is extra
-    assert report.died_of_illegal_instruction is (code == UD2)
     assert report.text() == f"{what} in buffer {buffer} of CPU: Q4_K"
 
 
@@ -190,7 +189,6 @@ def test_a_death_before_any_product_is_a_fault_of_the_library(code: int, name: s
     report = check(Script(Ended(code, "")))
     assert name in report.text() and "while it was loaded" in report.text()
     assert report.fails and not report.extra_buffers_only and report.could_not_run == ""
-    assert report.died_of_illegal_instruction is ("ILL" in name)
 
 
 def test_what_others_print_is_passed_over() -> None:

@@ -13,7 +13,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from qwq_lite.errors import FormatError
-from qwq_lite.formats import gguf_header
+from qwq_lite.formats import gguf_header, gguf_writer
 from qwq_lite.formats.gguf_header import Header, TensorInfo, Value
 
 F32, Q8_0 = GGMLQuantizationType.F32, GGMLQuantizationType.Q8_0
@@ -26,9 +26,9 @@ KEYS: dict[str, tuple[Value, GGUFValueType]] = {
     "test.texts": (["a", "", "é"], GGUFValueType.ARRAY),
     "test.numbers": ([1, -2, 3], GGUFValueType.ARRAY),
 }
-TENSORS = gguf_header.layout([("norm.weight", (5,), F32), ("block.weight", (64, 3), Q8_0)])
+TENSORS = gguf_writer.layout([("norm.weight", (5,), F32), ("block.weight", (64, 3), Q8_0)])
 DATA_BYTES = TENSORS[-1].offset + TENSORS[-1].n_bytes
-HEADER = gguf_header.encode("qwen2", KEYS, TENSORS)
+HEADER = gguf_writer.encode("qwen2", KEYS, TENSORS)
 FILE = HEADER + bytes(DATA_BYTES)
 
 

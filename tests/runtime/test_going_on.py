@@ -123,8 +123,7 @@ def test_what_was_shown_stands_wherever_the_engine_ends(
         if isinstance(first[-1], Done):
             continue
         elapsed_s = max((entry[1] for entry in entries if isinstance(entry, tuple)), default=0.0)
-        course = ReplyLog(SEED, elapsed_s, tuple(entries), len(begun(first)))
-        course = protocol.log_from_json(protocol.log_to_json(course))
+        course = protocol.log_from_json([SEED, elapsed_s, [*map(protocol.entry_to_json, entries)], len(begun(first))])
         second, more = followed(engine.go_on(read_question(QUESTION), course, **options), None, {})
         done = second[-1]
         assert isinstance(done, Done)

@@ -15,11 +15,12 @@ from qwq_lite.backend.settings import EngineSettings
 from qwq_lite.errors import EngineError, PlanError, UsageError
 from qwq_lite.formats import gguf_header, shape
 from qwq_lite.plan import memory, planning
+from qwq_lite.plan.buffer_counts import formula_count
 from qwq_lite.plan.memory import kv_type_objection
 from qwq_lite.plan.run_plan import Room, Wishes
 from qwq_lite.plan.search import search
 from tests.other_models import MAMBA, transformer, write_model
-from tests.planner import QWQ, as_candidate, by_formula
+from tests.planner import QWQ, as_candidate
 
 UNEVEN = {  # K and V, by model: which types the cache may have
     "phi-2": (80, 80),
@@ -79,7 +80,7 @@ def test_a_tight_room_gets_no_quantized_cache() -> None:
     for share in (0.9, 0.95, 1.0):
         room = Room(int(whole * share))
         try:
-            plan = search([odd], room, Wishes(), by_formula(room))
+            plan = search([odd], room, Wishes(), formula_count(room))
         except PlanError:
             continue
         assert plan.choice.type_k == plan.choice.type_v == "f16"

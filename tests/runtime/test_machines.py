@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from qwq_lite.errors import UsageError
 from qwq_lite.formats.shape import ModelShape
 from qwq_lite.plan import machines
-from qwq_lite.plan.machines import GB_S, GIB, MACHINES, MIB, OVERHEADS, Machine
+from qwq_lite.plan.machines import GB_S, MACHINES, OVERHEADS, Machine
 from qwq_lite.store import catalog
+from qwq_lite.system.units import GIB, MIB
 
 ROOT = Path(__file__).resolve().parents[2]
 by_machine = pytest.mark.parametrize("machine", MACHINES, ids=lambda machine: machine.name)

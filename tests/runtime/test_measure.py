@@ -19,7 +19,7 @@ from qwq_lite.backend.measure import measure
 from qwq_lite.backend.model import LoadedModel
 from qwq_lite.backend.settings import EngineSettings
 from qwq_lite.errors import PlanError
-from qwq_lite.formats import gguf_header, header_only, shape
+from qwq_lite.formats import gguf_header, gguf_writer, header_only, shape
 from qwq_lite.formats.shape import ModelShape
 from qwq_lite.formats.tensor_types import file_type
 from qwq_lite.plan import memory
@@ -153,14 +153,14 @@ def test_a_file_that_lacks_a_tensor_is_named_with_its_reason(tmp_path: Path) -> 
 
 def test_a_question_that_ends_llama_cpp_ends_only_the_child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A rotary size that the graph asserts: the process aborts, and its reason is the last thing that it says."""
-    encode = gguf_header.encode
+    encode = gguf_writer.encode
 
     def with_wrong_rotary_size(arch: str, keys: dict[str, Any], infos: Any) -> bytes:
         return encode(arch, {**keys, f"{arch}.rope.dimension_count": (96, GGUFValueType.UINT32)}, infos)
 
     path = tmp_path / "wrong.gguf"
     with monkeypatch.context() as patch:
-        patch.setattr(gguf_header, "encode", with_wrong_rotary_size)
+        patch.setattr(gguf_writer, "encode", with_wrong_rotary_size)
         header_only.write(path, SHAPE, TENSORS)
     with pytest.raises(PlanError, match=r"wrong\.gguf: .*GGML_ASSERT"):
         measure(path, [EngineSettings(256)])

@@ -15,7 +15,7 @@ from gguf.constants import GGUFValueType
 import qwq_lite
 from qwq_lite.cli import commands, console
 from qwq_lite.errors import FormatError, QwqError, UsageError
-from qwq_lite.formats import gguf_header
+from qwq_lite.formats import gguf_header, gguf_writer
 
 HEADER = struct.pack("<Q", 2) + b"{}"
 MB = 1 << 20
@@ -42,7 +42,7 @@ def gguf_of(path: Path, **general: str) -> Path:
     keys = {
         f"general.{name}": (value, GGUFValueType.STRING) for name, value in general.items() if name != "architecture"
     }
-    return written(path, gguf_header.encode(general.get("architecture", "qwen2"), keys, []))
+    return written(path, gguf_writer.encode(general.get("architecture", "qwen2"), keys, []))
 
 
 def big_endian(path: Path) -> Path:

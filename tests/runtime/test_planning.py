@@ -17,11 +17,13 @@ from qwq_lite.formats import gguf_header, header_only
 from qwq_lite.formats.gguf_header import Header
 from qwq_lite.formats.shape import RopeScaling
 from qwq_lite.formats.tensor_types import file_type
-from qwq_lite.plan import free_memory, machines, planning
-from qwq_lite.plan.run_plan import GIB, PATIENCE_S, TYPICAL_TOKENS, Gpu, Room, Wishes
+from qwq_lite.plan import advice, buffer_counts, free_memory, machines, planning
+from qwq_lite.plan.buffer_counts import formula_count
+from qwq_lite.plan.run_plan import PATIENCE_S, TYPICAL_TOKENS, Gpu, Room, RunPlan, Wishes
 from qwq_lite.plan.search import LEAST_CTX, search
 from qwq_lite.store import catalog
-from tests.planner import MIB, QWQ, SHORTAGE, as_candidate, by_formula
+from qwq_lite.system.units import GIB, MIB
+from tests.planner import QWQ, SHORTAGE, as_candidate, room_of
 
 # Machines
 
@@ -52,7 +54,7 @@ def test_a_laptop_of_16_gb_is_too_small_for_qwq_and_is_told_what_is_not() -> Non
     with pytest.raises(PlanError) as caught:
         planning.plan_model("qwq-32b", machine="laptop-16gb")
     assert SHORTAGE.search(str(caught.value))
-    smaller = planning.what_fits(free_memory.room_of("laptop-16gb"), Wishes())
+    smaller = advice.largest_model(room_of("laptop-16gb"), Wishes())
     assert smaller is not None
     assert planning.plan_model(smaller, machine="laptop-16gb").plan.choice.n_ctx >= LEAST_CTX
 
@@ -60,12 +62,12 @@ def test_a_laptop_of_16_gb_is_too_small_for_qwq_and_is_told_what_is_not() -> Non
 @pytest.mark.parametrize("machine", [machine.name for machine in machines.MACHINES])
 @pytest.mark.parametrize("model", catalog.GEOMETRIES)
 def test_every_machine_gets_a_plan_within_its_room_or_the_largest_model_that_has_one(model: str, machine: str) -> None:
-    room = free_memory.room_of(machine)
+    room = room_of(machine)
     try:
         plan = planning.plan_model(model, machine=machine).plan
     except PlanError as error:
         assert SHORTAGE.search(str(error))
-        smaller = planning.what_fits(room, Wishes())
+        smaller = advice.largest_model(room, Wishes())
         assert smaller != model
         if smaller:
             assert planning.plan_model(smaller, machine=machine).plan.candidate.label == "Q4_K_M"
@@ -83,7 +85,7 @@ def test_every_machine_gets_a_plan_within_its_room_or_the_largest_model_that_has
 
 @pytest.mark.parametrize("machine", [machine.name for machine in machines.MACHINES])
 def test_a_reserve_and_a_budget_leave_less(machine: str) -> None:
-    room, kept, given_room = (free_memory.room_of(machine, *rest) for rest in ((None, 0), (None, GIB), (8 * GIB, GIB)))
+    room, kept, given_room = (room_of(machine, *rest) for rest in ((None, 0), (None, GIB), (8 * GIB, GIB)))
     if not room.gpus:
         assert (room.host - kept.host, given_room.host) == (GIB, 7 * GIB)
         return
@@ -99,10 +101,10 @@ def test_a_reserve_and_a_budget_leave_less(machine: str) -> None:
 @pytest.mark.parametrize("reserve_gib", [1, 2, 8])
 def test_a_reserve_is_kept_where_host_and_gpu_share_one_memory(machine: str, reserve_gib: int) -> None:
     """Layers that the GPU's budget sends to the host must not take from there what is to stay free."""
-    whole, kept = free_memory.room_of(machine), free_memory.room_of(machine, None, reserve_gib * GIB)
+    whole, kept = room_of(machine), room_of(machine, None, reserve_gib * GIB)
     wishes = Wishes(n_ctx=LEAST_CTX)
     try:
-        plan = search([as_candidate(QWQ)], kept, wishes, by_formula(kept))
+        plan = search([as_candidate(QWQ)], kept, wishes, formula_count(kept))
     except PlanError:
         return
     used = sum(buffers.total + backend for _, buffers, backend, _ in plan.rows())
@@ -115,19 +117,39 @@ def test_a_macs_limit_is_not_raised_to_what_it_is_because_of_a_reserve() -> None
     assert found.raise_limit is None
 
 
+@pytest.mark.parametrize("model", ["qwq-32b-preview", "qwq-32b"])
+@pytest.mark.parametrize("machine", ["rtx-3060-12gb", "m2-pro-32gb", "desktop-64gb"])
+def test_a_plan_is_one_search_and_advice_changes_nothing_of_it(
+    model: str, machine: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = planning.plan_model(model, quant="Q8_0", machine=machine)
+    searches: list[object] = []
+
+    def counted(*arguments: Any) -> RunPlan:
+        searches.append(arguments)
+        return search(*arguments)
+
+    monkeypatch.setattr(planning, "search", counted)
+    monkeypatch.delattr(advice, "search")
+    alone = planning.find_plan(model, quant="Q8_0", machine=machine)
+    assert len(searches) == 1
+    assert (alone.plan, alone.faster, alone.raise_limit) == (asked.plan, None, None)
+    assert asked.notices[: len(alone.notices)] == alone.notices
+
+
 def test_nothing_fits_a_room_without_memory() -> None:
-    assert planning.what_fits(Room(0), Wishes()) is None
-    assert planning.what_fits(Room(0, (Gpu("CUDA0", 0),)), Wishes()) is None
+    assert advice.largest_model(Room(0), Wishes()) is None
+    assert advice.largest_model(Room(0, (Gpu("CUDA0", 0),)), Wishes()) is None
 
 
 @pytest.mark.parametrize("machine", ["rtx-3060-12gb", "2x-rtx-3060-12gb", "m1-16gb", "m2-pro-32gb", "desktop-64gb"])
 def test_what_fits_is_the_largest(machine: str) -> None:
-    room, fitting = free_memory.room_of(machine), []
+    room, fitting = room_of(machine), []
     for name, (_, geometry) in catalog.GEOMETRIES.items():  # from the largest to the smallest
         with contextlib.suppress(PlanError):
-            search([as_candidate(geometry)], room, Wishes(), by_formula(room))
+            search([as_candidate(geometry)], room, Wishes(), formula_count(room))
             fitting.append(name)
-    assert planning.what_fits(room, Wishes()) == fitting[0]
+    assert advice.largest_model(room, Wishes()) == fitting[0]
 
 
 def test_a_slow_plan_comes_with_a_faster_model_and_a_fast_one_with_none() -> None:
@@ -148,7 +170,7 @@ def test_the_faster_model_is_the_largest_that_is_no_long_wait_or_else_the_fastes
     monkeypatch.setattr(free_memory, "known_room", lambda _: (room, "a machine"))
     found = planning.plan_model(model, quant="Q8_0", machine="any")
     speeds = {
-        name: search([as_candidate(geometry)], room, Wishes(), by_formula(room)).decode_tok_s
+        name: search([as_candidate(geometry)], room, Wishes(), formula_count(room)).decode_tok_s
         for name, (_, geometry) in catalog.GEOMETRIES.items()  # from the largest to the smallest
     }
     own, enough = found.plan.decode_tok_s, TYPICAL_TOKENS / PATIENCE_S
@@ -179,9 +201,9 @@ def test_a_faster_model_is_named_though_it_is_slow_too() -> None:
     slow = planning.plan_model("qwq-32b", memory_bytes=24 * GIB, machine="laptop-32gb")
     crawling = dataclasses.replace(slow.plan, room=dataclasses.replace(slow.plan.room, host_bandwidth=1e8))
     smallest = list(catalog.GEOMETRIES)[-1]
-    assert planning._faster(crawling) == smallest
+    assert advice.faster_model(crawling) == smallest
     tiny = planning.plan_model(smallest, machine="laptop-32gb").plan
-    assert planning._faster(dataclasses.replace(tiny, room=crawling.room)) is None
+    assert advice.faster_model(dataclasses.replace(tiny, room=crawling.room)) is None
 
 
 @pytest.mark.parametrize(
@@ -197,14 +219,14 @@ def test_a_faster_model_is_named_though_it_is_slow_too() -> None:
 def test_a_macs_limit_is_raised_where_more_comes_of_it(machine: str, expected: str | None) -> None:
     planned_there = planning.plan_model("qwq-32b-preview", machine=machine)
     assert planned_there.raise_limit == expected
-    assert planning.raised_limit(planned_there.plan) == expected
+    assert advice.raised_limit(planned_there.plan) == expected
 
 
 def test_a_macs_limit_is_not_raised_for_what_fits_below_it() -> None:
     wishes = Wishes(n_ctx=LEAST_CTX, type_k="q8_0")
     found = planning.plan_model("qwq-32b-preview", machine="m2-pro-32gb", wishes=wishes)
     assert found.raise_limit is None
-    assert planning.raised_limit(found.plan) is None
+    assert advice.raised_limit(found.plan) is None
 
 
 @pytest.mark.parametrize(
@@ -278,7 +300,7 @@ def test_remarks_come_with_a_plan() -> None:
 @pytest.fixture
 def small_header(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Header:
     """A file of the smallest model of the catalogue; llama.cpp cannot be asked, so that formulas decide."""
-    monkeypatch.setattr(planning, "measure", lambda *_: None)
+    monkeypatch.setattr(buffer_counts, "measure", lambda *_: None)
     _, geometry = catalog.geometry("deepseek-r1-distill-qwen-1.5b")
     path = tmp_path / "small.gguf"
     header_only.write(path, geometry, header_only.tensors(geometry, file_type("Q4_K_M")))

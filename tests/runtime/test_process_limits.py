@@ -15,8 +15,8 @@ import pytest
 
 from qwq_lite.plan import speed
 from qwq_lite.system import process_limits
+from qwq_lite.system.units import MIB
 
-MIB = 1 << 20
 MACHINE = 64 << 30  # free on it, and in all
 V1_UNLIMITED = 9223372036854771712
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -277,8 +277,8 @@ def test_without_topology_and_affinity_the_machines_cores_count(
 def test_a_pinned_process_has_one_thread() -> None:
     code = (
         "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
-        "from qwq_lite.plan import pace; from qwq_lite.system import process_limits\n"
-        "print(pace.default_threads(), process_limits.usable_cpus())"
+        "from qwq_lite.plan import speed; from qwq_lite.system import process_limits\n"
+        "print(speed.default_threads(), process_limits.usable_cores())"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=REPOSITORY)
     assert done.stdout.split() == ["1", "1"]

@@ -24,7 +24,7 @@ import qwq_lite
 from qwq_lite.loading import load
 from qwq_lite.reply.stream import MOST_UNREAD
 from qwq_lite.system import child
-from qwq_lite.worker import process, protocol, remote, resumable_feed
+from qwq_lite.worker import hang_clocks, process, protocol, remote, resumable_feed
 from qwq_lite.worker.remote import RemoteModel
 from tests.samples import times
 
@@ -62,8 +62,8 @@ class Clock:
         """In steps that are no sleep of the host, each one seen by the engine's watch unless the engine is gone."""
         worker, end = model._held[0], self.now + seconds
         while self.now < end and model.pid is not None:
-            self.now = min(end, self.now + 0.9 * process._ASLEEP_S)
-            wait_until(lambda: worker._looked == self.now or model.pid is None)
+            self.now = min(end, self.now + 0.9 * hang_clocks.ASLEEP_S)
+            wait_until(lambda: worker._clocks.looked == self.now or model.pid is None)
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
@@ -204,7 +204,7 @@ def test_an_illegal_instruction_names_doctor(fragile: RemoteModel) -> None:
 
 @posix
 def test_a_process_that_is_stopped_is_ended(fragile: RemoteModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(process, "_STUCK_S", math.inf)  # what runs and is silent
+    monkeypatch.setattr(hang_clocks, "_STUCK_S", math.inf)  # what runs and is silent
     before = pid_of(fragile)
     assert "did not answer" in str(struck(fragile, signal.SIGSTOP))
     assert gone(before)
@@ -327,7 +327,7 @@ def test_a_host_that_is_stopped_with_its_engine_keeps_it(letters_gguf: Path) -> 
         pid = int(host.stdout.readline())
         assert host.stdout.readline()
         os.killpg(host.pid, signal.SIGSTOP)
-        time.sleep(2 * process._SILENT_S)
+        time.sleep(2 * hang_clocks.SILENT_S)
         assert psutil.Process(pid).status() == psutil.STATUS_STOPPED
         os.killpg(host.pid, signal.SIGCONT)
         assert host.communicate(b"\n", timeout=WAIT_S)[0] == b"length 3000\n"
@@ -339,7 +339,7 @@ def test_a_host_that_sleeps_keeps_its_engine(model: RemoteModel, monkeypatch: py
     for event in model.generate(LONG, max_tokens=2000):
         if isinstance(event, qwq_lite.Answer) and clock.now < 1e6:
             clock.now += 1e6
-            wait_until(lambda: model._held[0]._looked == clock.now)
+            wait_until(lambda: model._held[0]._clocks.looked == clock.now)
     assert isinstance(event, qwq_lite.Done)
     assert model.pid == before
 
@@ -518,14 +518,14 @@ def test_work_without_a_step_is_a_hang(fragile: RemoteModel, monkeypatch: pytest
 
 
 def hasten_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(process, "_LEAST_HUNG_S", 10.0)
-    monkeypatch.setattr(process, "_HUNG_TIMES", 0)
-    monkeypatch.setattr(process, "_STUCK_S", math.inf)  # a beat comes by the real clock
+    monkeypatch.setattr(hang_clocks, "_LEAST_HUNG_S", 10.0)
+    monkeypatch.setattr(hang_clocks, "_HUNG_TIMES", 0)
+    monkeypatch.setattr(hang_clocks, "_STUCK_S", math.inf)  # a beat comes by the real clock
 
 
 def test_an_engine_that_does_not_stop_is_ended(fragile: RemoteModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(process, "_OBEY_S", 0.0)
-    monkeypatch.setattr(process, "_OBEY_TIMES", 0)
+    monkeypatch.setattr(hang_clocks, "_OBEY_S", 0.0)
+    monkeypatch.setattr(hang_clocks, "_OBEY_TIMES", 0)
     stream = fragile.generate(LONG, max_tokens=2 * MOST_UNREAD)
     next(iter_ := iter(stream))
     monkeypatch.setattr(fragile._held[0], "tell", lambda _message: None)  # a cancel that is not heard

@@ -14,8 +14,7 @@ import pytest
 import qwq_lite
 from qwq_lite.system import running_engines
 from qwq_lite.system.running_engines import RunningEngine
-
-GIB = 1 << 30
+from qwq_lite.system.units import GIB
 
 
 @pytest.fixture(autouse=True)
@@ -53,10 +52,10 @@ def test_the_largest_comes_first(folder: Path) -> None:
 def test_a_process_that_is_gone_holds_nothing(folder: Path) -> None:
     code = f"""
 from pathlib import Path
-from qwq_lite.system import engines
-engines.folder = lambda: Path({str(folder)!r})
-engines.register(Path("a.gguf"), 1)
-print(len(engines.running()), flush=True)
+from qwq_lite.system import running_engines
+running_engines.folder = lambda: Path({str(folder)!r})
+running_engines.register(Path("a.gguf"), 1)
+print(len(running_engines.running()), flush=True)
 __import__("os")._exit(1)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
@@ -120,10 +119,10 @@ def test_another_machine_is_no_matter_of_this_one(others: RunningEngine) -> None
 def test_a_worker_is_listed_under_its_application(demo_gguf: Path, tmp_path: Path) -> None:
     code = f"""
 import qwq_lite
-from qwq_lite.system import engines
+from qwq_lite.system import running_engines
 with qwq_lite.load({str(demo_gguf)!r}, n_ctx=512) as model:
-    print([(one.pid == model.pid, one.application, one.model) for one in engines.running() if one.pid == model.pid])
-print([one for one in engines.running() if one.pid == model.pid])
+    print([(one.pid == model.pid, one.application, one.model) for one in running_engines.running() if one.pid == model.pid])
+print([one for one in running_engines.running() if one.pid == model.pid])
 """
     script = tmp_path / "notes.py"
     script.write_text(code)

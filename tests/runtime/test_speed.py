@@ -11,9 +11,10 @@ from qwq_lite.events import Stats
 from qwq_lite.formats import header_only
 from qwq_lite.formats.tensor_types import file_type
 from qwq_lite.plan import memory
-from qwq_lite.plan.run_plan import GIB, Candidate, Gpu, Room, RunPlan
+from qwq_lite.plan.run_plan import Candidate, Gpu, Room, RunPlan
 from qwq_lite.plan.speed import SpeedCheck, default_threads, host_bandwidth
 from qwq_lite.store import catalog
+from qwq_lite.system.units import GIB
 
 _, SMALL = catalog.geometry("deepseek-r1-distill-qwen-1.5b")
 ALL_LAYERS = SMALL.n_layer + 1

@@ -47,13 +47,13 @@ _DTYPES = {"F32": GGMLQuantizationType.F32, "F16": GGMLQuantizationType.F16, "BF
 
 @dataclass(frozen=True)
 class SourceTensor:
-    """One tensor of a shard. shape: Hugging Face's order (rows, columns); offset: bytes from the start of the file."""
+    """One tensor of a shard."""
 
     name: str
-    shape: tuple[int, ...]
+    shape: tuple[int, ...]  # in Hugging Face's order: rows, columns
     type: GGMLQuantizationType
     file: str
-    offset: int
+    offset: int  # bytes from the start of the file
 
     @property
     def n_bytes(self) -> int:

@@ -33,7 +33,7 @@ _MODEL_PARTS = {"model.embed_tokens": "token_embd", "model.norm": "output_norm",
 
 @dataclass(frozen=True)
 class TensorPair:
-    """A tensor's source and its name in GGUF. shape: ggml's order, columns first."""
+    """A tensor's source, and its name in GGUF."""
 
     name: str
     source: SourceTensor

@@ -1,4 +1,4 @@
-"""Text and JSON files of a stranger's folder: read without waiting, refused with the file's name. Knows no checkpoints."""
+"""Text and JSON files of an untrusted folder: read without waiting, refused with the file's name. Knows no checkpoints."""
 
 from __future__ import annotations
 

@@ -14,6 +14,7 @@ from gguf.constants import TokenType
 
 from qwq_convert.checkpoint.files import Checkpoint
 from qwq_convert.checkpoint.text_files import is_unicode, quote
+from qwq_lite import arguments
 from qwq_lite.errors import CheckpointError
 
 _LOOK_SPECIAL = ("<pad>", "<mask>", "<2mass>", "[@BOS@]")
@@ -21,12 +22,12 @@ _LOOK_SPECIAL = ("<pad>", "<mask>", "<2mass>", "[@BOS@]")
 
 @dataclass(frozen=True)
 class AddedToken:
-    """A token outside the base vocabulary. special: marked as such. path: the file that numbers it."""
+    """A token outside the base vocabulary."""
 
     id: int
     text: str
-    special: bool
-    path: Path
+    special: bool  # the file marks it as such
+    path: Path  # the file that numbers it
 
 
 def added_tokens(
@@ -62,7 +63,7 @@ def _number(key: str) -> int | str:
 def _read(entries: Any, name: str, path: Path) -> Iterator[AddedToken]:
     for number, entry in entries:
         text = entry.get("content")
-        if isinstance(number, bool) or not isinstance(number, int) or not isinstance(text, str) or not text:
+        if not arguments.is_whole(number) or not isinstance(text, str) or not text:
             raise CheckpointError(
                 f"{path}: {name} has an entry without id or content: {quote(number)}: {quote(entry)}; fetch the file again"
             )
@@ -110,7 +111,7 @@ class _Table:
 
     def put(self, number: object, token: str, kind: TokenType, path: Path) -> None:
         """path: the file that says so."""
-        if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < self._n_rows:
+        if not arguments.is_whole(number, 0, self._n_rows - 1):
             raise CheckpointError(
                 f"{path}: token {quote(token)} has id {quote(number)}; ids from 0 to {self._n_rows - 1} have a row in the"
                 " embedding"

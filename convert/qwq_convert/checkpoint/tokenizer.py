@@ -20,6 +20,7 @@ from qwq_convert.checkpoint.files import Checkpoint
 from qwq_convert.checkpoint.text_files import quote
 from qwq_convert.checkpoint.token_table import AddedToken, added_tokens, rows
 from qwq_convert.checkpoint.tokenizer_files import QWEN2_REGEX, TokenizerFiles
+from qwq_lite import arguments
 from qwq_lite.errors import CheckpointError
 
 _PRE_TOKENIZERS = {QWEN2_REGEX: "qwen2"}
@@ -228,7 +229,7 @@ def _special_ids(
     found = {name: added[text] for name, text in roles.items() if text in added}
     for name in _SPECIAL:
         number = checkpoint.config.get(f"{name}_token_id")
-        if name in found or isinstance(number, bool) or not isinstance(number, int):
+        if name in found or not arguments.is_whole(number):
             continue  # several ids of one role stand in a list: these are generation_config.json's
         if not 0 <= number < n_rows:
             raise CheckpointError(

@@ -223,7 +223,7 @@ def _does_not_run(target: Target, checkpoint: Path) -> str | None:
 
     name = file_type_name(target.kind)
     try:
-        planned = planning.plan_model(str(checkpoint), quant=name).plan
+        planned = planning.find_plan(str(checkpoint), quant=name).plan
     except PlanError as error:
         advice = f"; what would: {error.smaller}" if error.smaller else ""
         return f"this machine cannot run it: {error}{advice}"
@@ -236,10 +236,10 @@ def _does_not_run(target: Target, checkpoint: Path) -> str | None:
 
 @dataclass(frozen=True)
 class _Needs:
-    """What a conversion takes. free_bytes: of the disk; None where there is no folder yet to ask."""
+    """What a conversion takes."""
 
     disk_bytes: int
-    free_bytes: int | None
+    free_bytes: int | None  # of the disk; None where there is no folder yet to ask
     memory_bytes: int
 
 
