@@ -157,7 +157,7 @@ def convert(
 
     Args:
         folder: config.json, tokenizer files and safetensors shards of a Qwen2ForCausalLM.
-        kinds: the file types, as `recipe.file_type` gives them.
+        kinds: the file types, as `tensor_types.file_type` gives them.
         output: the file to write; the folder, where several kinds are wanted or a text ends in a separator; default
             ./NAME-TYPE.gguf.
         report: measure what rounding does to each tensor.

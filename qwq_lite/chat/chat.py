@@ -54,7 +54,7 @@ class Chat:
 
         Question and answer become part of the conversation when Done is read: not of one that was left, that failed, or
         that was cancelled before its answer began.
-        Options as in `model.Options`. Raises: QwqError, here or while it is iterated.
+        Options as in `chat.options.Options`. Raises: QwqError, here or while it is iterated.
         """
         return self._reply(self._messages, text, options)
 
@@ -72,7 +72,7 @@ class Chat:
                 running.cancel()
 
     def ask(self, text: str, **options: Any) -> Reply:
-        """The whole reply to `text`. Options as in `model.Options`. Raises: QwqError."""
+        """The whole reply to `text`. Options as in `chat.options.Options`. Raises: QwqError."""
         for event in self.stream(text, **options):
             if isinstance(event, Done):
                 return event.reply

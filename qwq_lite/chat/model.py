@@ -39,7 +39,7 @@ class Model(Engine, Protocol):
         return Chat(self, system, messages=messages)
 
     def ask(self, text: str, system: str | None = None, **options: Any) -> Reply:
-        """One answer to one question. Options as in `model.Options`."""
+        """One answer to one question. Options as in `chat.options.Options`."""
         return self.chat(system).ask(text, **options)
 
     async def aask(self, text: str, system: str | None = None, **options: Any) -> Reply:

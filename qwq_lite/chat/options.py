@@ -1,4 +1,4 @@
-"""What a conversation needs of a model, wherever that runs: `local` has it in this process. And what can be asked of it."""
+"""The options of one reply, each value checked; None leaves it to the file, then to the catalogue."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is wrong with an installation, and the one command that mends each thing. Pure but for `look`.
+"""Finds what is wrong with an installation, and the command that fixes it. Pure but for `look`.
 
 Knows no terminal: `cli.doctor` prints it, and `cli.chat` warns of the part that costs a user hours.
 """

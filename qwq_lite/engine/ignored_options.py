@@ -1,4 +1,4 @@
-"""Options that were given and have nothing to act on in a reply, a notice a reason. Pure; knows no engine."""
+"""Notices about options that have no effect on a reply. Pure."""
 
 from __future__ import annotations
 

@@ -84,7 +84,7 @@ class LocalModel(Model):
             prompt: messages, which the model's template turns into tokens; or a text to go on with, in which no spelling
                 becomes a control token; or tokens.
             session: whose place in the cache it goes on; None shares one with all others without a session.
-            options: as in `model.Options`.
+            options: as in `chat.options.Options`.
 
         Raises: UsageError, TemplateError, EngineError, ContextFull, EngineClosed.
         """

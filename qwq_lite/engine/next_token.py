@@ -1,4 +1,4 @@
-"""A reply's next token from its row of logits: what the policies ban, mask and force, and one draw. Knows no decoding."""
+"""Draws a reply's next token from its row of logits, with what the policies mask, ban and force."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A session from the cache to a file and back. What takes long is done here, on the caller's thread: the engine's only copies.
+"""Saves a conversation's KV cache to a file and restores it, on the caller's thread but for the copies.
 
 `call` runs a job on the engine's thread and returns what it returns: `Scheduler.call`.
 """

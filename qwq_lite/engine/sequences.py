@@ -1,4 +1,4 @@
-"""Several sequences in one context: whose tokens are cached where; reuse, fork, rewind, saved states. Engine thread only.
+"""The KV cache of several conversations in one context: prefix reuse, fork, rewind, eviction. Engine thread only.
 
 A sequence belongs to a session, one conversation, and stays in the cache when its reply is done. The next prompt of the
 session keeps the longest common prefix; a session without a sequence shares the prefix of another one's. When sequences or
@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from qwq_lite.backend.context import Aborted, CacheFull, Context, Entry, Row
 from qwq_lite.errors import EngineError
+from qwq_lite.reply.retokenize import n_common_tokens
 
 
 @dataclass(frozen=True)
@@ -217,7 +218,7 @@ class Sequences:
         if self._has_row(sequence, prompt):
             self.rewind(sequence, len(prompt))
         else:
-            self._cut(sequence, min(_common_prefix(sequence.tokens, prompt), len(prompt) - 1))
+            self._cut(sequence, min(n_common_tokens(sequence.tokens, prompt), len(prompt) - 1))
 
     def _share(self, source: Sequence, target: Sequence, n_tokens: int) -> None:
         self._clear(target)
@@ -230,7 +231,7 @@ class Sequences:
 
     def _usable(self, sequence: Sequence, prompt: list[int]) -> int:
         """How long a prefix of `prompt` a sequence has to give: all of its tokens or none, where the cache cannot be cut."""
-        n_common = _common_prefix(sequence.tokens, prompt)
+        n_common = n_common_tokens(sequence.tokens, prompt)
         return n_common if self._context.can_cut or n_common == len(sequence.tokens) else 0
 
     def _vacant(self, keep: Sequence | None = None) -> Sequence:
@@ -271,8 +272,3 @@ class Sequences:
     def _touch(self, sequence: Sequence) -> None:
         self._clock += 1
         sequence.last_use = self._clock
-
-
-def _common_prefix(left: list[int], right: list[int]) -> int:
-    pairs = enumerate(zip(left, right, strict=False))
-    return next((i for i, (a, b) in pairs if a != b), min(len(left), len(right)))

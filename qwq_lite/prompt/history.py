@@ -1,4 +1,4 @@
-"""Which messages of a conversation still fit the context: the oldest turns go first, whole. Pure."""
+"""Drops the oldest turns of a conversation that no longer fits the context. Pure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a question asks for that a rule made for faults would forbid. Pure, over text.
+"""Whether a prompt asks for repetition, which the loop rule would end. Pure, over text.
 
 English and Chinese; of German, French, Spanish, Italian, Portuguese and Dutch the commonest stems.
 """

@@ -1,4 +1,4 @@
-"""Which scripts the letters of an answer may be of: by the user's word, or by what was asked. Pure; knows no tokens.
+"""Which scripts an answer may use: by the option, or by the languages of the prompt. Pure; knows no tokens.
 
 A reader who wrote in Latin letters, and spoke of nothing that is written otherwise, wants no other letters. Who did is let alone:
 "auto" masks either everything that can be masked (`scripts`) or nothing, and one word that speaks of a language, a script, a

@@ -1,4 +1,4 @@
-"""What one rendering of a chat template may spend: steps of work, bytes, seconds; and texts made at its cost. Knows no template.
+"""Limits of one rendering of a chat template: steps, bytes, seconds. Knows no template.
 
 A budget is charged before work is done or a value is made, from lengths alone. Counts come first, so that the same
 template ends at the same place on every machine; the clock ends what the counts misjudge.

@@ -1,4 +1,4 @@
-"""One reply in the making: its tokens that stand, its text, what was shown. Rewinding folds again. Knows no engine.
+"""One reply in the making: the tokens that stand, their text, what was shown. A rewind folds them again. Knows no engine.
 
 The stream is append-only. A rewind takes back tokens, never text that was shown: it happens while thinking, and a notice says
 how many characters of the thought no longer count; the reply that ends the stream has the text that does. What was shown and

@@ -1,4 +1,4 @@
-"""What a reader may ask of a reply that is being made, between two of its tokens; and what was done to one so far. Data only."""
+"""What a reader may ask of a running reply (answer now, steer), and the log of a reply for another engine. Data only."""
 
 from __future__ import annotations
 

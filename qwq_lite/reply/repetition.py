@@ -1,4 +1,4 @@
-"""Repetition in a text that grows by tokens: exact, with a period of 1 to 1,024 of them, and near. Pure; knows no reply.
+"""Finds repetition in a growing sequence of tokens: exact, with a period of 1 to 1,024 tokens, and near. Pure.
 
 Exact. At every B/2 tokens, for B = 32, 64, ... 1,024, the last B are looked for at most B back. Where that is within a stretch of
 a period P <= B, the nearest place is P back: a nearer one would be a period of P tokens too (Fine and Wilf). With B < 2 P that

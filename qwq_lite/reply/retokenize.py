@@ -1,4 +1,4 @@
-"""How a text that goes on with given words is written in tokens: as tokenizing all of it would write it. Pure.
+"""Tokens of a text that continues with given words, as tokenizing the whole text would give them. Pure.
 
 Tokens are not letters: a "." that a newline follows is one token with it. Words that are merely put behind what a model wrote
 make sequences that no tokenizer makes and no model was trained on. So the last line is tokenized again together with them, and

@@ -1,4 +1,4 @@
-"""Which tokens bring no letter of the scripts that are masked, as rows for the logits. Pure; knows no engine and no replies.
+"""Logit masks that keep out letters of some scripts: which tokens may complete such a letter. Pure.
 
 A token is bytes, and a character may be spread over several: of Qwen's 151,643 pieces 1,271 end within one, 180 begin within one.
 So a row is a function of the bytes that are pending. Nothing pending: a piece that holds such a letter is masked, and one whose
@@ -33,7 +33,7 @@ _FIRST = (
 
 
 class ScriptMasks:
-    """pieces: the bytes of each token, empty for control tokens. masked: of `scripts.MASKABLE`.
+    """pieces: the bytes of each token, empty for control tokens. masked: of `unicode_scripts.MASKABLE`.
 
     Rows are built when they are first asked for, on whatever thread; those used last are kept, and the one for nothing pending.
     """

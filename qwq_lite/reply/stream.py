@@ -1,4 +1,4 @@
-"""The events of one reply on their way from the engine's thread to whoever reads them, with `for` or with `async for`.
+"""Carries the events of one reply from the engine's thread to its reader, for `for` and `async for`, and commands back.
 
 The engine holds a `Feed`, the reader a `Stream`: when nobody holds the stream any more, the reply is cancelled.
 """

@@ -1,4 +1,4 @@
-"""Whether the installed llama.cpp computes: checked once for each build and CPU, and the result kept in the user's state folder.
+"""Runs the engine check once for each build and CPU, and keeps its result in the user's state folder.
 
 A check takes a third of a second, the file that is kept a millisecond. A check that cannot run stops no load, and is not kept.
 GPUs are the installer's and `doctor`'s business: a driver may take minutes.

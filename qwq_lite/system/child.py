@@ -1,4 +1,4 @@
-"""How code of this package is started in a process of its own, from a script, a notebook or a frozen application.
+"""Starts code of this package in a child process, from a script, a notebook or a frozen application.
 
 What ends such a child does not end who started it. Nothing of the caller is imported there. A child's results go through a
 pipe of their own: what a sitecustomize, a library or llama.cpp prints to its streams is kept as text for an error message.

@@ -1,4 +1,4 @@
-"""A file that appears under its name whole or not at all: allocated under a temporary name, written in any order, renamed.
+"""Writes a file that appears under its name complete or not at all: temporary name, allocation, sync, rename.
 
 Order of the end: data, fsync, rename, fsync of the folder. Killed at any moment, the final name holds what it held before
 or a complete file. The temporary file lies beside the final one, `.NAME.part`, and is locked while it is written, so a

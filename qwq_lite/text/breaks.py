@@ -1,4 +1,4 @@
-"""Where a text may end without breaking off: paragraphs, lines, sentences, English and Chinese. Pure.
+"""Finds places where a text may end: paragraphs, lines and sentences, English and Chinese. Pure.
 
 Everything here is said of a text that still grows, from its end. An English sentence has ended when white space follows its
 stop, for "3." may become "3.14"; a Chinese one has ended with its stop.

@@ -1,4 +1,4 @@
-"""Where the answer begins in the text of a model that has no thinking tags, such as QwQ-32B-Preview. Pure, over text.
+"""Finds where the answer begins in a text without thinking tags, such as of QwQ-32B-Preview. Pure.
 
 Of 44 real outputs of that model about half mark the answer with a heading, "**Final Answer**" before all, some with a closing
 sentence, some not at all. A heading on a line of its own and a boxed result are seldom wrong while the text is still coming;

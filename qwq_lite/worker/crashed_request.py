@@ -1,4 +1,4 @@
-"""Which request the engine's process died of, and what its caller is told. Pure; knows no processes."""
+"""Which request crashed the engine, and the error that its caller gets. Pure; knows no processes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The host's end of a reply that a worker makes, and what another worker needs to go on with it. Knows no processes."""
+"""The host's side of a worker's reply, with the log from which another worker resumes it. Knows no processes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Names of types, and what needs importances: what of `recipe` no dry run of llama.cpp shows."""
+"""Names of types, and what needs importances: what of `tensor_types` no dry run of llama.cpp shows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ends a thought in time for an answer, at a place where a text may end: by a budget, a deadline, a request, a loop, the context.
+"""Ends a thought at a good place before its limit: of a budget, a deadline, a request, a loop or the context.
 
 A budget that cuts in mid-sentence worsens the answer, so a thought closes in a window: at the end of a paragraph in its first
 half, of a line or a sentence as well in the second; where none comes, the thought is taken back to the last one that did. For a

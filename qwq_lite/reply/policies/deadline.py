@@ -1,4 +1,4 @@
-"""Gives a thought so much time that the answer is complete by a deadline, and ends the answer at a sentence if it is not.
+"""Ends a thought so that the answer is complete by a deadline, and ends the answer at a sentence if it is not.
 
 A token's cost grows with the cache: a mean is wrong by four times between an empty one and one of 4,096 tokens. So a + b * fill
 is fitted to the last tokens, and what nine of ten stay below is added.

@@ -1,4 +1,4 @@
-"""Thought and answer of a model without thinking tags, such as QwQ-32B-Preview, while the text is still coming.
+"""Finds the answer of a model without thinking tags, such as QwQ-32B-Preview, while its text still comes.
 
 A line that announces the answer, once it is closed, or a boxed result on display begins the answer. What else may is decided
 when the text has ended: `text.final_answer`, whose `causal_start` this equals for every way of splitting a text into tokens.

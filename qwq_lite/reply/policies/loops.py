@@ -1,4 +1,4 @@
-"""Leaves a thought that goes round in circles, and ends an answer that does.
+"""Finds repetition: rewinds a thought out of its first loop, ends it at the second, and ends an answer that loops.
 
 QwQ repeats itself without end, word by word or nearly so, and a seed alone leads out of it only where sampling is not greedy. A
 thought goes back to the end of the first copy, and on without the token that began the second one, at the model's own

@@ -1,4 +1,4 @@
-"""Thought and answer of a model with thinking tags, by the tags' ids, and by their spelling where a model writes it as text.
+"""Finds thought and answer by thinking tags: by their tokens, or by their spelling where a model writes them as text.
 
 The closing tag ends the thought wherever it stands, in code too; "**Final Answer**" does not: it stood inside the thought of 7 of
 15 real outputs. A second closing tag lets the answer begin anew. The opening one begins a thought only where nothing was written

@@ -1,4 +1,4 @@
-"""Sees to the answer that follows a thought which was ended: there is one, in the room that was kept for it.
+"""Reserves tokens for the answer after a forced end of thinking, and keeps it from ending before it began.
 
 Such an answer often goes on thinking, and would do so until the context is full; so it ends at a sentence. And it may end
 before it began, where the model did not mean to answer yet; so it may not.

@@ -1,4 +1,4 @@
-"""Keeps the letters of scripts that were not asked for out of the answer, and out of the thought where that was asked for too.
+"""Masks letters of scripts that were not asked for, in the answer, and in the thought where that was asked for too.
 
 Eight of 72 real outputs mix scripts in the answer; in six the foreign part is the heading or the words that open it. Within a
 fenced block of code nothing is masked. The thought is free: to force one language on it costs 5.6 points of MATH-500 (arXiv

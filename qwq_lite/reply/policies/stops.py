@@ -1,4 +1,4 @@
-"""Where a reply ends: the model's end tokens, the caller's stop texts, the most tokens that it may have."""
+"""Ends a reply: at the model's end tokens, at stop texts, at max_tokens."""
 
 from __future__ import annotations
 
