@@ -51,13 +51,13 @@ def resolve(user: Mapping[str, float | None], file_keys: Mapping[str, object], c
         value = file_keys.get(f"general.sampling.{key}")
         if arguments.is_real(value):
             try:
-                settings = _changed(settings, {name: int(value) if name == "top_k" else float(value)})
+                settings = _replace_values(settings, {name: int(value) if name == "top_k" else float(value)})
             except (UsageError, ValueError, OverflowError):
                 continue
-    return _changed(settings, {name: value for name, value in user.items() if value is not None})
+    return _replace_values(settings, {name: value for name, value in user.items() if value is not None})
 
 
-def _changed(settings: Sampling, values: Mapping[str, float]) -> Sampling:
+def _replace_values(settings: Sampling, values: Mapping[str, float]) -> Sampling:
     changes: dict[str, Any] = dict(values)
     return dataclasses.replace(settings, **changes)
 

@@ -58,7 +58,7 @@ def write_digests(header: bytes, tensors: Sequence[str]) -> bytes:
         raise ValueError(
             f"the header has no {KEY} for {len(tensors)} tensors, or a digest is not {N_DIGITS} digits long"
         )
-    result = _zeroed(header, places)
+    result = _zero_digests(header, places)
     own = hashlib.sha256(result).hexdigest()
     for place, digest in zip(places, [*tensors, own], strict=True):
         result[place : place + N_DIGITS] = digest.encode("ascii")
@@ -73,7 +73,7 @@ def read_digests(header: bytes, n_tensors: int) -> Digests | None:
     said = [header[place : place + N_DIGITS].decode("ascii", "replace") for place in places]
     if set(said) == {_UNKNOWN}:
         return None
-    return Digests(tuple(said[:-1]), said[-1], hashlib.sha256(_zeroed(header, places)).hexdigest())
+    return Digests(tuple(said[:-1]), said[-1], hashlib.sha256(_zero_digests(header, places)).hexdigest())
 
 
 def without_split(header: bytes, tensors: Sequence[TensorInfo], alignment: int) -> bytes:
@@ -122,7 +122,7 @@ def _table(tensors: Sequence[TensorInfo]) -> bytes:
     )
 
 
-def _zeroed(header: bytes, places: Sequence[int]) -> bytearray:
+def _zero_digests(header: bytes, places: Sequence[int]) -> bytearray:
     result = bytearray(header)
     for place in places:
         result[place : place + N_DIGITS] = _UNKNOWN.encode("ascii")

@@ -44,10 +44,10 @@ class RoundTrip:
             raise ValueError(f"{source.size} values before, {result.size} after")
         with np.errstate(all="ignore"):  # what is not finite shows in the figures
             pieces = [
-                _measured(source[start : start + _PIECE], result[start : start + _PIECE])
+                _measure(source[start : start + _PIECE], result[start : start + _PIECE])
                 for start in range(0, source.size, _PIECE)
             ]
-        self._windows[first_row] = _joined(pieces)
+        self._windows[first_row] = _join(pieces)
 
     @property
     def rmse(self) -> float:
@@ -79,10 +79,10 @@ class RoundTrip:
 
     @property
     def _sums(self) -> _Sums:
-        return _joined(list(self._windows.values()))
+        return _join(list(self._windows.values()))
 
 
-def _joined(parts: Sequence[_Sums]) -> _Sums:
+def _join(parts: Sequence[_Sums]) -> _Sums:
     if not all(math.isfinite(value) for part in parts for value in part):  # fsum raises where infinities meet
         nan = math.nan
         return _Sums(math.fsum(part.n for part in parts), nan, nan, nan, nan, nan)
@@ -90,7 +90,7 @@ def _joined(parts: Sequence[_Sums]) -> _Sums:
     return _Sums(n, errors, products, before, after, max((part.largest for part in parts), default=0.0))
 
 
-def _measured(source: Floats, result: Floats) -> _Sums:
+def _measure(source: Floats, result: Floats) -> _Sums:
     before, after = source.astype(np.float64), result.astype(np.float64)
     errors = np.abs(before - after)
     largest = float(errors.max())

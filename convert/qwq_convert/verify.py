@@ -87,7 +87,7 @@ def verify(header: Header, n_threads: int | None = None, on_progress: OnProgress
     faults = [
         fault for part in header.files for fault in _misplaced(part, f" in {part.path.name}" if header.parts else "")
     ]
-    with _opened(header) as files:
+    with _open_parts(header) as files:
         texts = [_text(file, part) for file, part in zip(files, header.files, strict=True)]
         whole = digests.without_split(texts[0], header.tensors, _alignment(header))
         said = digests.read_digests(whole, len(header.tensors))
@@ -243,7 +243,7 @@ def compare(
 
         return measure
 
-    with _opened(header) as files:
+    with _open_parts(header) as files:
         _spread(_rows(header, files), worker, n_threads, on_progress)
     return results
 
@@ -273,17 +273,17 @@ def _check_same(header: Header, checkpoint: Checkpoint, pairs: dict[str, TensorP
     if different:
         name = different[0]
         raise CheckpointError(
-            f"{checkpoint.folder}: {name} is {_shown(theirs.get(name))} here and {_shown(ours.get(name))} in {header.path}"
+            f"{checkpoint.folder}: {name} is {_describe(theirs.get(name))} here and {_describe(ours.get(name))} in {header.path}"
             f" ({len(different)} tensors differ); give the checkpoint that the file was made from"
         )
 
 
-def _shown(shape: tuple[int, ...] | None) -> str:
+def _describe(shape: tuple[int, ...] | None) -> str:
     return "missing" if shape is None else " × ".join(map(str, shape))
 
 
 @contextmanager
-def _opened(header: Header) -> Iterator[list[RandomAccessFile]]:
+def _open_parts(header: Header) -> Iterator[list[RandomAccessFile]]:
     """The model's files, in their order."""
     with ExitStack() as stack:
         files = []

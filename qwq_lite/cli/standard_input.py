@@ -26,22 +26,22 @@ def read_all() -> str:
     """All of standard input. Raises: UsageError for more than MOST, and for what is no UTF-8."""
     binary = getattr(sys.stdin, "buffer", None)
     if binary is None:  # what a caller put in its place
-        return _bounded(sys.stdin.read(MOST + 1), "standard input")
+        return _check_length(sys.stdin.read(MOST + 1), "standard input")
     data = binary.read(MOST + 1)
     if len(data) > MOST:
         raise _too_long("standard input")
-    return _decoded(data)
+    return _decode(data)
 
 
 def read_line() -> str:
     """The next line. Raises: EOFError after the last one; UsageError for one that is longer than MOST."""
-    text = _bounded(sys.stdin.readline(MOST + 1), "a line of standard input")
+    text = _check_length(sys.stdin.readline(MOST + 1), "a line of standard input")
     if not text:
         raise EOFError
     return text.removesuffix("\n")
 
 
-def _decoded(data: bytes | bytearray) -> str:
+def _decode(data: bytes | bytearray) -> str:
     try:
         return data.decode("utf-8").replace("\r\n", "\n")
     except UnicodeDecodeError as error:
@@ -50,7 +50,7 @@ def _decoded(data: bytes | bytearray) -> str:
         ) from error
 
 
-def _bounded(text: str, what: str) -> str:
+def _check_length(text: str, what: str) -> str:
     if len(text) > MOST:
         raise _too_long(what)
     return text
@@ -85,7 +85,7 @@ class Beside:
             pass
         if len(self._read) > MOST:
             raise _too_long("standard input")
-        return _decoded(self._read)
+        return _decode(self._read)
 
     def _take(self, source: int) -> None:
         # By the descriptor: a thread that holds Python's own buffer at the end of the program is a fatal error.

@@ -52,10 +52,10 @@ def find_snapshot(path: Path) -> Path | None:
         main = path / _SNAPSHOTS / (path / "refs" / "main").read_text("utf-8").strip()
         if main.is_dir() and main.parent == path / _SNAPSHOTS:
             return main
-    return max((entry for entry in (path / _SNAPSHOTS).iterdir() if entry.is_dir()), default=None, key=_changed)
+    return max((entry for entry in (path / _SNAPSHOTS).iterdir() if entry.is_dir()), default=None, key=_modified_s)
 
 
-def _changed(path: Path) -> float:
+def _modified_s(path: Path) -> float:
     return path.stat().st_mtime
 
 

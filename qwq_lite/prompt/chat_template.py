@@ -66,7 +66,7 @@ def tokenize(vocab: Vocabulary, text: str, form: str, follows: bool = False) -> 
     `form` is `normalization.normalizer()` of the model; follows: other text stands before it. Equal to llama_tokenize of the
     normalised text with parse_special off, but for tags, which llama.cpp makes tokens of even then.
     """
-    pieces = _untagged(vocab.tags, normalize(text, form))
+    pieces = _split_tags(vocab.tags, normalize(text, form))
     return [
         token
         for n, piece in enumerate(pieces)
@@ -75,7 +75,7 @@ def tokenize(vocab: Vocabulary, text: str, form: str, follows: bool = False) -> 
     ]
 
 
-def _untagged(tags: tuple[str, ...], text: str) -> list[str]:
+def _split_tags(tags: tuple[str, ...], text: str) -> list[str]:
     """A text in pieces, none of which holds a tag. Each is cut where its first word ends: there every pre-tokenizer cuts."""
     pattern = _spellings(tags).pattern
     pieces, start, match = list[str](), 0, pattern.search(text)
@@ -184,7 +184,7 @@ class ChatTemplate:
         spellings = _spellings(tuple(vocab.special))
         marks = _unused_pair(messages, extra)
         rendered = self._render_marked(messages, extra, _own_tokens(vocab), spellings, marks)
-        tokens = list(_encoded(vocab, _pieces(rendered, spellings.pattern, marks), spellings.pattern, form))
+        tokens = list(_encode(vocab, _pieces(rendered, spellings.pattern, marks), spellings.pattern, form))
         if vocab.adds_bos and tokens[:1] != [vocab.bos]:
             tokens.insert(0, vocab.bos)
         return tokens
@@ -200,8 +200,8 @@ class ChatTemplate:
         """The prompt's text with marks around what a user typed, so far as it could be part of a spelling."""
 
         def render(mark: Marking) -> str:
-            marked = [_marked_message(message, mark) for message in messages]
-            return self.render(marked, **own, **_marked(extra, mark))
+            marked = [_mark_message(message, mark) for message in messages]
+            return self.render(marked, **own, **_mark(extra, mark))
 
         opening, closing = marks
         plain = self.render(messages, **own, **extra)
@@ -230,7 +230,7 @@ def _pieces(rendered: str, spellings: re.Pattern[str], marks: Marks) -> Iterator
         yield text[start:], False
 
 
-def _encoded(
+def _encode(
     vocab: Vocabulary, pieces: Iterator[tuple[str, bool]], spellings: re.Pattern[str], form: str
 ) -> Iterator[int]:
     special, text = vocab.special, list[str]()
@@ -253,30 +253,30 @@ def _own_tokens(vocab: Vocabulary) -> dict[str, str]:
     }
 
 
-def _marked_message(message: Message, mark: Marking) -> Any:
+def _mark_message(message: Message, mark: Marking) -> Any:
     """A message with what its user typed marked. A reply's own thinking tags are the template's business and stay."""
     if message.get("role") != "assistant":
-        return _marked(message, mark)
+        return _mark(message, mark)
     tags = "|".join(THINK_TAGS)
 
     def mark_between_tags(text: str) -> str:
         return "".join(part if part in THINK_TAGS else mark(part) for part in re.split(f"({tags})", text))
 
-    return _marked(message, mark_between_tags)
+    return _mark(message, mark_between_tags)
 
 
-def _marked(value: Any, mark: Marking) -> Any:
+def _mark(value: Any, mark: Marking) -> Any:
     """The value with its texts marked. Not normalised yet: a mark that follows a tag would compose with its `>`."""
     if isinstance(value, str):
         return mark(value)
     if isinstance(value, Mapping):
         kept = {key for key, item in value.items() if key in _NAMED and _is_word(item)}
         return {
-            key if _is_word(key) else _marked(key, mark): item if key in kept else _marked(item, mark)
+            key if _is_word(key) else _mark(key, mark): item if key in kept else _mark(item, mark)
             for key, item in value.items()
         }
     if isinstance(value, list | tuple):
-        return [_marked(item, mark) for item in value]
+        return [_mark(item, mark) for item in value]
     return value
 
 

@@ -1,7 +1,7 @@
 """Chat templates come from strangers: a Jinja sandbox with limits on time, memory and work. Knows no vocabulary, no engine.
 
-A template may name what `template_builtins` lists. A budget belongs to each rendering and is charged at every place where work can
-repeat or a value can grow: loops, calls, operators, comparisons, literals, output. Jinja's own code generator writes those
+A template may name what `template_builtins` lists. A budget belongs to each rendering and is charged wherever work can repeat
+or a value can grow: loops, calls, operators, comparisons, literals, output. Jinja's own code generator writes those
 charges into the template's code. Between two charges stands straight-line code, which the size of the source bounds. The
 compiler evaluates nothing (constant folding is off), so compiling is bounded by the source too.
 

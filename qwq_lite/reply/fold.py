@@ -123,7 +123,7 @@ def advance(policies: tuple[Policy, ...], state: State, token: int, piece: bytes
             continue
         if turned is not None and turn is None:
             turn = turned
-            begun = _begun(state.held + text, turn)
+            begun = _text_of_turn(state.held + text, turn)
             line, rows = follow(Line(), begun)
             taken = taken._replace(phase=turn.phase, text=begun, turned=True, line=line, rows=rows)
         if ending is not None:
@@ -137,7 +137,7 @@ def advance(policies: tuple[Policy, ...], state: State, token: int, piece: bytes
     ):  # the phase's first text is cut away
         turn = None
     if turn is None and not isinstance(action, Stop):  # nearly every token
-        state, events = _shown(state, n_tokens, pending, state.held + text, forced, tuple(states), hold, line)
+        state, events = _show_held(state, n_tokens, pending, state.held + text, forced, tuple(states), hold, line)
         return _new(Step, (state, events, action))
     after = State(
         state.phase,
@@ -153,19 +153,19 @@ def advance(policies: tuple[Policy, ...], state: State, token: int, piece: bytes
     )
     events = _NO_EVENTS
     if turn is not None:
-        after, events = _turned(after, state, text, turn)
+        after, events = _begin_phase(after, state, text, turn)
     if isinstance(action, Stop):
-        return _stopped(after, state, events, action)
+        return _stop(after, state, events, action)
     after, more = _show(after, hold)
     return Step(after, events + more, action)
 
 
-def _begun(whole: str, turn: Turn) -> str:
+def _text_of_turn(whole: str, turn: Turn) -> str:
     """What a turn leaves of the text to the phase that begins."""
     return "" if turn.mute or not turn.n_chars else whole[-turn.n_chars :]
 
 
-def _stopped(after: State, before: State, events: tuple[Event, ...], action: Stop) -> Step:
+def _stop(after: State, before: State, events: tuple[Event, ...], action: Stop) -> Step:
     """The last step: what is held is shown, but for what does not belong to the reply."""
     if action.mute:
         after, events = after._replace(held=before.held, pending=before.pending), ()
@@ -212,7 +212,7 @@ def utf8(pending: bytes, piece: bytes) -> tuple[str, bytes]:
     return text, decoder.getstate()[0]
 
 
-def _turned(counted: State, before: State, text: str, turn: Turn) -> tuple[State, tuple[Event, ...]]:
+def _begin_phase(counted: State, before: State, text: str, turn: Turn) -> tuple[State, tuple[Event, ...]]:
     """The new phase with the text that belongs to it, and what was left to show of the old one."""
     if turn.mute:  # the tag ends an unfinished character too; bytes after it begin a new one
         old, new, pending, cut = before.held, "", b"", before.pending
@@ -231,10 +231,10 @@ def _turned(counted: State, before: State, text: str, turn: Turn) -> tuple[State
 
 
 def _show(state: State, hold: int) -> tuple[State, tuple[Event, ...]]:
-    return _shown(state, state.n_tokens, state.pending, state.held, state.forced, state.policies, hold, state.line)
+    return _show_held(state, state.n_tokens, state.pending, state.held, state.forced, state.policies, hold, state.line)
 
 
-def _shown(
+def _show_held(
     state: State,
     n_tokens: int,
     pending: bytes,

@@ -51,7 +51,7 @@ def write(path: Path, saved: SavedState, payload_bytes: int, fill: Callable[[mem
     start = len(_head(saved, payload_bytes, bytes(32)))
     with (
         output_file(path, start + payload_bytes, private=True, mapped=True) as file,
-        _mapped(file, mmap.ACCESS_WRITE) as whole,
+        _map_file(file, mmap.ACCESS_WRITE) as whole,
         whole[start:] as payload,
     ):
         fill(payload)
@@ -68,22 +68,22 @@ def read(path: Path) -> Iterator[tuple[SavedState, memoryview]]:
         try:
             file = stack.enter_context(files.RandomAccessFile(path))
             # Copy on write: ctypes takes the address of writable buffers only, and nothing is written.
-            whole = stack.enter_context(_mapped(file, mmap.ACCESS_COPY))
+            whole = stack.enter_context(_map_file(file, mmap.ACCESS_COPY))
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or error
             raise FormatError(f"{path}: cannot be read as a saved state: {reason}") from error
-        saved, start, digest = _parsed(path, whole)
+        saved, start, digest = _parse(path, whole)
         payload = stack.enter_context(whole[start:])
         if _digest(payload) != digest:
             raise FormatError(f"{path}: its bytes have changed since it was saved; delete it and ask again")
         yield saved, payload
 
 
-def _parsed(path: Path, whole: memoryview) -> tuple[SavedState, int, bytes]:
+def _parse(path: Path, whole: memoryview) -> tuple[SavedState, int, bytes]:
     length = int.from_bytes(whole[8:16], "little")
     if bytes(whole[:8]) != _MAGIC or not 0 < length <= min(_MOST_JSON, len(whole)):
         raise FormatError(f"{path}: is no saved state (it does not begin with {_MAGIC.decode()})")
-    start = _aligned(_START + length)
+    start = _align(_START + length)
     text = bytes(whole[_START : _START + length])
     if hashlib.blake2b(text, digest_size=32).digest() != whole[16:_START] or any(whole[_START + length : start]):
         raise FormatError(f"{path}: the description of its state is damaged; delete it and ask again")
@@ -107,10 +107,10 @@ def _head(saved: SavedState, payload_bytes: int, digest: bytes) -> bytes:
         raise UsageError(f"a saved state takes JSON only: {error}") from error
     own = hashlib.blake2b(text, digest_size=32).digest()
     head = _MAGIC + len(text).to_bytes(8, "little") + own + text
-    return head.ljust(_aligned(len(head)), b"\0")
+    return head.ljust(_align(len(head)), b"\0")
 
 
-def _aligned(n: int) -> int:
+def _align(n: int) -> int:
     return -(-n // _ALIGN) * _ALIGN
 
 
@@ -122,7 +122,7 @@ def _digest(payload: memoryview) -> bytes:
 
 
 @contextlib.contextmanager
-def _mapped(file: files.RandomAccessFile, access: int) -> Iterator[memoryview]:
+def _map_file(file: files.RandomAccessFile, access: int) -> Iterator[memoryview]:
     mapping = mmap.mmap(file.fileno(), 0, access=access)
     view = memoryview(mapping)
     try:

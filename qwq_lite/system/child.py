@@ -94,7 +94,7 @@ def start(target: str, python: str | None = None) -> Child:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 bufsize=0,
-                **_started(target, options),
+                **_start_options(target, options),
             )
         except BaseException:
             os.close(read)
@@ -130,7 +130,7 @@ def ask(module: str, function: str, question: str = "") -> subprocess.CompletedP
                 errors="replace",
                 timeout=TIMEOUT_S,
                 check=False,
-                **_started(target, options),
+                **_start_options(target, options),
             )
             ended: BaseException | None = None
         except BaseException as error:
@@ -199,7 +199,7 @@ def _read_all(descriptor: int) -> bytes:
         return file.read()
 
 
-def _started(target: str, options: dict[str, Any]) -> dict[str, Any]:
+def _start_options(target: str, options: dict[str, Any]) -> dict[str, Any]:
     """What every child is started with: no console window, its environment, the pipe for its results."""
     number = options.pop("results")
     if sys.platform == "win32":

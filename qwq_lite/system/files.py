@@ -103,7 +103,7 @@ class RandomAccessFile:
         who writes through a mapping is ended by the system (SIGBUS) at the first page that finds no room.
         """
         os.ftruncate(self._fd, 0)
-        claimed = _claimed(self._fd, size_bytes)
+        claimed = _allocate(self._fd, size_bytes)
         os.ftruncate(self._fd, size_bytes)
         if claim and not claimed:
             zeros = memoryview(bytes(_ZEROS))
@@ -126,7 +126,7 @@ def _check_regular(path: Path, status: os.stat_result) -> None:
         raise OSError(errno.EINVAL, "a folder, a device, a pipe or a socket, no regular file", str(path))
 
 
-def _claimed(fd: int, size_bytes: int) -> bool:
+def _allocate(fd: int, size_bytes: int) -> bool:
     """Whether the disk holds room for `size_bytes` of an empty file. Raises: OSError when it is too full."""
     if WINDOWS or size_bytes == 0:  # the C library's _chsize_s, which is ftruncate there, writes zeros itself
         return True
@@ -138,10 +138,10 @@ def _claimed(fd: int, size_bytes: int) -> bool:
                 raise
             return False
         return True
-    return _claimed_by_macos(fd, size_bytes)
+    return _allocate_on_macos(fd, size_bytes)
 
 
-def _claimed_by_macos(fd: int, size_bytes: int) -> bool:
+def _allocate_on_macos(fd: int, size_bytes: int) -> bool:
     """F_PREALLOCATE from the end of an empty file on, in one piece or else in several. Untried."""
     if sys.platform != "darwin":
         return False

@@ -46,9 +46,9 @@ def find_cause(
     if tokenizing is not None and (tokenizing in feeds or tokenizing in waiting):
         prompt = feeds.get(tokenizing)
         if overdue and prompt is not None and prompt.is_templated:
-            return CrashCause(tokenizing, _late(crash), True)
+            return CrashCause(tokenizing, _template_error(crash), True)
         if overdue or reply is None:
-            return CrashCause(tokenizing, _blamed(crash, _TOKENIZING), True)
+            return CrashCause(tokenizing, _request_error(crash, _TOKENIZING), True)
         if prompt is None:  # a call for tokens, which is not tried again
             return CrashCause(tokenizing, copy.copy(crash), True)
         return _of_two(crash, prompt, reply)
@@ -56,7 +56,7 @@ def find_cause(
         return CrashCause(None, crash, False)
     reply.n_deaths += 1
     if reply.n_deaths > 1:
-        return CrashCause(reply.number, with_partial(_blamed(crash, _REPLYING), reply), True)
+        return CrashCause(reply.number, with_partial(_request_error(crash, _REPLYING), reply), True)
     alone = {*waiting, *feeds} == {reply.number}
     return CrashCause(reply.number if alone else None, with_partial(crash, reply), True)
 
@@ -76,7 +76,7 @@ def with_partial(error: EngineCrashed, feed: ResumableFeed) -> EngineCrashed:
     return own
 
 
-def _blamed(crash: EngineCrashed, when: str) -> RequestCrashed:
+def _request_error(crash: EngineCrashed, when: str) -> RequestCrashed:
     # Another program, or the system, kills by SIGKILL: changing the request does not help then.
     advice = "" if crash.signal == "SIGKILL" else ": change the request"
     error = RequestCrashed(f"{str(crash).removesuffix(ANOTHER)}, {when}; it is not tried again{advice}")
@@ -84,5 +84,5 @@ def _blamed(crash: EngineCrashed, when: str) -> RequestCrashed:
     return error
 
 
-def _late(crash: EngineCrashed) -> TemplateError:
+def _template_error(crash: EngineCrashed) -> TemplateError:
     return TemplateError(f"{str(crash).removesuffix(ANOTHER)}; the next call starts the engine anew")

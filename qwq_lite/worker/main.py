@@ -146,7 +146,7 @@ class _Worker:
             reply.begin(stream)
             for event in stream:
                 self._n_steps += 1
-                entries = [protocol.entry_to_json(entry) for entry in _fetched(stream)]
+                entries = [protocol.entry_to_json(entry) for entry in _fetch_entries(stream)]
                 self._send({"id": number, "event": protocol.event_to_json(event), "entries": entries})
                 if not isinstance(event, Done):
                     reply.wait()
@@ -170,7 +170,7 @@ class _Worker:
             self._pipe.send(message)
 
 
-def _fetched(stream: Stream) -> Iterator[LogEntry]:
+def _fetch_entries(stream: Stream) -> Iterator[LogEntry]:
     """What was done to a reply since it was last asked: all that the events read so far follow from, and perhaps more."""
     done = stream.feed.done
     while done:

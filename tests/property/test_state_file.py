@@ -384,7 +384,7 @@ def test_a_full_disk_is_heard_before_the_mapping_is_filled_where_the_system_cann
         return really(fd, data, offset)
 
     monkeypatch.delattr(os, "posix_fallocate", raising=False)
-    monkeypatch.setattr(files, "_claimed_by_macos", lambda fd, size_bytes: False)
+    monkeypatch.setattr(files, "_allocate_on_macos", lambda fd, size_bytes: False)
     monkeypatch.setattr(os, "pwrite", pwrite)
     with pytest.raises(OutputError, match="the disk is full"):
         state_file.write(tmp_path / "state", SAVED, 4 << 20, lambda payload: pytest.fail("was filled"))

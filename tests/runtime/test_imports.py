@@ -84,6 +84,11 @@ def test_the_top_of_the_package_is_short() -> None:
 
 
 @pytest.mark.parametrize(("owner", "path"), MODULES, ids=lambda value: value.stem if isinstance(value, Path) else value)
+def test_a_module_is_short(owner: str, path: Path) -> None:
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 400
+
+
+@pytest.mark.parametrize(("owner", "path"), MODULES, ids=lambda value: value.stem if isinstance(value, Path) else value)
 def test_imports_run_upward(owner: str, path: Path) -> None:
     mine = dotted(owner, path)
     for name in imports(owner, path, owner):
