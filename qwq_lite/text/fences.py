@@ -8,20 +8,25 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-_BLANK = " \t\r"
+_BLANK = " \t"
 _FENCE = re.compile(r"(`{3,})[^`]*|(~{3,}).*", re.DOTALL)
 
 
 def opens(line: str) -> str:
     """The fence with which a line opens a block of code, "" where it opens none."""
-    found = _FENCE.fullmatch(line.strip(_BLANK))
+    found = _FENCE.fullmatch(_strip(line))
     return (found[1] or found[2]) if found else ""
 
 
 def closes(line: str, fence: str) -> bool:
     """Whether a line closes the block of code that `fence` opened."""
-    bare = line.strip(_BLANK)
+    bare = _strip(line)
     return len(bare) >= len(fence) and not bare.strip(fence[0])
+
+
+def _strip(line: str) -> str:
+    """A line without its indentation, and without blanks and the carriage return at its end."""
+    return line.lstrip(_BLANK).rstrip(_BLANK + "\r")
 
 
 def fence_after(fence: str, line: str) -> str:

@@ -49,18 +49,18 @@ def follow(line: Line, text: str) -> tuple[Line, tuple[Row, ...]]:
 
 
 def _kept(row: str, fence: str) -> str | None:
-    """What is to be known of a line that goes on."""
+    """What is to be known of a line that goes on; of a fence its marks, and one character more if there are any."""
     bare = row.lstrip(_BLANK)
+    if not bare:
+        return row[:LONGEST_HEADING]  # a longer indentation says no more
     mark = bare[:1]
     if mark and mark in "`~" and (not fence or fence[0] == mark):
         rest = bare.lstrip(mark)
-        n_marks = len(bare) - len(rest)
-        if not rest.strip(_BLANK + "\r"):
-            return row[-LONGEST_HEADING:] if n_marks < 3 else mark * n_marks + rest[:1]
-        return mark * n_marks + rest[:1] if not fence and opens(row) else None
-    if fence:
-        return row if not bare and len(row) <= LONGEST_HEADING else None
-    return row if may_announce(row) else None
+        fenced = row[: len(row) - len(rest)]
+        if not rest.strip(_BLANK + "\r") or (not fence and opens(row)):
+            return fenced + rest[:1]
+        return None
+    return row if not fence and may_announce(row) else None
 
 
 def _is_set_apart(row: str) -> bool:

@@ -24,7 +24,9 @@ BLOCKS = {
 }
 NO_BLOCKS = ["``", "``` a `b`", "x ```", "~~", "**```**"]
 TEXTS = st.lists(
-    st.sampled_from(["```", "````", "~~~", "`", "x", " ", "\n", "\n", "**Answer**", "#", "\\[", "\\boxed{", "\t", "|"]),
+    st.sampled_from(
+        ["```", "````", "~~~", "`", "x", " ", "\n", "\n", "**Answer**", "#", "\\[", "\\boxed{", "\t", "|", "\r", "    "]
+    ),
     max_size=30,
 ).map("".join)
 
