@@ -28,10 +28,9 @@ settings.register_profile("laws", deadline=None, suppress_health_check=[HealthCh
 settings.load_profile("laws")
 
 # Two engines at a time, each with all cores, are many times slower than one after the other: what starts one is one lane.
-ENGINE_FOLDERS = ("attacks", "desktop")
 ENGINE_MODULES = {
-    "test_asked", "test_chat_cli", "test_engine_check", "test_kept_result", "test_measure", "test_pretokenizer",
-    "test_running_engines", "test_sampler", "test_split_models", "test_host", "test_places", "test_plan_cli",
+    "test_asked", "test_chat_cli", "test_kept_result", "test_host", "test_places", "test_pretokenizer", "test_running_engines",
+    "test_split_models", "test_window",
 }  # fmt: skip
 
 
@@ -63,16 +62,20 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = chosen
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """pytest-xdist marks the group in a test's id, by an attribute that not every pytest has."""
+    if getattr(session.config.option, "loadgroup", False):
+        lost = [item.nodeid for item in session.items if starts_engine(item) and not item.nodeid.endswith("@engine")]
+        assert not lost, "this pytest and pytest-xdist do not keep engines in one lane; see pyproject.toml"
+
+
 def starts_engine(item: pytest.Item) -> bool:
     """Whether a test runs llama.cpp on a model, here or in a child."""
     if item.path.parent.name == "convert":  # the converter calls ggml's kernels only
         return False
     fixtures = getattr(item, "fixturenames", ())
-    return (
-        item.path.stem in ENGINE_MODULES
-        or item.path.parent.name in ENGINE_FOLDERS
-        or any(name.endswith("_gguf") for name in fixtures)
-    )
+    return item.path.stem in ENGINE_MODULES or any(name.endswith("_gguf") for name in fixtures)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -21,6 +21,7 @@ from qwq_lite.selftest import kept_result
 from qwq_lite.selftest.engine_check import Fault, Report
 from qwq_lite.system import child
 from tests.bad_engines import RET, UD2, broken_copy, only_x86_linux
+from tests.samples import sample
 
 PLAIN, REPACKED = "ggml_vec_dot_q4_K_q8_K", "ggml_gemv_q4_K_8x8_q8_K"
 CODES = [pytest.param(RET, id="wrong numbers"), pytest.param(UD2, id="death")]
@@ -181,7 +182,7 @@ def test_load_goes_without_extra_buffers_that_fail(code: bytes, broken: Broken, 
 
 
 @only_x86_linux
-@pytest.mark.parametrize("host_weights", ["mmap", "repacked", "pinned", "no-repack"])
+@pytest.mark.parametrize("host_weights", sample(["mmap", "repacked", "pinned", "no-repack"], 2))
 def test_a_plan_with_repacking_is_made_anew(host_weights: str, broken: Broken, demo_gguf: Path) -> None:
     header = gguf_header.read(demo_gguf)
     wishes = Wishes(n_ctx=512, host_weights=host_weights)
