@@ -35,6 +35,7 @@ from qwq_lite.worker.process import Retired, WorkerProcess
 from qwq_lite.worker.resumable_feed import ResumableFeed
 
 _BEGIN_S = 60.0  # for messages to become a prompt; a template has 2 s by its own clock
+_SOON_S = 0.02
 _CRASHES, _WITHIN_S = 3, 60.0  # in a row, each so soon after its load
 
 
@@ -245,6 +246,10 @@ def _go_on(model: weakref.ref[RemoteModel], orphans: deque[ResumableFeed], crash
                             told.append(feed)
                         worker.go_on(feed)
                     orphans.popleft()
+                    # The worker makes prompts in any order and replies in the order of their prompts. A reader may read them in
+                    # the order in which they were asked for, and a reply that is not read lets no other begin.
+                    while not (feed.has_prompt or feed.is_over(_SOON_S) or worker.gone):
+                        pass
             del owner  # a model that is dropped ends
     except Exception as error:
         _tell(orphans, error if isinstance(error, QwqError) else EngineError(f"{type(error).__name__}: {error}"))

@@ -91,6 +91,10 @@ class ResumableFeed(Feed):
         while other is not None and not self.cancelled and not other._over.wait(_LOOK_S) and not other.unread:
             continue
 
+    def is_over(self, within_s: float) -> bool:
+        """Whether its last event came; waits for that at most so many seconds."""
+        return self._over.wait(within_s)
+
     def cancel(self) -> None:
         self.cancelled_at = min(self.cancelled_at, time.monotonic())
         super().cancel()

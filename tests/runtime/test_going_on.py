@@ -10,6 +10,8 @@ import random
 import signal
 import sys
 import threading
+import weakref
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -296,6 +298,38 @@ def test_a_model_that_is_unloaded_meanwhile_tells_so(fragile: RemoteModel) -> No
     for stream in streams:
         with pytest.raises((qwq_lite.EngineClosed, qwq_lite.EngineCrashed)):
             list(stream)
+
+
+def test_replies_are_handed_over_in_their_order() -> None:
+    """The next one only once the prompt of the one before is made: else it may begin first, and nobody reads it."""
+
+    class Worker:
+        gone: Exception | None = None
+
+        def __init__(self) -> None:
+            self.handed: list[ResumableFeed] = []
+
+        def tell(self, message: dict[str, Any]) -> None: ...
+
+        def go_on(self, feed: ResumableFeed) -> None:
+            assert all(other.has_prompt for other in self.handed)
+            self.handed.append(feed)
+            threading.Timer(0.05, setattr, (feed, "has_prompt", True)).start()
+
+    class Owner:
+        _closed, n_ctx = False, 0
+
+        def __init__(self, worker: Worker) -> None:
+            self._worker = worker
+
+        @contextlib.contextmanager
+        def _alive(self, _: object) -> Iterator[Worker]:
+            yield self._worker
+
+    worker, feeds = Worker(), [ResumableFeed({}) for _ in range(4)]
+    owner = Owner(worker)
+    remote._go_on(weakref.ref(owner), deque(feeds), CRASH)  # type: ignore[arg-type] # what it needs of a model
+    assert worker.handed == feeds
 
 
 @posix
