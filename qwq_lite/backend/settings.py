@@ -33,9 +33,7 @@ class EngineSettings:
     # "mmap": pages of the file, which the system may take back. "none": memory of their own, which a GPU's driver pins
     # unless no_host.
     load_mode: LoadMode = "mmap"
-    repack: bool = (
-        True  # copy what the CPU's kernels like in another layout; llama.cpp does so only without pinned memory
-    )
+    repack: bool = True  # copy weights into the layout of the CPU's kernels; only where no pinned memory is used
     no_host: bool = False
     tensor_split: tuple[int, ...] = ()  # how many of the layers each GPU gets, empty where there is one
 

@@ -17,45 +17,37 @@ from qwq_lite.reply.policy import WINDOW, Begin, Draw, Phase, Policy, Rewind, Re
 from qwq_lite.sampling import Sampling
 from qwq_lite.text.lines import Line, Row, follow
 
-# What is made for each token is a NamedTuple: a frozen dataclass takes four times as long to make.
-
 
 class Given(NamedTuple):
-    """What a reply's rewinds and its reader left to be kept to. bans: tokens not allowed, forced: tokens that come next, both
-    by the reply's length; ended_at: the length at which the thought is over, whatever its text; asked_at: as in Begin."""
+    """What a reply's rewinds and its reader decided, by the reply's length."""
 
-    bans: Mapping[int, frozenset[int]] = MappingProxyType({})
-    forced: Mapping[int, tuple[int, ...]] = MappingProxyType({})
-    ended_at: int | None = None
-    asked_at: int | None = None
+    bans: Mapping[int, frozenset[int]] = MappingProxyType({})  # tokens not allowed there
+    forced: Mapping[int, tuple[int, ...]] = MappingProxyType({})  # tokens that come there
+    ended_at: int | None = None  # the thought is over here, whatever its text
+    asked_at: int | None = None  # as in Begin
 
 
 class State(NamedTuple):
-    """A reply so far.
-
-    pending: bytes of an unfinished UTF-8 character; held: text that is not shown yet; n_shown: characters shown in this phase;
-    forced: tokens that come next; policies: each one's own state; turned_at: the reply's length when its phase began, for the
-    first time.
-    """
+    """A reply so far."""
 
     phase: Phase = "answer"
     n_tokens: int = 0
-    pending: bytes = b""
-    held: str = ""
-    n_shown: int = 0
-    forced: tuple[int, ...] = ()
+    pending: bytes = b""  # of an unfinished UTF-8 character
+    held: str = ""  # text that is not shown yet
+    n_shown: int = 0  # characters shown in this phase
+    forced: tuple[int, ...] = ()  # tokens that come next
     given: Given = Given()
-    policies: tuple[Any, ...] = ()
-    turned_at: int = 0
-    line: Line = Line()
+    policies: tuple[Any, ...] = ()  # each one's own state
+    turned_at: int = 0  # the reply's length when its phase began, for the first time
+    line: Line = Line()  # the line that is being written
 
 
 class Step(NamedTuple):
-    """What came of one token. action: what the caller carries out; the state is the one before it."""
+    """What came of one token."""
 
-    state: State
+    state: State  # the one before an action is carried out
     events: tuple[Event, ...] = ()
-    action: Rewind | Rewrite | Stop | None = None
+    action: Rewind | Rewrite | Stop | None = None  # for the caller to carry out
 
 
 _NO_EVENTS: tuple[Event, ...] = ()

@@ -20,44 +20,38 @@ Phase = Literal["thinking", "answer"]
 
 @dataclass(frozen=True)
 class Rewind:
-    """Only the reply's first `n_tokens` stand; what comes next is `forced`, then sampled with another seed, without `banned`.
-
-    why: a few words for the notice. ends: what ends the thought, where the forced tokens do. loop: it leaves a loop.
-    """
+    """Keep the first `n_tokens` of the reply, force some tokens, then sample with another seed."""
 
     n_tokens: int
-    banned: frozenset[int] = frozenset()
-    why: str = ""
-    forced: tuple[int, ...] = ()
-    ends: ThoughtEnd | None = None
-    loop: bool = False
+    banned: frozenset[int] = frozenset()  # not allowed as the next token
+    why: str = ""  # a few words for the notice
+    forced: tuple[int, ...] = ()  # the next tokens
+    ends: ThoughtEnd | None = None  # what ends the thought, where the forced tokens end it
+    loop: bool = False  # it leaves a loop
 
 
 @dataclass(frozen=True)
 class Rewrite:
-    """The reply's text loses its last `n_drop` characters and the white space before them, and goes on with `words`.
+    """Drop the end of the reply's text, and the white space before it, and go on with given words.
 
-    In the tokens that tokenizing its last line together with the words gives: a Rewind, once the tokens are known.
-    n_drop: None for what follows the last place where a text may end. words: texts, and control tokens between them.
-    outside_code: the words mean nothing within a block of code, so that is closed first. why, ends: as in Rewind. n_back: so
-    many of the last tokens go before that.
+    It becomes a Rewind, in the tokens that tokenizing the last line together with the words gives.
     """
 
-    n_drop: int | None
-    words: tuple[str | int, ...]
-    why: str = ""
-    ends: ThoughtEnd | None = None
-    outside_code: bool = False
-    n_back: int = 0
+    n_drop: int | None  # characters; None for what follows the last place where a text may end
+    words: tuple[str | int, ...]  # texts, and control tokens between them
+    why: str = ""  # as in Rewind
+    ends: ThoughtEnd | None = None  # as in Rewind
+    outside_code: bool = False  # a block of code that is open is closed first
+    n_back: int = 0  # tokens that go before n_drop is counted
 
 
 @dataclass(frozen=True)
 class Stop:
-    """The reply ends. mute: the token is no text; drop: so many trailing characters of what is held do not belong to it."""
+    """End the reply."""
 
     reason: FinishReason
-    drop: int = 0
-    mute: bool = False
+    drop: int = 0  # trailing characters of the held text that do not belong to it
+    mute: bool = False  # the token is no text
 
 
 Action = Rewind | Rewrite | Stop | None  # None: go on
@@ -65,84 +59,65 @@ Action = Rewind | Rewrite | Stop | None  # None: go on
 
 @dataclass(frozen=True)
 class Turn:
-    """A phase begins. n_chars: so many trailing characters belong to it already; mute: the token is a tag, not text.
-
-    n_tag: so many characters before those are a tag that was written as text; they are shown nowhere. The answer may begin
-    anew: what it held so far stops counting.
-    """
+    """A phase begins. Where an answer begins anew, what it held so far no longer counts."""
 
     phase: Phase
-    n_chars: int = 0
-    mute: bool = False
-    n_tag: int = 0
+    n_chars: int = 0  # trailing characters that belong to it already
+    mute: bool = False  # the token is a tag, not text
+    n_tag: int = 0  # characters before those that are a tag written as text; they are shown nowhere
 
 
 @dataclass(frozen=True)
 class Begin:
-    """What a fold starts from: the phase in which the prompt leaves the model, and what was done to this reply from outside.
+    """What a fold starts from."""
 
-    undivided: the model marks no thought, so its end is found in the text. asked_at: from the token after so many on, the
-    reader waits for the answer.
-    """
+    phase: Phase = "answer"  # in which the prompt leaves the model
+    rewinds: tuple[Rewind, ...] = ()  # of this reply, in their order
+    undivided: bool = False  # the model marks no thought, so its end is found in the text
+    asked_at: int | None = None  # the reader waits for the answer from the token after this many on
 
-    phase: Phase = "answer"
-    rewinds: tuple[Rewind, ...] = ()
-    undivided: bool = False
-    asked_at: int | None = None
+
+# What is made for each token is a NamedTuple: a frozen dataclass takes four times as long to make.
 
 
 class Taken(NamedTuple):
-    """One token, as a policy sees it.
-
-    text: the characters that it completed, of the phase that it leaves the reply in; n_tokens: the reply's length with it;
-    time_s: seconds from the request to the token; forced: nobody drew it; turned: the phase begins with this token.
-    end: the thought is to end for this reason, within so many tokens more; less than none: so many of the last tokens ago.
-    added: the characters that it completed, of whichever phase. line: the line that is being written, after it; rows: the lines
-    that its text is of, the unfinished one last, none where they mean nothing.
-    """
+    """One token, as a policy sees it."""
 
     token: int
-    text: str
+    text: str  # characters that it completed, of the phase that it leaves the reply in
     phase: Phase
-    n_tokens: int
-    time_s: float = 0.0
-    forced: bool = False
-    turned: bool = False
+    n_tokens: int  # the reply's length with it
+    time_s: float = 0.0  # seconds from the request to the token
+    forced: bool = False  # it was not sampled
+    turned: bool = False  # the phase begins with it
+    # Why the thought is to end, and within how many tokens more; less than none: that many of the last tokens ago.
     end: tuple[ThoughtEnd, int] | None = None
-    added: str = ""
-    line: Line = Line()
-    rows: tuple[Row, ...] = ()
+    added: str = ""  # characters that it completed, of whichever phase
+    line: Line = Line()  # the line that is being written, after it
+    rows: tuple[Row, ...] = ()  # the lines that its text is of, the unfinished one last; none where they mean nothing
 
 
 class Draw(NamedTuple):
-    """What the next token may be. Each policy in turn may change it.
-
-    masks: rows that are added to the logits, shape (n_vocab,), 0 or minus infinity; banned: tokens that are masked;
-    forced: the token itself, and nothing is sampled; eager: when the logit of this token is at most so far below the highest
-    one, nothing is sampled either and the text is rewritten. pending: bytes of an unfinished character that the token follows.
-    allowed: a row as those of masks, which is added only once a token that it masks was drawn: then another one is.
-    """
+    """What the next token may be. Each policy in turn may change it."""
 
     sampling: Sampling
-    masks: tuple[Mask, ...] = ()
-    banned: frozenset[int] = frozenset()
-    forced: int | None = None
+    masks: tuple[Mask, ...] = ()  # rows added to the logits, shape (n_vocab,), 0 or minus infinity
+    banned: frozenset[int] = frozenset()  # tokens that are masked
+    forced: int | None = None  # the token itself; nothing is sampled
+    # A token, and how far below the highest logit its own may be for the text to be rewritten in place of a draw.
     eager: tuple[int, float, Rewrite] | None = None
-    pending: bytes = b""
-    allowed: Mask | None = None
+    pending: bytes = b""  # bytes of an unfinished character that the token follows
+    allowed: Mask | None = None  # a row as in masks, added once a token that it masks was drawn: then another is drawn
 
 
 class Verdict(NamedTuple):
-    """A policy's word on a token: its next state, and what follows.
+    """What follows from a token for one policy."""
 
-    hold: so many trailing characters of the phase's text are not to be shown yet. end: as in Taken, for the policies after.
-    """
-
-    state: Any
+    state: Any  # its next state
     action: Action = None
-    hold: int = 0
+    hold: int = 0  # trailing characters of the phase's text that are not to be shown yet
     turn: Turn | None = None
-    end: tuple[ThoughtEnd, int] | None = None
+    end: tuple[ThoughtEnd, int] | None = None  # as in Taken, for the policies after this one
 
 
 class Policy(Protocol):

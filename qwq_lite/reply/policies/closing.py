@@ -26,10 +26,10 @@ _WHY: dict[ThoughtEnd, str] = {
 
 
 class Window(NamedTuple):
-    """Where a thought ends, in tokens of the reply. opens: from here on; closes: it has no more than so many."""
+    """Where a thought ends, in tokens of the reply."""
 
-    opens: int
-    closes: int
+    opens: int  # it may end from here on
+    closes: int  # it has no more tokens than this
     cause: ThoughtEnd
 
     @classmethod
@@ -44,26 +44,22 @@ class Window(NamedTuple):
 
 
 class OpenWindow(NamedTuple):
-    """A window is open. tail: the thought's last characters. until: nothing else is due before the reply is so long."""
+    """A window that is open."""
 
     window: Window
-    tail: str = ""
-    until: int = 0
+    tail: str = ""  # the thought's last characters
+    until: int = 0  # nothing else is due before the reply has this many tokens
 
 
 @dataclass(frozen=True)
 class Closing:
-    """windows: in the order in which they open. words, outside_code: what ends the thought, as in Rewrite; n_words: their
-    tokens. eager: the id of the tag that may be taken early.
+    """State: None until a window opens."""
 
-    State: None until a window opens.
-    """
-
-    windows: tuple[Window, ...]
-    words: tuple[str | int, ...]
-    n_words: int
-    eager: int | None = None
-    outside_code: bool = False
+    windows: tuple[Window, ...]  # in the order in which they open
+    words: tuple[str | int, ...]  # that end the thought, as in Rewrite
+    n_words: int  # tokens of the words
+    eager: int | None = None  # the tag that may be taken early
+    outside_code: bool = False  # as in Rewrite
     name: ClassVar[str] = "closing"
 
     @property

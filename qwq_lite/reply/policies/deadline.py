@@ -33,28 +33,23 @@ class TokenCost(NamedTuple):
 
 
 class DeadlineState(NamedTuple):
-    """last_s: when the last token came. fresh: (fill, seconds) of tokens since the last fit, recent: of those before.
+    """What is known of the time of a token."""
 
-    tail: the answer's last characters. over_at: the reply's length when the deadline passed.
-    """
-
-    last_s: float | None = None
-    fresh: tuple[tuple[int, float], ...] = ()
-    recent: tuple[tuple[int, float], ...] = ()
-    cost: TokenCost | None = None
-    tail: str = ""
-    over_at: int | None = None
+    last_s: float | None = None  # when the last token came
+    fresh: tuple[tuple[int, float], ...] = ()  # (tokens in the cache, seconds) of tokens since the last fit
+    recent: tuple[tuple[int, float], ...] = ()  # of those before
+    cost: TokenCost | None = None  # the last fit
+    tail: str = ""  # the answer's last characters
+    over_at: int | None = None  # the reply's length when the deadline passed
 
 
 @dataclass(frozen=True)
 class Deadline(Policy):
-    """within_s: seconds from the request to the end of the answer. n_answer: tokens that an answer is expected to have.
-    n_prompt: what is in the cache before the reply.
-    """
+    """State: DeadlineState."""
 
-    within_s: float
-    n_answer: int
-    n_prompt: int
+    within_s: float  # seconds from the request to the end of the answer
+    n_answer: int  # tokens that an answer is expected to have
+    n_prompt: int  # tokens in the cache before the reply
     name: ClassVar[str] = "deadline"
 
     def start(self, begin: Begin) -> DeadlineState:

@@ -27,21 +27,17 @@ IN_THOUGHT, IN_ANSWER = Limit(4, 64, 64), Limit(16, 512, 2048)
 
 
 class LoopState(NamedTuple):
-    """A phase so far: its first `n` tokens in `written`, after the reply's first `origin`.
+    """A phase so far."""
 
-    limit: what is a loop here, None where nothing is any more. loops: stretches that are under way; next_look: the length at
-    which the next one becomes a loop. left_one: a loop was left before, and the next one ends the thought.
-    """
-
-    written: TokenHistory
+    written: TokenHistory  # its tokens, of which the first `n` count
     n: int = 0
-    origin: int = 0
+    origin: int = 0  # the reply's length where the phase began
     phase: Phase = "answer"
-    limit: Limit | None = None
-    loops: tuple[Loop | None, ...] = NO_LOOPS
-    next_look: int = NEVER
-    line: Line = Line()
-    left_one: bool = False
+    limit: Limit | None = None  # what is a loop here, None where nothing is any more
+    loops: tuple[Loop | None, ...] = NO_LOOPS  # stretches that are under way
+    next_look: int = NEVER  # the length at which the next of them becomes a loop
+    line: Line = Line()  # the line that is being written
+    left_one: bool = False  # a loop was left before, and the next one ends the thought
 
 
 @dataclass(frozen=True)

@@ -27,22 +27,19 @@ _FIRST = re.compile("[<‹]")
 
 
 class TagState(NamedTuple):
-    """written: something was written in the reply. before: the phase's last character, empty at its start; held: those after
-    it, of which a tag may yet come."""
+    """How far a phase's text may be a tag."""
 
-    written: bool = False
-    before: str = ""
-    held: str = ""
+    written: bool = False  # something was written in the reply
+    before: str = ""  # the phase's last character that is no part of a tag, empty at its start
+    held: str = ""  # characters after it that may become a tag
 
 
 @dataclass(frozen=True)
 class Phases(Policy):
-    """think_open, think_close: ids of `<think>` and `</think>`, None where the model has none; then the spellings count in
-    their place.
-    """
+    """State: TagState. Where a model has no token for a tag, its spelling counts in its place."""
 
-    think_open: int | None = None
-    think_close: int | None = None
+    think_open: int | None = None  # the id of `<think>`
+    think_close: int | None = None  # the id of `</think>`
     name: ClassVar[str] = "phases"
 
     def start(self, begin: Begin) -> TagState:

@@ -16,22 +16,19 @@ _WINDOW = 96  # tokens before the limit in which it ends where a text may end; h
 
 
 class AnswerLimit(NamedTuple):
-    """most: the reply's length that it may not pass. tail: the answer's last characters. has_text: there are any."""
+    """The limit of an answer that follows a forced end of thinking."""
 
-    most: int
-    tail: str = ""
-    has_text: bool = False
+    most: int  # tokens of the whole reply
+    tail: str = ""  # the answer's last characters
+    has_text: bool = False  # it has text other than white space
 
 
 @dataclass(frozen=True)
 class Reserve:
-    """n_tokens: the answer's limit. end_tokens: every id that ends a turn.
+    """State: None where no thought was ended; True where one was, until its answer begins."""
 
-    State: None where no thought was ended; True where one was, until its answer begins.
-    """
-
-    n_tokens: int
-    end_tokens: frozenset[int]
+    n_tokens: int  # the answer's limit
+    end_tokens: frozenset[int]  # every id that ends a turn
     name: ClassVar[str] = "reserve"
     constrains: ClassVar[bool] = True
 

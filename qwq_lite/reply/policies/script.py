@@ -31,14 +31,11 @@ class ScriptState(NamedTuple):
 
 @dataclass(frozen=True)
 class Script:
-    """answer, thought: what is masked there, None for nothing. words: in place of a heading in a masked script, as in Rewrite;
-    empty for a model that has tags.
+    """State: ScriptState."""
 
-    State: ScriptState.
-    """
-
-    answer: ScriptMasks | None
-    thought: ScriptMasks | None = None
+    answer: ScriptMasks | None  # what is masked in the answer
+    thought: ScriptMasks | None = None  # what is masked in the thought
+    # In place of a heading in a masked script, as in Rewrite; empty for a model with tags.
     words: tuple[str | int, ...] = ()
     name: ClassVar[str] = "script"
     constrains: ClassVar[bool] = True

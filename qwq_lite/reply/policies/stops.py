@@ -26,9 +26,7 @@ class Stops(Policy):
     end_tokens: frozenset[int]  # every id that ends a turn
     texts: tuple[str, ...] = ()  # end the reply where one begins, and are not part of it
     max_tokens: int | None = None  # thought and answer together
-    undivided: bool = (
-        False  # thought and answer are one text, and a stop text counts in all of it; else in the answer only
-    )
+    undivided: bool = False  # thought and answer are one text, in all of which a stop text counts; else in the answer
     name: ClassVar[str] = "stops"
 
     def start(self, begin: Begin) -> StopState:
