@@ -58,9 +58,10 @@ class User:
         # No Python is at hand for the program: a frozen one has its own, and the other is named by its path.
         bare = {**self._environment, "PATH": str(folder), "HOME": str(folder)}
         self.program = subprocess.Popen(command, cwd=folder, env=bare, stderr=subprocess.PIPE)
-        self.window = self.until(
-            lambda: self._run("xdotool", "search", "--onlyvisible", "--name", "QwQ desktop"), bool
-        ).split()[-1]
+
+    def focus_window(self) -> None:
+        found = self.until(lambda: self._run("xdotool", "search", "--onlyvisible", "--name", "QwQ desktop"), bool)
+        self.window = found.split()[-1]
         self._run("xdotool", "windowfocus", "--sync", self.window)
 
     def _run(self, *command: str) -> str:
@@ -117,11 +118,14 @@ def user(request: pytest.FixtureRequest, display: str, demo_gguf: Path, tmp_path
     (tmp_path / "numpy.py").write_text("raise SystemExit('the wrong numpy')")
     source = [sys.executable, str(ROOT / "examples" / "desktop" / "main.py")]
     someone = User([*(source if request.param == "source" else [str(FROZEN)]), str(demo_gguf)], display, tmp_path)
-    yield someone
-    someone.program.kill()
-    someone.program.wait()
-    assert someone.program.stderr
-    someone.program.stderr.close()
+    try:
+        someone.focus_window()
+        yield someone
+    finally:
+        someone.program.kill()
+        someone.program.wait()
+        assert someone.program.stderr
+        someone.program.stderr.close()
 
 
 def answer(text: str) -> str:
