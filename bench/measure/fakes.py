@@ -67,7 +67,9 @@ class EmptyContext(Context):
 
 def empty_model() -> LoadedModel:
     """A vocabulary of short pieces and nothing to free."""
-    vocab = SimpleNamespace(n_tokens=N_VOCAB, piece=lambda token: _PIECES[token % len(_PIECES)])
+    vocab = SimpleNamespace(
+        n_tokens=N_VOCAB, piece=lambda token: _PIECES[token % len(_PIECES)], tokenize=lambda text, parse_special: []
+    )
     return cast(LoadedModel, SimpleNamespace(vocab=cast(Vocab, vocab), close=lambda: None))
 
 
