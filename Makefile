@@ -48,7 +48,7 @@ fast: $(DEVELOP) ## lint, and the tests that start no engine
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest $(LANES) --fast
 
-attack: $(DEVELOP) ## run in full what `make test` runs a sample of: kills, flipped bytes, every type, long laws
+attack: $(DEVELOP) ## run what `make test` leaves out of kills, flipped bytes, types and long laws
 	$(BIN)/python -m pytest $(LANES) --attack
 
 golden: $(DEVELOP) ## compare token ids with llama.cpp's golden ones for 15 vocabularies (fetches the engine's source)

@@ -34,7 +34,7 @@ from tokenizers import Tokenizer  # noqa: E402
 from bench.measure.thinker import CHINESE_PROMPTS, PROMPTS, Made, Recorded, Thinker  # noqa: E402
 from qwq_convert.pipeline import convert  # noqa: E402
 from qwq_lite.chat.options import ThoughtStyle  # noqa: E402
-from qwq_lite.engine.reply_rules import closing_words, thoughts  # noqa: E402
+from qwq_lite.engine.reply_rules import closing_words, find_thoughts  # noqa: E402
 from qwq_lite.formats.tensor_types import file_type  # noqa: E402
 from qwq_lite.reply.builder import ReplyBuilder  # noqa: E402
 from qwq_lite.reply.policies.closing import Window  # noqa: E402
@@ -186,7 +186,7 @@ def replay(
     pieces = dict(zip(tokens, token_bytes(tokenizer, tokens), strict=True))
     pieces[close] = b""
     special = {"<think>": close + 1, "</think>": close} if style == "tags" else {}
-    words = closing_words(thoughts(style, None, special, None), text)
+    words = closing_words(find_thoughts(style, None, special, None), text)
     seen: list[tuple[Rewrite, str]] = []
     eager, outside_code = (close, False) if style == "tags" else (None, True)
     closing = Recorded((Window.of_budget(budget),), words, 12, eager, outside_code, seen, [])

@@ -33,7 +33,7 @@ from bench.measure.repeats import EIGHT, LEAST, Repeat, loops  # noqa: E402
 from bench.measure.thinker import N_CTX, PROMPTS, KeepsThinking, Made, Thinker  # noqa: E402
 from qwq_lite.chat.options import Options  # noqa: E402
 from qwq_lite.engine import reply_rules  # noqa: E402
-from qwq_lite.engine.reply_rules import Tokenizer  # noqa: E402
+from qwq_lite.engine.reply_rules import PieceTokenizer  # noqa: E402
 from qwq_lite.engine.request import Request  # noqa: E402
 from qwq_lite.events import Done, Notice  # noqa: E402
 from qwq_lite.prompt.question import read_question  # noqa: E402
@@ -105,9 +105,9 @@ class Greedy(Thinker):
         """A reply that begins with these tokens, by this rule for loops; greedy unless another sampling is given."""
         messages = [{"role": "user", "content": question}]
         tokens = self._template.encode(self.vocab, messages, self._form)
-        rules = reply_rules.rules(
+        rules = reply_rules.make_rules(
             Options(max_tokens=n_most), self._thoughts, read_question(messages), tokens, N_CTX,
-            Tokenizer(self.vocab.end_tokens, self.vocab.piece, self.tokenize),
+            PieceTokenizer(self.vocab.end_tokens, self.vocab.piece, self.tokenize),
         )  # fmt: skip
         policies = tuple(rule if isinstance(policy, Loops) else policy for policy in rules.policies)
         keeps = (KeepsThinking(self.vocab.end_tokens),) if self._keeps else ()

@@ -35,7 +35,7 @@ ENGINE_MODULES = {
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--attack", action="store_true", help="run in full what is a sample otherwise, and only that")
+    parser.addoption("--attack", action="store_true", help="run what a sample leaves out otherwise, and only that")
     parser.addoption("--fast", action="store_true", help="leave out what starts an engine or takes seconds")
 
 

@@ -1,4 +1,4 @@
-"""What is exhaustive: a sample of it in `make test`, all of it in `make attack`.
+"""What is exhaustive: a sample of it in `make test`, the rest in `make attack`, and there more of each law and loop.
 
 @pytest.mark.parametrize("place", sample(range(1000), 20))     the other 980 run in `make attack`
 @examples(400)                                                 a fifth of a law's examples in `make test`
@@ -23,8 +23,8 @@ _SHARE = 5
 def sample(values: Iterable[T], n: int) -> list[Any]:
     """Parameters of a test: n of them, spread evenly, in `make test`; the others in `make attack`."""
     found = list(values)
-    step = max(1, len(found) // n)
-    return [value if i % step == 0 else _in_attack(value) for i, value in enumerate(found)]
+    kept = {i * len(found) // n for i in range(n)}
+    return [value if i in kept else _in_attack(value) for i, value in enumerate(found)]
 
 
 def _in_attack(value: Any) -> Any:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from qwq_lite.chat.options import Options
 from qwq_lite.engine import reply_rules
-from qwq_lite.engine.reply_rules import Rules, Thoughts, Tokenizer
+from qwq_lite.engine.reply_rules import PieceTokenizer, Rules, Thoughts
 from qwq_lite.events import Event
 from qwq_lite.prompt.question import read_question
 from qwq_lite.reply.builder import ReplyBuilder
@@ -88,9 +88,9 @@ def rules_of(
     text, and are about other rules. scripts: what is masked in the answer and in the thought."""
     prompt = [*words.tokenize(" so") * n_prompt][: n_prompt - opened] + [OPEN] * opened
     end = frozenset({END})
-    rules = reply_rules.rules(
+    rules = reply_rules.make_rules(
         options, model, QUESTION if model is TAGS else read_question("How many?"), prompt, n_ctx,
-        Tokenizer(end, words.piece, words.tokenize), scripts,
+        PieceTokenizer(end, words.piece, words.tokenize), scripts,
     )  # fmt: skip
     kept = tuple(policy for policy in rules.policies if loops or policy.name != "loops")
     return dataclasses.replace(rules, policies=kept)

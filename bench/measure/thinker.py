@@ -14,7 +14,7 @@ from qwq_lite.backend.context import Context, ContextSettings
 from qwq_lite.backend.model import LoadedModel
 from qwq_lite.chat.options import Options, ThoughtStyle
 from qwq_lite.engine import reply_rules
-from qwq_lite.engine.reply_rules import Tokenizer
+from qwq_lite.engine.reply_rules import PieceTokenizer
 from qwq_lite.engine.request import Request
 from qwq_lite.engine.scheduler import Scheduler
 from qwq_lite.events import Done, Event, Notice
@@ -107,7 +107,7 @@ class Thinker:
         source = header.text("tokenizer.chat_template")
         assert source is not None
         self._form, self._template = normalization.normal_form(header.keys), prompts.ChatTemplate(source)
-        self._thoughts = reply_rules.thoughts(style, None, self.vocab.special, source)
+        self._thoughts = reply_rules.find_thoughts(style, None, self.vocab.special, source)
 
     def tokenize(self, text: str) -> list[int]:
         return self.vocab.tokenize(text, parse_special=False)
@@ -120,9 +120,9 @@ class Thinker:
         asked = Options(**options)  # type: ignore[arg-type]
         messages = [{"role": "user", "content": question}]
         tokens = self._template.encode(self.vocab, messages, self._form)
-        rules = reply_rules.rules(
+        rules = reply_rules.make_rules(
             asked, self._thoughts, read_question(messages), tokens, N_CTX,
-            Tokenizer(self.vocab.end_tokens, self.vocab.piece, self.tokenize),
+            PieceTokenizer(self.vocab.end_tokens, self.vocab.piece, self.tokenize),
         )  # fmt: skip
         seen: list[tuple[Rewrite, str]] = []
         policies = []

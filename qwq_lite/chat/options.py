@@ -22,49 +22,43 @@ MOST_STOP_CHARS = 1_000  # every beginning of a stop text is kept, to know what 
 
 @dataclass(frozen=True)
 class Options:
-    """What the user asks for in one reply; None leaves it to the file, then to the catalogue.
+    """What the user asks for in one reply; None leaves it to the file, then to the catalogue."""
 
-    seed: None draws one at random. A first question with a seed begins in an empty cache: its reply then does not depend on
-    what else was computed before, and other conversations' prompts will be computed again.
-    max_tokens: of thought and answer together; None ends at the context's end.
-    stop: texts that end the answer where one begins; of an undivided reply, the whole text.
-    tools: JSON schemas for the model's template.
-    when_full: what happens to messages that no longer fit: "drop" leaves out the oldest turns, with a Notice; "error"
-    raises ContextFull.
-
-    thinking_budget: tokens after which the thought ends at a good place, in a tenth more or 96 tokens; 0 for no thought.
-    max_tokens cuts a thought as it cuts an answer: give it the budget, 96 tokens and the answer at least.
-    effort: "low", "medium", "high", a budget by name. within: seconds from the call to the end of the answer.
-    answer_reserve: tokens of the context that are kept for the answer, half of what the prompt leaves at most, and the most
-    that it has after a thought that was ended; None for 1,024. answer_temperature, answer_top_p: in place of the others once the
-    thought has ended.
-    thought_style: how the model marks its thought: "tags"; "undivided", not at all, as QwQ-32B-Preview; "none", it does not
-    think. history: what a Chat sends back of an undivided reply, "all" or "answer"; of one with tags it is the answer always.
-    answer_script: "auto"; or which one of these the answer may have letters of, fenced code aside: "han" (with bopomofo), "kana"
-    (with Han), "hangul", "cyrillic", "arabic", "hebrew", "thai"; "latin" for none of them, "any" for all. Letters of every other
-    script are never masked. "auto" is "latin" where all letters of prompt and messages are Latin or Greek and no word calls for
-    others, else "any". An undivided reply that does not announce its answer before it comes is not masked. think_script: the same
-    of the thought, which mixes languages unless this is given: one forced language made the reasoning of other models worse.
-    """
-
+    # None draws one at random. A first question with a seed begins in an empty cache: its reply then does not depend on what
+    # was computed before, and other conversations' prompts will be computed again.
     seed: int | None = None
-    max_tokens: int | None = None
+    max_tokens: int | None = None  # of thought and answer together; None ends at the context's end
     temperature: float | None = None
     top_k: int | None = None
     top_p: float | None = None
     min_p: float | None = None
-    stop: Sequence[str] | None = None
-    tools: Sequence[Mapping[str, Any]] | None = None
+    stop: Sequence[str] | None = (
+        None  # texts that end the answer where one begins; of an undivided reply, the whole text
+    )
+    tools: Sequence[Mapping[str, Any]] | None = None  # JSON schemas for the model's template
+    # What happens to messages that no longer fit: "drop" leaves out the oldest turns, with a Notice; "error" raises ContextFull.
     when_full: WhenFull | None = None
+    # Tokens after which the thought ends at a good place, in a tenth more or 96 tokens; 0 for no thought. max_tokens cuts a
+    # thought as it cuts an answer: give it the budget, 96 tokens and the answer at least.
     thinking_budget: int | None = None
-    effort: Effort | None = None
-    within: float | None = None
+    effort: Effort | None = None  # a budget by name
+    within: float | None = None  # seconds from the call to the end of the answer
+    # Tokens of the context that are kept for the answer, half of what the prompt leaves at most, and the most that it has after
+    # a forced end of thinking; None for 1,024.
     answer_reserve: int | None = None
-    answer_temperature: float | None = None
-    answer_top_p: float | None = None
+    answer_temperature: float | None = None  # in place of temperature once the thought has ended
+    answer_top_p: float | None = None  # in place of top_p once the thought has ended
+    # How the model marks its thought: "tags"; "undivided", not at all, as QwQ-32B-Preview; "none", it does not think.
     thought_style: ThoughtStyle | None = None
+    # What a Chat sends back of an undivided reply, "all" or "answer"; of one with tags it is the answer always.
     history: History | None = None
+    # "auto"; or which one of these scripts the answer may have letters of, fenced code aside: "han" (with bopomofo), "kana" (with
+    # Han), "hangul", "cyrillic", "arabic", "hebrew", "thai"; "latin" for none of them, "any" for all. Letters of every other
+    # script are never masked. "auto" is "latin" where all letters of prompt and messages are Latin or Greek and no word calls for
+    # others, else "any". An undivided reply that does not announce its answer before it comes is not masked.
     answer_script: AnswerScript | None = None
+    # The same of the thought, which mixes languages unless this is given: one forced language made the reasoning of other models
+    # worse.
     think_script: AnswerScript | None = None
 
     @property

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import click
 
 from qwq_lite.chat.chat import Chat
-from qwq_lite.chat.options import EFFORTS, ThoughtStyle
-from qwq_lite.chat.options import parse_options as check_options
+from qwq_lite.chat.options import EFFORTS, ThoughtStyle, parse_options
 from qwq_lite.cli import console, load_options, standard_input
 from qwq_lite.cli.duration import parse_duration
 from qwq_lite.cli.reply import exit_status, show
@@ -134,7 +133,7 @@ def command(
     from qwq_lite.loading import load
 
     wanted = {name: options.pop(name) for name in load_options.NAMES}
-    check_options(options)  # before a large file is loaded
+    parse_options(options)  # before a large file is loaded
     question = standard_input.read_all() if prompt == "-" else prompt
     if question is not None and not question.strip():
         raise UsageError("--prompt is empty; give it a question, or leave it out to converse")

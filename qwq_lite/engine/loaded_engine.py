@@ -54,7 +54,7 @@ def open_engine(
             opened.callback(leave)
             notices = (
                 *(line for line in (complaint, notice) if line),
-                *planning.check_wishes(plan.candidate.shape, room, plan.wishes),
+                *planning.list_notices(plan.candidate.shape, room, plan.wishes),
                 *planning.list_memory_holders(plan),
             )
             weights = LoadedModel(

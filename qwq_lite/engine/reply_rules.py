@@ -40,7 +40,7 @@ class Thoughts:
 
 
 @dataclass(frozen=True)
-class Tokenizer:
+class PieceTokenizer:
     """What rules need of a vocabulary."""
 
     end_tokens: frozenset[int]  # each ends a turn
@@ -58,7 +58,7 @@ class Rules:
     n_words: int = 0  # those of them that are kept for what ends it
 
 
-def thoughts(
+def find_thoughts(
     asked: ThoughtStyle | None, known: ThoughtStyle | None, special: Mapping[str, int], template: str | None
 ) -> Thoughts:
     """The user's word; else tags where the model has tokens for them; else what is known of it; else its template's."""
@@ -69,13 +69,13 @@ def thoughts(
     return Thoughts(style, opened, closed) if style == "tags" else Thoughts(style)
 
 
-def rules(
+def make_rules(
     options: Options,
     model: Thoughts,
     question: Question,
     prompt: Sequence[int],
     n_ctx: int,
-    tokenizer: Tokenizer,
+    tokenizer: PieceTokenizer,
     scripts: tuple[ScriptMasks | None, ScriptMasks | None] = (None, None),
 ) -> Rules:
     """The policies of a reply, and where it begins.
@@ -113,7 +113,7 @@ def _begin(
     question: Question,
     prompt: Sequence[int],
     words: tuple[str | int, ...],
-    tokenizer: Tokenizer,
+    tokenizer: PieceTokenizer,
 ) -> Begin:
     """Where the reply of a model that thinks begins; with a budget of nothing, after the words that end the thought."""
     begin = Begin("thinking", undivided=True)

@@ -10,7 +10,7 @@ from qwq_lite import sampling
 from qwq_lite.backend.vocab import Vocab
 from qwq_lite.chat.options import Options, ThoughtStyle
 from qwq_lite.engine import ignored_options, reply_rules
-from qwq_lite.engine.reply_rules import Thoughts, Tokenizer
+from qwq_lite.engine.reply_rules import PieceTokenizer, Thoughts
 from qwq_lite.engine.request import Request
 from qwq_lite.events import Notice
 from qwq_lite.formats.gguf_header import Header
@@ -29,7 +29,7 @@ class ReplySetup:
 
     def __init__(self, header: Header, vocab: Vocab, encoder: PromptEncoder, n_ctx: int) -> None:
         self._keys, self._vocab, self._encoder, self._n_ctx = header.keys, vocab, encoder, n_ctx
-        self._tokenizer = Tokenizer(vocab.end_tokens, vocab.piece, encoder.continue_text)
+        self._tokenizer = PieceTokenizer(vocab.end_tokens, vocab.piece, encoder.continue_text)
         self._known = catalog.find(header.text("general.name"), header.text("general.basename"), header.path.name)
         self._masks = MaskSets(vocab.piece, vocab.n_tokens)
 
@@ -47,7 +47,7 @@ class ReplySetup:
         )
         thoughts = self._thoughts(options)
         scripts = self._scripts(question, options, thoughts)
-        rules = reply_rules.rules(options, thoughts, question, tokens, self._n_ctx, self._tokenizer, scripts)
+        rules = reply_rules.make_rules(options, thoughts, question, tokens, self._n_ctx, self._tokenizer, scripts)
         thought_sampling, answer_sampling = self._sampling(options)
         return Request(
             tokens,
@@ -73,7 +73,7 @@ class ReplySetup:
         template = self._encoder.template
         source = template.source if template else None
         known: ThoughtStyle | None = "undivided" if undivided else None
-        return reply_rules.thoughts(options.thought_style, known, self._vocab.special, source)
+        return reply_rules.find_thoughts(options.thought_style, known, self._vocab.special, source)
 
     def _scripts(
         self, question: Question, options: Options, thoughts: Thoughts

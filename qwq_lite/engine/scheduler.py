@@ -1,6 +1,6 @@
 """The engine's thread: one model, one context, replies on its sequences. It decodes and samples, and decides nothing.
 
-What a token means is the policies' word (`generation`, `track`). Everything that touches llama.cpp happens on this thread;
+The policies decide what a token means (`reply.fold`, `reply.builder`). Everything that touches llama.cpp happens on this thread;
 callers hand over requests and read events, and any thread may cancel.
 """
 

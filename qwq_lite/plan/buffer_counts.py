@@ -47,6 +47,6 @@ def engine_count(file: Path | None, room: Room, notices: list[str]) -> Count:
 
 def _measure_header(candidate: Candidate, choices: Sequence[EngineSettings]) -> list[Footprint] | None:
     with tempfile.TemporaryDirectory(prefix="qwq-lite-") as folder:
-        path = Path(folder) / "ghost.gguf"
+        path = Path(folder) / "header.gguf"
         header_only.write(path, candidate.shape, list(candidate.tensors))
         return measure(path, choices)

@@ -103,7 +103,7 @@ def find_plan(
     else:
         room, room_name = free_memory.known_room(machine)
     room = free_memory.limit_room(room, memory_bytes, reserve_bytes)
-    notices += check_wishes(candidates[0].shape, room, wishes)
+    notices += list_notices(candidates[0].shape, room, wishes)
     if machine is not None and n_threads is not None:
         notices.append(
             "n_threads (--threads) is ignored: the speed of a known machine is estimated by its memory alone"
@@ -179,7 +179,7 @@ def _sizes(tensors: Sequence[TensorInfo]) -> dict[str, int]:
     return {info.name: info.n_bytes for info in tensors}
 
 
-def check_wishes(model: ModelShape, room: Room, wishes: Wishes) -> Iterator[str]:
+def list_notices(model: ModelShape, room: Room, wishes: Wishes) -> Iterator[str]:
     """What the user should know of wishes that are granted all the same, one line each."""
     if wishes.n_ctx and wishes.n_ctx > model.n_ctx_train and model.rope_scaling is None:
         yield (

@@ -15,7 +15,7 @@ from qwq_lite.prompt.question import Question
 from qwq_lite.text import normalization
 
 
-class Vocabulary(chat_template.Vocabulary, Protocol):
+class EncoderVocabulary(chat_template.Vocabulary, Protocol):
     """What this module needs of a vocabulary; backend.vocab.Vocab is one."""
 
     n_tokens: int
@@ -27,7 +27,9 @@ class PromptEncoder:
     template: None where the model has none. notices: what the user should know of it, one line each.
     """
 
-    def __init__(self, header: Header, vocab: Vocabulary, n_ctx: int, given: Sequence[str] | None = None) -> None:
+    def __init__(
+        self, header: Header, vocab: EncoderVocabulary, n_ctx: int, given: Sequence[str] | None = None
+    ) -> None:
         """given: the text of a template in place of the file's own, and what its errors begin with."""
         self._path, self._vocab, self._n_ctx = header.path, vocab, n_ctx
         self._form = normalization.normal_form(header.keys)
@@ -81,7 +83,7 @@ class PromptEncoder:
 
 
 def _choose_template(
-    header: Header, vocab: Vocabulary, given: Sequence[str] | None
+    header: Header, vocab: EncoderVocabulary, given: Sequence[str] | None
 ) -> tuple[ChatTemplate | None, tuple[str, ...]]:
     """The one that was given, else the file's own, else ChatML where the vocabulary has its tokens; and notices."""
     has_chatml = "<|im_start|>" in vocab.special

@@ -5,7 +5,7 @@ What a long conversation would have to be searched for is found when it is first
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -100,7 +100,7 @@ def read_question(prompt: Prompt) -> Question:
     """
     if isinstance(prompt, str):
         return Question("text", prompt)
-    if not isinstance(prompt, Iterable):
+    if not isinstance(prompt, Iterable) or isinstance(prompt, bytes | bytearray | Mapping | Set):
         raise UsageError(f"the prompt is {prompt!r}; a text, messages or tokens are expected")
     parts: list[Any] = list(prompt)
     if all(map(arguments.is_whole, parts)):

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from qwq_lite.events import Answer, Event, Notice, Thinking, ThoughtEnd
 from qwq_lite.reply.policy import WINDOW, Begin, Draw, Phase, Policy, Rewind, Rewrite, Stop, Taken, Turn
 from qwq_lite.sampling import Sampling
-from qwq_lite.text.lines import Line, Row, follow
+from qwq_lite.text.lines import Line, LinePiece, follow
 
 
 class Given(NamedTuple):
@@ -51,7 +51,7 @@ class Step(NamedTuple):
 
 
 _NO_EVENTS: tuple[Event, ...] = ()
-_NO_ROWS: tuple[Row, ...] = ()
+_NO_ROWS: tuple[LinePiece, ...] = ()
 _new = tuple.__new__  # a NamedTuple's own way takes three times as long
 ASKED: tuple[ThoughtEnd, int] = ("asked", WINDOW)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 from qwq_lite.events import FinishReason, ThoughtEnd
 from qwq_lite.sampling import Sampling
-from qwq_lite.text.lines import Line, Row
+from qwq_lite.text.lines import Line, LinePiece
 
 if TYPE_CHECKING:
     import numpy as np
@@ -94,7 +94,9 @@ class Taken(NamedTuple):
     end: tuple[ThoughtEnd, int] | None = None
     added: str = ""  # characters that it completed, of whichever phase
     line: Line = Line()  # the line that is being written, after it
-    rows: tuple[Row, ...] = ()  # the lines that its text is of, the unfinished one last; none where they mean nothing
+    rows: tuple[
+        LinePiece, ...
+    ] = ()  # the lines that its text is of, the unfinished one last; none where they mean nothing
 
 
 class Draw(NamedTuple):

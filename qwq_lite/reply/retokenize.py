@@ -28,8 +28,8 @@ def retokenize(
     start, line = _last_line(tokens, piece, n_drop)
     if rewrite.outside_code:
         whole = text_of(tokens, piece)
-        if fences.ends_in_code(whole[: max(0, len(whole) - n_drop)].rstrip()):
-            line += "\n```"
+        fence = fences.open_fence(whole[: max(0, len(whole) - n_drop)].rstrip())
+        line += f"\n{fence}" if fence else ""
     new: list[int] = []
     text = line
     for word in rewrite.words:

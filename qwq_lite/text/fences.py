@@ -36,9 +36,12 @@ def fence_after(fence: str, line: str) -> str:
     return opens(line)
 
 
-def ends_in_code(text: str) -> bool:
-    """Whether a text ends within a block of code that nothing has closed."""
-    return unclosed_start(text) < len(text) + 1
+def open_fence(text: str) -> str:
+    """The fence of the block of code that a text ends in, "" outside of one."""
+    fence = ""
+    for line in text.split("\n"):
+        fence = fence_after(fence, line)
+    return fence
 
 
 def unclosed_start(text: str) -> int:

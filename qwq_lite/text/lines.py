@@ -18,7 +18,7 @@ class Line(NamedTuple):
     set_apart: bool = False  # it is indented as code is, or a table's row
 
 
-class Row(NamedTuple):
+class LinePiece(NamedTuple):
     """A line as far as a piece of text takes it."""
 
     text: str | None  # all of it; None for one that was known before to be nothing
@@ -27,22 +27,22 @@ class Row(NamedTuple):
     ended: bool  # a newline follows
 
 
-def follow(line: Line, text: str) -> tuple[Line, tuple[Row, ...]]:
+def follow(line: Line, text: str) -> tuple[Line, tuple[LinePiece, ...]]:
     """The line after more text, and every line that the text is of, the unfinished one last."""
     known, fence, _ = line
     *whole, last = text.split("\n")
     n_left = len(text)
-    rows: list[Row] = []
+    rows: list[LinePiece] = []
     for part in whole:
         row = None if known is None else known + part
         n_row = n_left if known is None else n_left + len(known)
         was_in_code = bool(fence)
         if row is not None:
             fence = fence_after(fence, row)
-        rows.append(Row(row, n_row, was_in_code or bool(fence), True))
+        rows.append(LinePiece(row, n_row, was_in_code or bool(fence), True))
         known, n_left = "", n_left - len(part) - 1
     row = None if known is None else known + last
-    rows.append(Row(row, n_left + len(known or ""), bool(fence) or bool(row and opens(row)), False))
+    rows.append(LinePiece(row, n_left + len(known or ""), bool(fence) or bool(row and opens(row)), False))
     if row is None:
         return Line(None, fence, line.set_apart), tuple(rows)
     return Line(_kept(row, fence), fence, _is_set_apart(row)), tuple(rows)

@@ -22,7 +22,7 @@ from typing import Any
 from qwq_lite.backend.hardware import report_from_json
 from qwq_lite.chat.engine import check_running
 from qwq_lite.chat.model import Model
-from qwq_lite.chat.options import parse_options as model_options
+from qwq_lite.chat.options import parse_options
 from qwq_lite.engine.load_options import LoadOptions
 from qwq_lite.errors import EngineClosed, EngineCrashed, EngineError, QwqError
 from qwq_lite.events import Done, Notice, Progress, Reply, Stats
@@ -76,7 +76,7 @@ class RemoteModel(Model):
     def generate(self, prompt: Prompt, *, session: Hashable = None, **options: Any) -> Stream:
         """As `LocalModel.generate`. Raises besides: EngineCrashed, here or while the stream is read."""
         check_running(self._file)
-        checked = model_options(options)  # refused here, before anything is sent
+        checked = parse_options(options)  # refused here, before anything is sent
         question = read_question(prompt)
         request: dict[str, Any] = {
             "prompt": question.prompt,
@@ -238,17 +238,17 @@ def _go_on(model: weakref.ref[RemoteModel], orphans: deque[ResumableFeed], crash
                     elif feed.cancelled and not feed.is_shown:
                         feed.put(Done(Reply("", "", "cancelled", Stats())))
                     else:
-                        if (
-                            feed.n_deaths or feed.n_shared
-                        ) and feed not in told:  # before what the other engine adds to it
+                        # Before what the other engine adds to it.
+                        if (feed.n_deaths or feed.n_shared) and feed not in told:
                             words = str(crash).removesuffix(ANOTHER)
                             feed.put(Notice(f"{words}; another goes on with this reply", "resumed"))
                             told.append(feed)
                         worker.go_on(feed)
                     orphans.popleft()
                     # The worker makes prompts in any order and replies in the order of their prompts. A reader may read them in
-                    # the order in which they were asked for, and a reply that is not read lets no other begin.
-                    while not (feed.has_prompt or feed.is_over(_SOON_S) or worker.gone):
+                    # the order in which they were asked for, and a reply that is not read lets no other begin. Where this
+                    # worker dies too, the prompt is made in another one, or the reply ends with an error.
+                    while not (feed.has_prompt or feed.is_over(_SOON_S)):
                         pass
             del owner  # a model that is dropped ends
     except Exception as error:

@@ -109,14 +109,19 @@ def test_a_reader_who_waits_has_the_thought_end_soon(text: str, model: Thoughts,
     check_close(words, found, asked_at + 1, asked_at + 1 + 96)
 
 
+@pytest.mark.parametrize("fence", ["```", "````", "~~~"])
 @pytest.mark.parametrize("model", [TAGS, UNDIVIDED])
-def test_a_thought_within_a_block_of_code_ends_too(model: Thoughts) -> None:
+def test_a_thought_within_a_block_of_code_ends_too(model: Thoughts, fence: str) -> None:
     words = Words()
     rules = rules_of(words, Options(thinking_budget=64), model)
-    text = chain(words.tokenize("Let me try:\n\n```python\n"), endless(words, "x = 1\ny = 2\n\n"))
+    text = chain(words.tokenize(f"Let me try:\n\n{fence}python\n"), endless(words, "x = 1\ny = 2\n\n"))
     found = run(words, rules, text, endless(words, PLAIN), n_most=500)
     assert found.track.state.phase == "answer"
     assert found.track.n_thinking <= most_of(64)
+    if model is UNDIVIDED:  # the block is closed before the heading, which begins the answer
+        thought, answer = found.track.texts("length")
+        assert thought.rstrip().endswith(f"\n{fence}")
+        assert answer.startswith("**Final Answer**")
 
 
 @pytest.mark.parametrize("reserve", [1, 3, 16, 96, 400, 1024])

@@ -10,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from qwq_lite.text import fences, final_answer
-from qwq_lite.text.lines import Line, Row, follow
+from qwq_lite.text.lines import Line, LinePiece, follow
 
 # By CommonMark 0.31, 4.5: each line, and whether it stands in a block or is a fence.
 BLOCKS = {
@@ -36,8 +36,8 @@ def pieces(text: str, places: Sequence[int]) -> list[str]:
     return [text[a:b] for a, b in itertools.pairwise(ends)]
 
 
-def followed(parts: Sequence[str]) -> tuple[Line, list[Row]]:
-    line, ended = Line(), list[Row]()
+def followed(parts: Sequence[str]) -> tuple[Line, list[LinePiece]]:
+    line, ended = Line(), list[LinePiece]()
     for part in parts:
         line, rows = follow(line, part)
         ended += [row for row in rows if row.ended]
@@ -48,8 +48,8 @@ def followed(parts: Sequence[str]) -> tuple[Line, list[Row]]:
 def test_a_block_is_code_from_fence_to_fence(lines: list[str]) -> None:
     text = "\n".join(["before", *lines, "after"])
     assert [*fences.outside_code(text)] == ["before", "after"]
-    assert not fences.ends_in_code(text)
-    assert fences.ends_in_code("\n".join(lines[:-1]))
+    assert not fences.open_fence(text)
+    assert fences.open_fence("\n".join(lines[:-1]))
 
 
 @pytest.mark.parametrize("line", NO_BLOCKS)
@@ -68,7 +68,7 @@ def test_a_text_in_any_pieces_has_the_same_lines(text: str, places: list[int]) -
     assert [full for full, row in zip(whole, ended, strict=True) if not row.in_code] == outside[
         : len(outside) - (not line.fence and not fences.opens(last))
     ]
-    assert bool(line.fence) == fences.ends_in_code("\n".join([*whole, ""]))
+    assert line.fence == fences.open_fence("\n".join([*whole, ""]))
     if last.strip():
         indent = last[: len(last) - len(last.lstrip(" \t"))]
         assert line.set_apart == (last.lstrip(" \t").startswith("|") or "\t" in indent or len(indent) >= 4)

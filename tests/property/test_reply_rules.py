@@ -13,7 +13,7 @@ from qwq_lite.chat import options
 from qwq_lite.chat.options import EFFORTS, Options, ThoughtStyle
 from qwq_lite.engine import reply_rules
 from qwq_lite.engine.ignored_options import list_ignored
-from qwq_lite.engine.reply_rules import Rules, Thoughts, Tokenizer
+from qwq_lite.engine.reply_rules import PieceTokenizer, Rules, Thoughts
 from qwq_lite.errors import UsageError
 from qwq_lite.prompt.question import read_question
 from qwq_lite.reply.policies.closing import Closing
@@ -42,7 +42,7 @@ def tokenize(text: str) -> list[int]:
     return list(text.encode())
 
 
-TOKENIZER = Tokenizer(frozenset({END}), piece, tokenize)
+TOKENIZER = PieceTokenizer(frozenset({END}), piece, tokenize)
 
 
 def rules_of(
@@ -50,7 +50,7 @@ def rules_of(
     templated: bool = True,
 ) -> Rules:  # fmt: skip
     asked = read_question([said("user", question)] if templated else question)
-    return reply_rules.rules(options, thoughts, asked, prompt, n_ctx, TOKENIZER)
+    return reply_rules.make_rules(options, thoughts, asked, prompt, n_ctx, TOKENIZER)
 
 
 def said(role: str, content: Any) -> dict[str, Any]:
@@ -73,7 +73,7 @@ def test_the_users_word_counts_first(
     asked: ThoughtStyle, known: ThoughtStyle | None, special: Mapping[str, int], template: str | None
 ) -> None:
     ids = (OPEN, CLOSE) if special and asked == "tags" else (None, None)
-    assert reply_rules.thoughts(asked, known, special, template) == Thoughts(asked, *ids)
+    assert reply_rules.find_thoughts(asked, known, special, template) == Thoughts(asked, *ids)
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,7 @@ def test_the_users_word_counts_first(
 def test_then_the_models_tokens_then_what_is_known_of_it_then_its_template(
     known: ThoughtStyle | None, special: dict[str, int], template: str | None, found: Thoughts
 ) -> None:
-    assert reply_rules.thoughts(None, known, special, template) == found
+    assert reply_rules.find_thoughts(None, known, special, template) == found
 
 
 @pytest.mark.parametrize(
@@ -126,9 +126,9 @@ def test_a_spelled_thought_that_the_template_closed_is_closed() -> None:
     class Chars:  # a token is a word here: a tail of few tokens holds both tags
         words = ("assistant\n", "<think>", "\n\n", "</think>", "\n\n")
 
-    rules = reply_rules.rules(
+    rules = reply_rules.make_rules(
         Options(), SPELLED, read_question([said("user", "")]), list(range(5)), 4096,
-        Tokenizer(frozenset(), lambda n: Chars.words[n].encode(), tokenize),
+        PieceTokenizer(frozenset(), lambda n: Chars.words[n].encode(), tokenize),
     )  # fmt: skip
     assert rules.begin.phase == "answer"
 
@@ -204,7 +204,7 @@ def test_a_prompt_asks_what_the_user_said_last_and_for_repetition_where_that_was
 @pytest.mark.parametrize("prompt", ["How many?", MATRIX, [1, 2, 3], [said("user", parts(MATRIX))]])
 def test_loops_are_looked_for_and_those_that_were_asked_for_are_none(thoughts: Thoughts, prompt: Any) -> None:
     asked = prompt != "How many?"
-    rules = reply_rules.rules(Options(), thoughts, read_question(prompt), PROMPT, 4096, TOKENIZER)
+    rules = reply_rules.make_rules(Options(), thoughts, read_question(prompt), PROMPT, 4096, TOKENIZER)
     assert policy_of(rules, Loops) == Loops(asked, undivided=thoughts is UNDIVIDED)
 
 
@@ -213,7 +213,7 @@ def test_a_heading_that_ends_a_thought_has_no_letter_that_the_answer_may_not_hav
     """Wherever the words stand: in closing, in script, and in what a budget of nothing forces."""
     masks = ScriptMasks([bytes([n]) for n in range(256)], masked) if masked else None
     heading = "**Final Answer**\n\n" if "han" in masked else "**最终答案**\n\n"
-    rules = reply_rules.rules(
+    rules = reply_rules.make_rules(
         Options(thinking_budget=0), UNDIVIDED, read_question("一共有多少个？"), PROMPT, 4096, TOKENIZER, (masks, None)
     )  # fmt: skip
     assert policy_of(rules, Closing).words == (f"\n\n{heading}",)

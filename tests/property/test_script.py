@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from qwq_lite.chat.options import Options
 from qwq_lite.engine import reply_rules
-from qwq_lite.engine.reply_rules import Thoughts, Tokenizer
+from qwq_lite.engine.reply_rules import PieceTokenizer, Thoughts
 from qwq_lite.events import Answer
 from qwq_lite.prompt.question import read_question
 from qwq_lite.reply.builder import ReplyBuilder
@@ -322,10 +322,10 @@ def answers(
 
 
 def rules_of(model: Thoughts, question: str = "How many?") -> reply_rules.Rules:
-    return reply_rules.rules(
+    return reply_rules.make_rules(
         Options(answer_script="auto"), model,
         read_question([{"role": "user", "content": question}] if model is TAGS else question),
-        [OPEN] if model is TAGS else [1], 32_768, Tokenizer(frozenset({END}), pieces().__getitem__, tokens_of),
+        [OPEN] if model is TAGS else [1], 32_768, PieceTokenizer(frozenset({END}), pieces().__getitem__, tokens_of),
         (qwen_masks(), None),
     )  # fmt: skip
 

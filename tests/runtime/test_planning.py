@@ -245,26 +245,26 @@ def test_a_plan_names_the_room_and_where_its_figures_come_from(
 
 @pytest.mark.parametrize("n_ctx", [None, 256, 32_768])
 def test_a_context_within_the_trained_length_needs_no_remark(n_ctx: int | None) -> None:
-    assert list(planning.check_wishes(QWQ, Room(GIB), Wishes(n_ctx=n_ctx))) == []
+    assert list(planning.list_notices(QWQ, Room(GIB), Wishes(n_ctx=n_ctx))) == []
 
 
 def test_a_context_above_the_trained_length_is_remarked_on_unless_rope_scaling_is_for_that() -> None:
     wishes = Wishes(n_ctx=40_000)
-    (line,) = planning.check_wishes(QWQ, Room(GIB), wishes)
+    (line,) = planning.list_notices(QWQ, Room(GIB), wishes)
     assert "40,000 tokens" in line
     assert "32,768" in line
     assert "rope scaling" in line
     assert "\n" not in line
     scaled = dataclasses.replace(QWQ, rope_scaling=RopeScaling("yarn", 4.0, 32_768))
-    assert list(planning.check_wishes(scaled, Room(GIB), wishes)) == []
+    assert list(planning.list_notices(scaled, Room(GIB), wishes)) == []
 
 
 @pytest.mark.parametrize(("layers", "n_lines"), [(None, 0), (0, 0), (-1, 1), (1, 1), (64, 1)])
 def test_layers_for_a_gpu_that_is_not_there_are_remarked_on(layers: int | None, n_lines: int) -> None:
-    lines = list(planning.check_wishes(QWQ, Room(GIB), Wishes(n_gpu_layers=layers)))
+    lines = list(planning.list_notices(QWQ, Room(GIB), Wishes(n_gpu_layers=layers)))
     assert len(lines) == n_lines
     assert all("no GPU" in line for line in lines)
-    assert list(planning.check_wishes(QWQ, Room(GIB, (Gpu("CUDA0", GIB),)), Wishes(n_gpu_layers=layers))) == []
+    assert list(planning.list_notices(QWQ, Room(GIB, (Gpu("CUDA0", GIB),)), Wishes(n_gpu_layers=layers))) == []
 
 
 @pytest.mark.parametrize(
@@ -283,7 +283,7 @@ def test_unequal_k_and_v_are_remarked_on_for_cuda(
     type_k: str | None, type_v: str | None, unequal: bool, names: tuple[str, ...]
 ) -> None:
     room = Room(GIB, tuple(Gpu(name, GIB) for name in names))
-    lines = list(planning.check_wishes(QWQ, room, Wishes(type_k=type_k, type_v=type_v)))
+    lines = list(planning.list_notices(QWQ, room, Wishes(type_k=type_k, type_v=type_v)))
     assert len(lines) == int(unequal and "CUDA0" in names)
     assert all("unequal K and V" in line and "\n" not in line for line in lines)
 
