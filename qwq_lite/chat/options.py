@@ -32,9 +32,7 @@ class Options:
     top_k: int | None = None
     top_p: float | None = None
     min_p: float | None = None
-    stop: Sequence[str] | None = (
-        None  # texts that end the answer where one begins; of an undivided reply, the whole text
-    )
+    stop: Sequence[str] | None = None  # texts that end the answer where one begins, or an undivided reply
     tools: Sequence[Mapping[str, Any]] | None = None  # JSON schemas for the model's template
     # What happens to messages that no longer fit: "drop" leaves out the oldest turns, with a Notice; "error" raises ContextFull.
     when_full: WhenFull | None = None

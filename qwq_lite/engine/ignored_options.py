@@ -9,10 +9,8 @@ from qwq_lite.events import Notice
 
 _OF_A_THOUGHT = ("thinking_budget", "effort", "answer_reserve", "answer_temperature", "answer_top_p", "think_script")
 _OF_MESSAGES = ("tools", "when_full")
-_FLAGS = {
-    "thinking_budget": "--think-budget",
-    "tools": "",
-}  # where the command line's name is another, or there is none
+# Where the command line's name is another, or there is none.
+_FLAGS = {"thinking_budget": "--think-budget", "tools": ""}
 
 
 def list_ignored(options: Options, style: ThoughtStyle, *, templated: bool) -> Iterator[Notice]:

@@ -9,9 +9,7 @@ from typing import Any
 from qwq_lite import arguments
 from qwq_lite.errors import UsageError
 from qwq_lite.plan import speed
-from qwq_lite.plan.run_plan import RunPlan, Wishes
-
-_MOST_BYTES = 1 << 60
+from qwq_lite.plan.run_plan import MOST_BYTES, RunPlan, Wishes
 
 
 @dataclass(frozen=True)
@@ -51,7 +49,7 @@ class LoadOptions:
                 f"plan is a {type(self.plan).__name__}, a RunPlan is expected: the `plan` of what plan_model returns"
             )
         if self.memory is not None:
-            numbers["memory"] = arguments.check_whole("memory", self.memory, 1, _MOST_BYTES)
+            numbers["memory"] = arguments.check_whole("memory", self.memory, 1, MOST_BYTES)
         if self.plan is not None and wishes != Wishes():
             raise UsageError(
                 "a plan is given, and n_ctx, type_k, type_v, n_gpu_layers or host_weights too; give one of the two"

@@ -18,7 +18,7 @@ from qwq_lite.formats.shape import ModelShape
 from qwq_lite.plan import advice, free_memory, speed
 from qwq_lite.plan.buffer_counts import engine_count, formula_count
 from qwq_lite.plan.candidates import find_candidates, of_file
-from qwq_lite.plan.run_plan import Room, RunPlan, Wishes
+from qwq_lite.plan.run_plan import MOST_BYTES, Room, RunPlan, Wishes
 from qwq_lite.plan.search import search
 from qwq_lite.selftest import kept_result
 from qwq_lite.system import running_engines
@@ -92,8 +92,8 @@ def find_plan(
 ) -> Planned:
     """The plan of `plan_model` without its advice: one search."""
     if memory_bytes is not None:
-        memory_bytes = arguments.check_whole("memory_bytes", memory_bytes, 0, 1 << 60)
-    reserve_bytes = arguments.check_whole("reserve_bytes", reserve_bytes, 0, 1 << 60)
+        memory_bytes = arguments.check_whole("memory_bytes", memory_bytes, 0, MOST_BYTES)
+    reserve_bytes = arguments.check_whole("reserve_bytes", reserve_bytes, 0, MOST_BYTES)
     candidates, file = find_candidates(model, quant)
     notices: list[str] = []
     if machine is None:

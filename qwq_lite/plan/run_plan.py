@@ -20,6 +20,7 @@ from qwq_lite.plan.memory import (
 from qwq_lite.system.units import GIB
 
 LEAST_ASKED, MOST_ASKED = 256, 1 << 24
+MOST_BYTES = 1 << 60  # of memory that a caller may name
 
 UBATCHES = (512, 256, 128)
 

@@ -124,10 +124,8 @@ def advance(policies: tuple[Policy, ...], state: State, token: int, piece: bytes
             action = wanted
     if turn is None and n_tokens == given.ended_at and taken.phase == "thinking":  # no policy knew the words
         turn, line = Turn("answer"), Line()
-    if (
-        turn is not None and isinstance(action, Stop) and action.drop > turn.n_chars
-    ):  # the phase's first text is cut away
-        turn = None
+    if turn is not None and isinstance(action, Stop) and action.drop > turn.n_chars:
+        turn = None  # the phase's first text is cut away
     if turn is None and not isinstance(action, Stop):  # nearly every token
         state, events = _show_held(state, n_tokens, pending, state.held + text, forced, tuple(states), hold, line)
         return _new(Step, (state, events, action))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from typing import NamedTuple
 
 _BLANK = " \t"
 _FENCE = re.compile(r"(`{3,})[^`]*|(~{3,}).*", re.DOTALL)
@@ -36,29 +37,43 @@ def fence_after(fence: str, line: str) -> str:
     return opens(line)
 
 
+class FencedLine(NamedTuple):
+    """A line of a text, and the blocks of code around it."""
+
+    start: int  # its place in the text
+    text: str
+    before: str  # the fence of the block that it stands in, "" outside of one
+    after: str  # the fence of the block that goes on after it
+
+    @property
+    def in_code(self) -> bool:
+        """Whether it stands in a block, or opens or closes one."""
+        return bool(self.before or self.after)
+
+
+def fenced_lines(text: str) -> Iterator[FencedLine]:
+    """The lines of a text, without their newlines; no other character parts two."""
+    start, fence = 0, ""
+    for line in text.split("\n"):
+        after = fence_after(fence, line)
+        yield FencedLine(start, line, fence, after)
+        start, fence = start + len(line) + 1, after
+
+
 def open_fence(text: str) -> str:
     """The fence of the block of code that a text ends in, "" outside of one."""
-    fence = ""
-    for line in text.split("\n"):
-        fence = fence_after(fence, line)
-    return fence
+    *_, last = fenced_lines(text)
+    return last.after
 
 
 def unclosed_start(text: str) -> int:
     """Where the block of code begins that nothing closes; beyond the text where there is none."""
-    fence, place, start = "", 0, 0
-    for line in text.split("\n"):
-        after = fence_after(fence, line)
-        start = place if after and not fence else start
-        fence, place = after, place + len(line) + 1
-    return start if fence else len(text) + 1
+    start, after = 0, ""
+    for line in fenced_lines(text):
+        start, after = (line.start if not line.before else start), line.after
+    return start if after else len(text) + 1
 
 
 def outside_code(text: str) -> Iterator[str]:
     """The lines of a text that stand outside of blocks of code."""
-    fence = ""
-    for line in text.split("\n"):
-        after = fence_after(fence, line)
-        if not fence and not after:
-            yield line
-        fence = after
+    return (line.text for line in fenced_lines(text) if not line.in_code)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from qwq_lite.text.fences import fence_after, unclosed_start
+from qwq_lite.text.fences import fenced_lines, unclosed_start
 
 _NOUNS = (
     r"answers?|solutions?|outputs?|results?|responses?|scores?|ratings?|rankings?|code|verdict|conclusions?|decision|choices?"
@@ -87,20 +87,19 @@ def _lines(text: str) -> Iterator[tuple[int, str, bool]]:
 
     What opens a display is one line with a box on the next one.
     """
-    place, fence, rows = 0, "", text.split("\n")
     opener = ""
-    for number, row in enumerate(rows, 1):
-        ended = number < len(rows)
-        line = f"{row}\n" if ended else row
-        if opener and not may_be_box(row, ended=ended):
-            yield place, opener, False
-            place, opener = place + len(opener), ""
-        was, fence = fence, fence_after(fence, row)
-        if not fence and not was and not opener and ended and is_opener(row):
+    for start, text_of_line, before, after in fenced_lines(text):
+        ended = start + len(text_of_line) < len(text)
+        line = f"{text_of_line}\n" if ended else text_of_line
+        in_code = bool(before or after)
+        if opener and not may_be_box(text_of_line, ended=ended):
+            yield start - len(opener), opener, False
+            opener = ""
+        if not in_code and not opener and ended and is_opener(text_of_line):
             opener = line
             continue
-        yield place, opener + line, bool(was or fence)
-        place, opener = place + len(opener) + len(line), ""
+        yield start - len(opener), opener + line, in_code
+        opener = ""
 
 
 def is_chinese(text: str) -> bool:

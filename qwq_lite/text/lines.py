@@ -29,23 +29,21 @@ class LinePiece(NamedTuple):
 
 def follow(line: Line, text: str) -> tuple[Line, tuple[LinePiece, ...]]:
     """The line after more text, and every line that the text is of, the unfinished one last."""
-    known, fence, _ = line
+    known, fence, set_apart = line
     *whole, last = text.split("\n")
     n_left = len(text)
-    rows: list[LinePiece] = []
+    ended: list[LinePiece] = []
     for part in whole:
-        row = None if known is None else known + part
-        n_row = n_left if known is None else n_left + len(known)
-        was_in_code = bool(fence)
+        before, row = fence, None if known is None else known + part
         if row is not None:
             fence = fence_after(fence, row)
-        rows.append(LinePiece(row, n_row, was_in_code or bool(fence), True))
+        ended.append(LinePiece(row, n_left + len(known or ""), bool(before or fence), True))
         known, n_left = "", n_left - len(part) - 1
-    row = None if known is None else known + last
-    rows.append(LinePiece(row, n_left + len(known or ""), bool(fence) or bool(row and opens(row)), False))
-    if row is None:
-        return Line(None, fence, line.set_apart), tuple(rows)
-    return Line(_kept(row, fence), fence, _is_set_apart(row)), tuple(rows)
+    if known is None:
+        return Line(None, fence, set_apart), (*ended, LinePiece(None, n_left, bool(fence), False))
+    row = known + last
+    piece = LinePiece(row, len(row), bool(fence or opens(row)), False)
+    return Line(_kept(row, fence), fence, _is_set_apart(row)), (*ended, piece)
 
 
 def _kept(row: str, fence: str) -> str | None:
@@ -54,7 +52,7 @@ def _kept(row: str, fence: str) -> str | None:
     if not bare:
         return row[:LONGEST_HEADING]  # a longer indentation says no more
     mark = bare[:1]
-    if mark and mark in "`~" and (not fence or fence[0] == mark):
+    if mark in "`~" and (not fence or fence[0] == mark):
         rest = bare.lstrip(mark)
         fenced = row[: len(row) - len(rest)]
         if not rest.strip(_BLANK + "\r") or (not fence and opens(row)):
